@@ -1,0 +1,223 @@
+"""The command line: ``python -m seed_core demo|encode|decode|chat``.
+
+Parses arguments, reads and writes files, and leaves the rest to the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from . import (
+    DecodeOptions,
+    GenerationOptions,
+    PictureError,
+    SeedCodes,
+    SeedError,
+    load_decoder,
+    load_llm,
+    load_tokenizer,
+    seeded_generators,
+)
+from .checkpoints import SEED_MINI
+from .errors import CodesError
+from .generation import REPLIES
+from .preprocess import FITS
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+log = logging.getLogger(__name__)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Open a picture file.
+
+    Raises:
+        PictureError: no such file, or no picture.
+    """
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except FileNotFoundError as error:
+        raise PictureError(f"there is no picture {path}") from error
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise PictureError(f"{path} is no picture this can read: {error}") from error
+    return picture
+
+
+def read_codes(path: Path) -> SeedCodes:
+    """Read a codes file that ``encode`` or ``chat`` wrote.
+
+    Raises:
+        CodesError: no such file, or no codes.
+    """
+    try:
+        return SeedCodes.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodesError(f"cannot read codes from {path}: {error}") from error
+
+
+def save_pictures(pixels: torch.Tensor, output: Path) -> list[Path]:
+    """Write ``[B, 3, H, W]`` in 0..1 as files; several get a number before the suffix."""
+    paths = []
+    for i, picture in enumerate(pixels):
+        path = output if len(pixels) == 1 else output.with_stem(f"{output.stem}_{i:02d}")
+        levels = picture.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(np.ascontiguousarray(levels)).save(path)
+        paths.append(path)
+    return paths
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Write the contact sheet."""
+    from .demo import make_sheet
+
+    path = args.output.resolve()
+    make_sheet(args.device).save(path)
+    say(f"wrote {path}")
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    """Pictures to a codes file."""
+    tokenizer = load_tokenizer(args.tokenizer, args.device, DTYPES[args.precision])
+    pixels = tokenizer.preprocess([read_picture(path) for path in args.pictures], args.fit)
+    codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
+    write_codes(codes, args.output)
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    """A codes file to pictures."""
+    options = DecodeOptions(
+        args.steps, args.guidance_scale, args.noise_level, args.width, args.height
+    )
+    codes = read_codes(args.codes)
+    dtype = DTYPES[args.precision]
+    tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
+    decoder = load_decoder(args.decoder, args.device, dtype)
+    negative = tokenizer.embed(read_codes(args.negative)) if args.negative else None
+    pixels = decoder.decode(
+        tokenizer.embed(codes), negative, options, seeded_generators(args.seed, len(codes))
+    )
+    for path in save_pictures(pixels, args.output):
+        say(f"wrote {path}")
+
+
+def run_chat(args: argparse.Namespace) -> None:
+    """A prompt, with pictures or codes, to a reply."""
+    options = GenerationOptions(
+        args.reply, args.max_new_tokens, args.temperature, args.top_p, args.top_k
+    )
+    dtype = DTYPES[args.precision]
+    codes: SeedCodes | None = read_codes(args.codes) if args.codes else None
+    if args.picture:
+        tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
+        pixels = tokenizer.preprocess([read_picture(path) for path in args.picture])
+        codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
+    llm = load_llm(args.model, args.device, dtype)
+    generator = seeded_generators(args.seed, 1)[0]
+    reply = llm.generate(args.prompt, codes, options=options, generator=generator)
+    say(reply.text)
+    if len(reply.codes):
+        write_codes(SeedCodes(reply.codes.cpu(), llm.family, llm.codebook_size), args.output)
+
+
+def write_codes(codes: SeedCodes, path: Path) -> None:
+    """Write codes as JSON and say where."""
+    path.write_text(codes.to_json() + "\n", encoding="utf-8")
+    say(f"wrote the codes of {len(codes)} picture(s) to {path}")
+
+
+def say(line: str) -> None:
+    """Print a result, whatever the console's encoding can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = argparse.ArgumentParser(prog="python -m seed_core", description=__doc__.split("\n")[0])
+    parser.add_argument("--verbose", action="store_true", help="log what is read and ignored")
+    commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(run=run)
+        command.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+        return command
+
+    demo = add("demo", run_demo)
+    demo.add_argument("-o", "--output", type=Path, default=Path("seed-demo.png"))
+
+    encode = add("encode", run_encode)
+    encode.add_argument("pictures", type=Path, nargs="+")
+    encode.add_argument("-o", "--output", type=Path, default=Path("codes.json"))
+    encode.add_argument("--fit", choices=FITS, default=FITS[0])
+
+    decode = add("decode", run_decode)
+    decode.add_argument("codes", type=Path, help="a file that encode or chat wrote")
+    decode.add_argument("-o", "--output", type=Path, default=Path("decoded.png"))
+    decode.add_argument("--decoder", default=SEED_MINI, help="a diffusers unCLIP folder")
+    decode.add_argument("--negative", type=Path, help="codes to steer away from")
+    _add_decode_options(decode)
+
+    chat = add("chat", run_chat)
+    chat.add_argument("prompt", help="<image> marks where a picture goes")
+    chat.add_argument("--picture", type=Path, action="append", help="may be given several times")
+    chat.add_argument("--codes", type=Path, help="a codes file in place of pictures")
+    chat.add_argument("-o", "--output", type=Path, default=Path("reply.json"))
+    chat.add_argument("--model", default=SEED_MINI, help="a SEED-LLaMA folder")
+    _add_generation_options(chat)
+
+    for command in (encode, decode, chat):
+        command.add_argument("--tokenizer", default=SEED_MINI, help="a tokenizer file or folder")
+        command.add_argument("--precision", choices=DTYPES, default="fp32")
+    for command in (decode, chat):
+        command.add_argument("--seed", type=int, default=0, help="random seed")
+    return parser
+
+
+def _add_decode_options(command: argparse.ArgumentParser) -> None:
+    defaults = DecodeOptions()
+    command.add_argument("--steps", type=int, default=defaults.num_inference_steps)
+    command.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=defaults.guidance_scale,
+        help="seed-mini is at its best with 2",
+    )
+    command.add_argument("--noise-level", type=int, default=defaults.noise_level)
+    command.add_argument("--width", type=int, default=defaults.width)
+    command.add_argument("--height", type=int, default=defaults.height)
+
+
+def _add_generation_options(command: argparse.ArgumentParser) -> None:
+    defaults = GenerationOptions()
+    command.add_argument("--reply", choices=REPLIES, default=defaults.reply)
+    command.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
+    command.add_argument("--temperature", type=float, default=defaults.temperature)
+    command.add_argument("--top-p", type=float, default=defaults.top_p)
+    command.add_argument("--top-k", type=int, default=defaults.top_k)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; an error is one sentence on standard error and exit status 1."""
+    args = build_parser().parse_args(arguments)
+    if args.verbose:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+    try:
+        args.run(args)
+    except (SeedError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

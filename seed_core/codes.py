@@ -1,0 +1,170 @@
+"""The codes of pictures: 32 integers each, of one model family.
+
+This module knows what codes are and which values are legal. It knows nothing of pixels, nor of the
+token ids that stand for codes in a language model (see ``vocab``).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from .errors import CodesError
+
+NUM_CODES = 32
+"""Codes of one picture, in causal order: each refines what the earlier ones say."""
+
+CODEBOOK_SIZES = {"seed-1": 8192, "seed-2": 8192, "seed-mini": 512}
+"""The published families and the number of different codes each one has."""
+
+
+def image_token(code: int) -> str:
+    """Return the text form of one code, such as ``<img_00042>``."""
+    return f"<img_{code:05d}>"
+
+
+BEGIN_IMAGE = "<img>"
+END_IMAGE = "</img>"
+
+
+def check_codes(values: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """Return ``values`` as int64 ``[B, 32]`` or say what is wrong with them.
+
+    Args:
+        values: integers ``[B, 32]``; one picture may come as ``[32]``.
+        codebook_size: codes must lie in ``0 .. codebook_size - 1``.
+
+    Raises:
+        CodesError: another shape, another dtype, or a code out of range.
+    """
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise CodesError(f"codes must be integers; got {values.dtype}")
+    if values.ndim == 1:
+        values = values[None]
+    if values.ndim != 2 or values.shape[1] != NUM_CODES:
+        raise CodesError(
+            f"a picture has exactly {NUM_CODES} codes; got codes of shape {list(values.shape)}, "
+            f"expected [pictures, {NUM_CODES}]"
+        )
+    values = values.long()
+    wrong = (values < 0) | (values >= codebook_size)
+    if wrong.any():
+        row, position = (int(i) for i in wrong.nonzero()[0])
+        raise CodesError(
+            f"codes must lie in 0..{codebook_size - 1}; got {int(values[row, position])} "
+            f"at row {row}, position {position}"
+        )
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class SeedCodes:
+    """Codes of zero or more pictures together with the family they belong to.
+
+    Attributes:
+        values: int64 ``[B, 32]``, each in ``0 .. codebook_size - 1``.
+        family: ``seed-1``, ``seed-2`` or ``seed-mini``.
+        codebook_size: number of different codes the family has.
+
+    Raises:
+        CodesError: see `check_codes`; also for an unknown family.
+    """
+
+    values: torch.Tensor
+    family: str
+    codebook_size: int
+
+    def __post_init__(self) -> None:
+        if self.family not in CODEBOOK_SIZES:
+            raise CodesError(
+                f"unknown family {self.family!r}; known families: {', '.join(CODEBOOK_SIZES)}"
+            )
+        object.__setattr__(self, "values", check_codes(self.values, self.codebook_size))
+
+    @classmethod
+    def empty(cls, family: str, codebook_size: int) -> SeedCodes:
+        """Return codes of no picture, legal on a wire."""
+        return cls(torch.empty(0, NUM_CODES, dtype=torch.int64), family, codebook_size)
+
+    @classmethod
+    def from_json(cls, text: str) -> SeedCodes:
+        """Read what `to_json` wrote.
+
+        Raises:
+            CodesError: not JSON, a missing field, or values that are no codes.
+        """
+        try:
+            record = json.loads(text)
+            rows = [[int(code) for code in row] for row in record["codes"]]
+            family, codebook_size = str(record["family"]), int(record["codebook_size"])
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+            raise CodesError(
+                'expected JSON like {"family": "seed-mini", "codebook_size": 512, "codes": '
+                f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r}"
+            ) from error
+        if not rows:
+            return cls.empty(family, codebook_size)
+        if any(len(row) != NUM_CODES for row in rows):
+            lengths = sorted({len(row) for row in rows})
+            raise CodesError(f"a picture has exactly {NUM_CODES} codes; got rows of {lengths}")
+        try:
+            values = torch.tensor(rows, dtype=torch.int64)
+        except (RuntimeError, OverflowError) as error:
+            raise CodesError("a code is far too large to be one") from error
+        return cls(values, family, codebook_size)
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return self.values.shape[0]
+
+    def require(self, family: str, codebook_size: int, who: str) -> torch.Tensor:
+        """Return the values if they belong to ``family``.
+
+        Args:
+            family: the family the caller can read.
+            codebook_size: its codebook size.
+            who: the caller, as the start of the message ("This tokenizer").
+
+        Raises:
+            CodesError: codes of another family, naming both.
+        """
+        if (self.family, self.codebook_size) != (family, codebook_size):
+            raise CodesError(
+                f"{who} reads {family} codes (0..{codebook_size - 1}), but these are {self.family} "
+                f"codes (0..{self.codebook_size - 1}). Codes of one family mean nothing to "
+                "another: use the tokenizer, language model and decoder of the same family."
+            )
+        return self.values
+
+    def to_text(self) -> str:
+        """Return one line an image: ``<img><img_00012>...</img>``."""
+        return "\n".join(codes_to_text(row) for row in self.values.tolist())
+
+    def to_json(self) -> str:
+        """Return the codes and their family as one JSON object."""
+        record = {
+            "family": self.family,
+            "codebook_size": self.codebook_size,
+            "codes": self.values.tolist(),
+        }
+        return json.dumps(record)
+
+
+def codes_to_text(codes: list[int] | tuple[int, ...]) -> str:
+    """Return the image tokens of one picture between its two markers."""
+    return BEGIN_IMAGE + "".join(image_token(code) for code in codes) + END_IMAGE
+
+
+def codes_values(
+    codes: torch.Tensor | SeedCodes, family: str, codebook_size: int, who: str
+) -> torch.Tensor:
+    """Return int64 ``[B, 32]`` from either form of codes, checked for the caller's family.
+
+    Raises:
+        CodesError: see `check_codes` and `SeedCodes.require`.
+    """
+    if isinstance(codes, SeedCodes):
+        return codes.require(family, codebook_size, who)
+    return check_codes(codes, codebook_size)

@@ -1,0 +1,33 @@
+"""The errors this library raises for anything a user or a file can cause.
+
+Every message says what was given, what is needed and what to do about it. Each class also derives
+from the built-in error a Python caller would expect.
+"""
+
+
+class SeedError(Exception):
+    """Base of every error raised on purpose by this library."""
+
+
+class CodesError(SeedError, ValueError):
+    """Codes of the wrong count, range or family."""
+
+
+class PictureError(SeedError, ValueError):
+    """A picture that cannot be encoded, such as an empty one."""
+
+
+class PromptError(SeedError, ValueError):
+    """A prompt that does not fit its pictures, or is empty."""
+
+
+class OptionError(SeedError, ValueError):
+    """An option outside its range."""
+
+
+class CheckpointError(SeedError, RuntimeError):
+    """A weight file that is missing, damaged, unsafe or of another model."""
+
+
+class GenerationError(SeedError, RuntimeError):
+    """A generation that cannot start or cannot go on."""

@@ -1,0 +1,262 @@
+"""The decode loop: from the token ids of a prompt to those of replies.
+
+Samples with temperature, top-k and top-p in that order, under a grammar that keeps every picture
+whole. Knows token ids only; texts and codes never reach it. Random numbers come from CPU generators
+alone and are drawn before the loop, so that a reply depends neither on the device nor on the other
+rows of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .errors import GenerationError, OptionError
+from .llama import KVCache, Llama
+
+REPLIES = ("auto", "text", "image")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How a reply is made; the defaults are those of the reference's scripts.
+
+    Attributes:
+        reply: ``image`` begins with a picture, ``text`` has none, ``auto`` leaves it to the model.
+        max_new_tokens: most tokens of a reply, a picture being 34.
+        temperature: 0 always takes the likeliest token; above 1 flattens.
+        top_p: keep the likeliest tokens that together have this probability, above 0 up to 1.
+        top_k: keep this many of the likeliest tokens; 0 keeps all.
+
+    Raises:
+        OptionError: a value outside its range.
+    """
+
+    reply: Literal["auto", "text", "image"] = "auto"
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 0.5
+    top_k: int = 50
+
+    def __post_init__(self) -> None:
+        if self.reply not in REPLIES:
+            raise OptionError(f"reply must be one of {', '.join(REPLIES)}; got {self.reply!r}")
+        if self.max_new_tokens < 1:
+            raise OptionError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
+        if not 0 <= self.temperature <= 100:
+            raise OptionError(f"temperature must lie in 0..100; got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p must be above 0 and at most 1; got {self.top_p}")
+        if self.top_k < 0:
+            raise OptionError(f"top_k must be 0 (off) or more; got {self.top_k}")
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Which token ids are pictures.
+
+    Attributes:
+        begin: id of the marker that opens a picture.
+        end: id of the marker that closes it.
+        first_code: id of code 0; the others follow.
+        codebook_size: number of codes.
+        per_image: codes between the markers.
+    """
+
+    begin: int
+    end: int
+    first_code: int
+    codebook_size: int
+    per_image: int
+
+
+class PictureGrammar:
+    """Which tokens may come next in each row: text, or exactly one whole picture.
+
+    A picture is begun only where it still fits; inside it only codes may follow, after the last one
+    only the closing marker.
+
+    Args:
+        tokens: which ids are pictures.
+        vocab_size: width of the logits.
+        rows: replies made together.
+        allow_images: whether a picture may be begun at all.
+        device: where logits live.
+    """
+
+    _TEXT, _ANY, _CODES, _CLOSE = range(4)
+
+    def __init__(
+        self,
+        tokens: ImageTokens,
+        vocab_size: int,
+        rows: int,
+        allow_images: bool,
+        device: torch.device,
+    ) -> None:
+        self._tokens = tokens
+        self._allow_images = allow_images
+        codes = slice(tokens.first_code, tokens.first_code + tokens.codebook_size)
+        forbidden = torch.zeros(4, vocab_size, dtype=torch.bool)
+        forbidden[[self._TEXT, self._ANY], codes] = True
+        forbidden[[self._TEXT, self._ANY], tokens.end] = True
+        forbidden[self._TEXT, tokens.begin] = True
+        forbidden[[self._CODES, self._CLOSE]] = True
+        forbidden[self._CODES, codes] = False
+        forbidden[self._CLOSE, tokens.end] = False
+        self._forbidden = forbidden.to(device)
+        self._remaining = torch.full((rows,), -1, device=device)  # codes to come; -1 outside
+
+    def forbidden(self, tokens_left: int) -> torch.Tensor:
+        """Return what may not come next, bool ``[rows, vocab_size]``.
+
+        Args:
+            tokens_left: tokens the reply can still hold, the next one included.
+        """
+        fits = self._allow_images and tokens_left >= self._tokens.per_image + 2
+        outside = self._ANY if fits else self._TEXT
+        state = torch.where(self._remaining > 0, self._CODES, self._CLOSE)
+        return self._forbidden[torch.where(self._remaining < 0, outside, state)]
+
+    def advance(self, token_ids: torch.Tensor) -> None:
+        """Take note of the token ``[rows]`` that each row continues with."""
+        inside = self._remaining >= 0
+        self._remaining = torch.where(inside, self._remaining - 1, self._remaining)
+        opened = token_ids == self._tokens.begin
+        self._remaining = torch.where(opened, self._tokens.per_image, self._remaining)
+
+
+def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tensor) -> torch.Tensor:
+    """Choose one token a row.
+
+    Args:
+        logits: ``[rows, vocab_size]``, minus infinity where a token may not come.
+        options: temperature, top-k and top-p, applied in that order.
+        uniform: one number in 0..1 a row, ``[rows]``; the same number gives the same token.
+
+    Returns:
+        int64 ``[rows]``.
+    """
+    if options.temperature == 0:
+        return logits.argmax(-1)
+    scores = logits.float() / options.temperature
+    kept = options.top_k or scores.shape[-1]
+    scores, token_ids = scores.topk(min(kept, scores.shape[-1]), dim=-1)  # likeliest first
+    probability = scores.softmax(-1)
+    likelier = probability.cumsum(-1) - probability
+    probability = probability.masked_fill(likelier >= options.top_p, 0)
+    cumulative = probability.cumsum(-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    choice = (cumulative <= target).sum(-1, keepdim=True)
+    last = (probability > 0).sum(-1, keepdim=True) - 1
+    return token_ids.gather(-1, torch.minimum(choice, last))[:, 0]
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """What the loop starts from.
+
+    Attributes:
+        prompt: token ids of the prompt.
+        tokens: which ids are pictures.
+        end_ids: any of these ends a reply.
+        options: how tokens are chosen.
+        generators: one CPU generator a reply.
+    """
+
+    prompt: Sequence[int]
+    tokens: ImageTokens
+    end_ids: frozenset[int]
+    options: GenerationOptions
+    generators: Sequence[torch.Generator]
+
+
+def reply_length(request: DecodeRequest, context: int) -> int:
+    """Return the most tokens a reply can have: as many as asked for, as the context has left.
+
+    Raises:
+        GenerationError: no room for a reply, or for the picture that was asked for.
+    """
+    prompt, options = len(request.prompt), request.options
+    if prompt >= context:
+        raise GenerationError(
+            f"the prompt with its pictures is {prompt} tokens long; this model reads {context} and "
+            "needs some of them for the reply. Shorten the prompt, or start a new conversation."
+        )
+    length = min(options.max_new_tokens, context - prompt)
+    needed = request.tokens.per_image + 2
+    if options.reply == "image" and length < needed:
+        raise GenerationError(
+            f"a picture takes {needed} tokens, but the reply can have {length} (max_new_tokens is "
+            f"{options.max_new_tokens}; the prompt takes {prompt} of the model's {context})"
+        )
+    return length
+
+
+def generate_tokens(
+    model: Llama,
+    request: DecodeRequest,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_step: Callable[[torch.Tensor, int], None] | None = None,
+) -> list[list[int]]:
+    """Continue a prompt, once for each generator, as one batch that shares the prompt's pass.
+
+    Args:
+        model: the network.
+        request: prompt, grammar, options and generators.
+        device: where to compute.
+        dtype: the network's precision.
+        on_step: called after each step with the token ids so far, int64 ``[rows, steps]`` on the
+            CPU, and the most steps there can be. What it raises ends the generation.
+
+    Returns:
+        The new token ids of each row, its end token included if it came.
+
+    Raises:
+        GenerationError: see `reply_length`; or logits that are no numbers.
+    """
+    prompt, options, rows = list(request.prompt), request.options, len(request.generators)
+    steps = reply_length(request, model.config.max_position_embeddings)
+    uniform = torch.stack([torch.rand(steps, generator=g) for g in request.generators]).to(device)
+    grammar = PictureGrammar(
+        request.tokens, model.config.vocab_size, rows, options.reply != "text", device
+    )
+    cache = KVCache(model.config, 1, len(prompt) + steps, device, dtype)
+    logits = model(torch.tensor([prompt], device=device), cache, 0)
+    if not bool(torch.isfinite(logits).all()):
+        raise GenerationError(
+            "the language model computed numbers that are not finite. Try precision bf16 or fp32; "
+            "if that does not help, the weight file is damaged."
+        )
+    cache.repeat_rows(rows)
+    logits = logits.expand(rows, -1)
+    replies = torch.empty(rows, steps, dtype=torch.int64)
+    ended = torch.zeros(rows, dtype=torch.bool)
+    end_ids = torch.tensor(sorted(request.end_ids))
+    for step in range(steps):
+        if step == 0 and options.reply == "image":
+            token_ids = torch.full((rows,), request.tokens.begin, device=device)
+        else:
+            masked = logits.masked_fill(grammar.forbidden(steps - step), -torch.inf)
+            token_ids = sample(masked, options, uniform[:, step])
+        grammar.advance(token_ids)
+        replies[:, step] = token_ids.cpu()
+        ended |= torch.isin(replies[:, step], end_ids)
+        if on_step is not None:
+            on_step(replies[:, : step + 1], steps)
+        if bool(ended.all()) or step + 1 == steps:
+            break
+        logits = model(token_ids[:, None], cache, len(prompt) + step)
+    return [until_end(row, request.end_ids) for row in replies[:, : step + 1].tolist()]
+
+
+def until_end(token_ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
+    """Return the token ids up to and including the first end token."""
+    for position, token_id in enumerate(token_ids):
+        if token_id in end_ids:
+            return list(token_ids[: position + 1])
+    return list(token_ids)

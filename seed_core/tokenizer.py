@@ -1,0 +1,195 @@
+"""The SEED image tokenizer: pixels to codes, and codes to an image embedding.
+
+Loads a tokenizer and runs it. It knows neither text nor how the image embedding becomes a picture.
+
+Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from . import checkpoints
+from .codes import NUM_CODES, SeedCodes, codes_values
+from .errors import CheckpointError, PictureError
+from .preprocess import preprocess
+from .tokenizer_network import TOKENIZER_LINK, TokenizerConfig, TokenizerModel
+
+EVA_VIT_LINK = (
+    "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+)
+_EVA_VIT_STEM = "eva_vit_g"
+_PICTURES_AT_ONCE = 16
+"""Pictures through the tower together: enough to fill a card, little enough to bound memory."""
+
+
+class SeedTokenizer:
+    """A loaded image tokenizer.
+
+    Attributes:
+        module: the networks; a host may move them.
+        device: where `encode` and `embed` compute.
+        dtype: precision of the networks; the nearest-code search is float32 always.
+        family: the family of its codes.
+        codebook_size: number of different codes.
+    """
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        module: TokenizerModel,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.module = module
+        self.device = device
+        self.dtype = dtype
+        self.family = config.family
+        self.codebook_size = config.codebook_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square the tower sees, in pixels."""
+        return self.config.vision.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the image embedding."""
+        return self.config.embedding_dim
+
+    def preprocess(
+        self, images: Sequence[Image.Image] | torch.Tensor, fit: str = "stretch"
+    ) -> torch.Tensor:
+        """Return pixels ``[B, 3, S, S]`` for `encode`; see `preprocess.preprocess`."""
+        return preprocess(images, self.image_size, fit)
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the codes of pictures.
+
+        Args:
+            pixels: float ``[B, 3, S, S]`` from `preprocess`.
+
+        Returns:
+            int64 ``[B, 32]`` on this tokenizer's device, one row a picture.
+
+        Raises:
+            PictureError: pixels of another shape.
+        """
+        size = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+            raise PictureError(
+                f"expected pixels [batch, 3, {size}, {size}] as preprocess makes them; "
+                f"got {list(pixels.shape)}"
+            )
+        codes = torch.empty(len(pixels), NUM_CODES, dtype=torch.int64, device=self.device)
+        for start in range(0, len(pixels), _PICTURES_AT_ONCE):
+            chunk = pixels[start : start + _PICTURES_AT_ONCE]
+            codes[start : start + len(chunk)] = self.module.encode(
+                chunk.to(device=self.device, dtype=self.dtype)
+            )
+        return codes
+
+    @torch.inference_mode()
+    def embed(self, codes: torch.Tensor | SeedCodes) -> torch.Tensor:
+        """Return the image embedding of codes, un-normalised, in the CLIP space of its decoder.
+
+        Args:
+            codes: int64 ``[B, 32]``.
+
+        Returns:
+            float32 ``[B, embedding_dim]`` on this tokenizer's device.
+
+        Raises:
+            CodesError: codes out of range, of another count or family.
+        """
+        values = codes_values(codes, self.family, self.codebook_size, "This tokenizer")
+        return self.module.embed(values.to(self.device), self.dtype).float()
+
+    def memory_required(self, pictures: int) -> int:
+        """Return the bytes of working memory `encode` needs for so many pictures."""
+        vision, size = self.config.vision, self.dtype.itemsize
+        at_once = min(pictures, _PICTURES_AT_ONCE)
+        widest = max(4 * vision.width, vision.mlp_width * 2)  # q, k, v and the residual, or the MLP
+        tower = at_once * vision.num_tokens * (vision.width * 2 + widest) * size
+        distances = at_once * NUM_CODES * self.codebook_size * 4 * 3
+        return tower + distances
+
+
+def load_tokenizer(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = nn,
+) -> SeedTokenizer:
+    """Load an image tokenizer.
+
+    Args:
+        path: ``"seed-mini"`` for the bundled one; a weight file; or a folder that holds one. The
+            published ``seed_quantizer.pt`` needs ``eva_vit_g.pth`` beside it. A ``config.json``
+            beside the file gives its sizes; without one they are SEED-2's.
+        device: where to put the weights.
+        dtype: float32, float16 or bfloat16.
+        operations: where layers come from, ``torch.nn`` or a host's equivalent.
+
+    Raises:
+        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
+    """
+    source = _weight_file(
+        checkpoints.bundled("tokenizer") if path == checkpoints.SEED_MINI else Path(path)
+    )
+    config_file = source.parent / "config.json"
+    config = (
+        TokenizerConfig.from_dict(checkpoints.read_json(config_file))
+        if config_file.is_file()
+        else TokenizerConfig.seed_2()
+    )
+    keys = checkpoints.read_keys(source)
+    config = config.with_head_of(keys)
+    tensors: checkpoints.Tensors = checkpoints.read_tensors(source)
+    if not any(key.startswith("visual_encoder.") for key in keys):
+        tensors = _with_tower(tensors, _tower_beside(source))
+    device = torch.device(device)
+    module = checkpoints.assemble(
+        lambda layers: TokenizerModel(config, layers, device="meta", dtype=dtype),
+        operations,
+        checkpoints.rename_tokenizer_keys(tensors),
+        device,
+        source,
+    )
+    return SeedTokenizer(config, module, device, dtype)
+
+
+def _weight_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in ("model.safetensors", "seed_quantizer.safetensors", "seed_quantizer.pt"):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"the folder {path} holds no tokenizer: expected model.safetensors, or seed_quantizer.pt "
+        f"beside eva_vit_g.pth. Get them from {TOKENIZER_LINK} and {EVA_VIT_LINK}"
+    )
+
+
+def _tower_beside(source: Path) -> Path:
+    for suffix in (".safetensors", ".pth", ".pt"):
+        if (tower := source.with_name(_EVA_VIT_STEM + suffix)).is_file():
+            return tower
+    raise CheckpointError(
+        f"{source.name} holds no vision tower, and {_EVA_VIT_STEM}.pth is not beside it in the "
+        f"folder {source.parent}. Download it there: {EVA_VIT_LINK}"
+    )
+
+
+def _with_tower(tensors: checkpoints.Tensors, tower: Path) -> checkpoints.Tensors:
+    yield from tensors
+    for key, tensor in checkpoints.read_tensors(tower):
+        yield f"visual_encoder.{key}", tensor

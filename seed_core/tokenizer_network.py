@@ -1,0 +1,217 @@
+"""The networks of a SEED tokenizer: vision tower, Q-Former, codebook and decode head in a row.
+
+Knows tensors only: neither files nor pictures (see ``tokenizer``).
+
+Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .codes import CODEBOOK_SIZES, NUM_CODES
+from .errors import CheckpointError
+from .eva_vit import Block, EvaVit, VisionConfig
+from .qformer import QFormer, QFormerConfig
+from .quantizer import Codebook
+
+TOKENIZER_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of a tokenizer; the defaults are SEED-2's.
+
+    Attributes:
+        image_down: widths of the token-wise reduction before the projection, or empty where the
+            reverse Q-Former takes its place.
+        reverse_depth: layers of the reverse Q-Former, 0 where there is none.
+        embedding_dim: width of the image embedding.
+    """
+
+    family: str = "seed-2"
+    vision: VisionConfig = VisionConfig()
+    qformer: QFormerConfig = QFormerConfig()
+    codebook_size: int = CODEBOOK_SIZES["seed-2"]
+    codebook_dim: int = 32
+    decode_depth: int = 4
+    decode_heads: int = 12
+    decode_mlp_ratio: float = 4.0
+    decode_norm_eps: float = 1e-6
+    image_norm_eps: float = 1e-5
+    image_down: tuple[int, ...] = (256, 128, 32)
+    reverse_depth: int = 0
+    embedding_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.qformer.num_queries != NUM_CODES:
+            raise CheckpointError(
+                f"a SEED tokenizer has {NUM_CODES} queries; got {self.qformer.num_queries}"
+            )
+        if self.family not in CODEBOOK_SIZES:
+            raise CheckpointError(
+                f"unknown tokenizer family {self.family!r}; known: {', '.join(CODEBOOK_SIZES)}"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> TokenizerConfig:
+        """Read a tokenizer's config.json.
+
+        Raises:
+            CheckpointError: a missing field or one that is no number.
+        """
+        try:
+            return cls._from_dict(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the tokenizer's config.json is incomplete or wrong: {error!r}"
+            ) from error
+
+    @classmethod
+    def _from_dict(cls, fields: dict[str, Any]) -> TokenizerConfig:
+        width = int(fields["vit_width"])
+        vision = VisionConfig(
+            image_size=int(fields["image_size"]),
+            patch_size=int(fields["patch_size"]),
+            width=width,
+            depth=int(fields["vit_depth"]),
+            num_heads=int(fields["vit_heads"]),
+            mlp_width=int(fields["vit_mlp_hidden"]),
+            norm_eps=float(fields["vit_norm_eps"]),
+        )
+        qformer = QFormerConfig(
+            num_queries=int(fields["num_query_tokens"]),
+            width=int(fields["qformer_hidden_size"]),
+            context_width=width,
+            depth=int(fields["qformer_num_layers"]),
+            num_heads=int(fields["qformer_num_heads"]),
+            mlp_width=int(fields["qformer_intermediate_size"]),
+            norm_eps=float(fields["qformer_layer_norm_eps"]),
+            cross_attention_every=int(fields["cross_attention_freq"]),
+        )
+        return cls(
+            family=str(fields["family"]),
+            vision=vision,
+            qformer=qformer,
+            codebook_size=int(fields["n_embed"]),
+            codebook_dim=int(fields["codebook_embed_dim"]),
+            decode_depth=int(fields["blocks_image_depth"]),
+            decode_heads=int(fields["blocks_image_heads"]),
+            decode_mlp_ratio=float(fields["blocks_image_mlp_ratio"]),
+            decode_norm_eps=float(fields["blocks_norm_eps"]),
+            image_norm_eps=float(fields["ln_vision_eps"]),
+            image_down=tuple(int(width) for width in fields["image_down"]),
+            embedding_dim=int(fields["image_features_dim"]),
+        )
+
+    @classmethod
+    def seed_2(cls) -> TokenizerConfig:
+        """Return the sizes of the published SEED-2 tokenizer."""
+        return cls()
+
+    def with_head_of(self, keys: Sequence[str]) -> TokenizerConfig:
+        """Return this config with the decode head that a file's upstream ``keys`` hold.
+
+        Published code and published weights disagree on the head, so the keys decide; the training
+        code also builds the reverse Q-Former with another depth than the inference code.
+
+        Raises:
+            CheckpointError: a SEED-1 file, or neither head.
+        """
+        if any(key.startswith(("blocks_text.", "distill_text_proj.")) for key in keys):
+            raise CheckpointError(
+                "this is a SEED-1 tokenizer, which this version cannot read yet. Use the SEED-2 "
+                f"tokenizer: {TOKENIZER_LINK}"
+            )
+        if any(key.startswith("image_down.") for key in keys):
+            return dataclasses.replace(self, reverse_depth=0)
+        layers = (re.match(r"Reverse_Qformer\.bert\.encoder\.layer\.(\d+)\.", key) for key in keys)
+        depth = 1 + max((int(match[1]) for match in layers if match), default=-1)
+        if not depth:
+            raise CheckpointError(
+                "the file has neither image_down.* nor Reverse_Qformer.*, so it is no SEED-2 "
+                f"tokenizer. The published one: {TOKENIZER_LINK}"
+            )
+        return dataclasses.replace(self, image_down=(), reverse_depth=depth)
+
+
+class TokenizerModel(nn.Module):
+    """Every network of a tokenizer, under our names.
+
+    Args:
+        config: the sizes.
+        operations: where Linear, Conv2d and LayerNorm come from, ``torch.nn`` or the host's.
+        factory: ``device`` and ``dtype`` of the weights.
+    """
+
+    def __init__(self, config: TokenizerConfig, operations: Any = nn, **factory: Any) -> None:
+        super().__init__()
+        width, dim = config.qformer.width, config.codebook_dim
+        linear = operations.Linear
+        self.visual_encoder = EvaVit(config.vision, operations, **factory)
+        self.image_norm = operations.LayerNorm(
+            config.vision.width, eps=config.image_norm_eps, **factory
+        )
+        self.qformer = QFormer(config.qformer, operations, **factory)
+        self.encode_head = nn.Sequential(
+            linear(width, width, **factory), nn.Tanh(), linear(width, dim, **factory)
+        )
+        self.quantizer = Codebook(config.codebook_size, dim, **factory)
+        self.decode_head = nn.Sequential(
+            linear(dim, dim, **factory), nn.Tanh(), linear(dim, width, **factory)
+        )
+        self.decode_pos_embed = nn.Parameter(torch.empty(1, NUM_CODES, width, **factory))
+        mlp_width = int(width * config.decode_mlp_ratio)
+        self.decode_blocks = nn.ModuleList(
+            Block(
+                width, config.decode_heads, mlp_width, config.decode_norm_eps, operations, **factory
+            )
+            for _ in range(config.decode_depth)
+        )
+        self.image_down: nn.Sequential | None = None
+        self.reverse_qformer: QFormer | None = None
+        if config.reverse_depth:
+            reverse = dataclasses.replace(
+                config.qformer, num_queries=1, context_width=width, depth=config.reverse_depth
+            )
+            self.reverse_qformer = QFormer(reverse, operations, **factory)
+            joined = width
+        else:
+            self.image_down = _reduction(width, config.image_down, linear, **factory)
+            joined = NUM_CODES * config.image_down[-1]
+        self.image_projection = linear(joined, config.embedding_dim, **factory)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``."""
+        features = self.image_norm(self.visual_encoder(pixels))  # [B, P, D]
+        queries = self.encode_head(self.qformer(features))  # [B, 32, codebook_dim]
+        return self.quantizer.nearest(queries)
+
+    def embed(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the image embedding ``[B, embedding_dim]`` of codes ``[B, 32]``."""
+        x = self.decode_head(self.quantizer.lookup(codes).to(dtype))  # [B, 32, D]
+        x = x + self.decode_pos_embed.to(x)
+        for block in self.decode_blocks:
+            x = block(x)
+        if self.reverse_qformer is not None:
+            joined = self.reverse_qformer(x).flatten(1)  # [B, D]
+        else:
+            assert self.image_down is not None
+            joined = self.image_down(x).flatten(1)  # [B, 32 * last width], token-major
+        embedding: torch.Tensor = self.image_projection(joined)
+        return embedding
+
+
+def _reduction(width: int, widths: tuple[int, ...], linear: Any, **factory: Any) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for out in widths:
+        layers += [linear(width, out, bias=False, **factory), nn.ReLU()]
+        width = out
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,148 @@
+"""The vocabulary of a SEED-LLaMA: text and codes to token ids, and back.
+
+Reads ``tokenizer.model`` with sentencepiece and ``added_tokens.json``. Owns the segment rule: the
+models were trained with text cut at image tokens, white space beside those dropped, and each piece
+encoded by itself. Current transformers releases keep that white space and so produce token ids the
+models never saw. Knows nothing of templates or networks.
+
+Source: AILab-CVC/SEED at 93b3cf4 with transformers 4.30.2, whose slow tokenizer it relied on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from .chat import Part
+from .checkpoints import read_json
+from .codes import BEGIN_IMAGE, END_IMAGE, image_token
+from .errors import CheckpointError
+
+
+class Vocabulary:
+    """Text pieces below, then one token id for each code, then the two markers.
+
+    Args:
+        model_file: sentencepiece's ``tokenizer.model``.
+        added_tokens_file: ``added_tokens.json``, the ids of image tokens and markers.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or image tokens that are not in one row.
+    """
+
+    def __init__(self, model_file: Path, added_tokens_file: Path) -> None:
+        self._text = _read_sentencepiece(model_file)
+        added = read_json(added_tokens_file)
+        try:
+            self.begin_image = int(added[BEGIN_IMAGE])
+            self.end_image = int(added[END_IMAGE])
+            self.first_code = int(added[image_token(0)])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{added_tokens_file} lacks {error}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
+                f"{image_token(0)} ... to token ids"
+            ) from error
+        self.codebook_size = 0
+        while added.get(image_token(self.codebook_size)) == self.first_code + self.codebook_size:
+            self.codebook_size += 1
+        self.size = max(self._text.vocab_size(), *(int(i) for i in added.values() if _is_id(i))) + 1
+        self._check(added, added_tokens_file)
+        self.bos = int(self._text.bos_id())
+        self.eos = int(self._text.eos_id())
+
+    def _check(self, added: dict[str, object], file: Path) -> None:
+        """Refuse ids that overlap or are out of order, which would turn text into pictures."""
+        images = [self.begin_image, self.end_image]
+        images += range(self.first_code, self.first_code + self.codebook_size)
+        listed = sum(1 for token in added if token.startswith("<img_"))
+        if listed != self.codebook_size or len(set(images)) != len(images):
+            raise CheckpointError(
+                f"{file}: the ids of <img_00000> ... must follow one another without a gap, apart "
+                f"from the markers' ids; {self.codebook_size} of {listed} do"
+            )
+        if min(images) < self._text.vocab_size():
+            raise CheckpointError(
+                f"{file}: image tokens start at id {min(images)}, inside the "
+                f"{self._text.vocab_size()} ids of tokenizer.model"
+            )
+
+    def segments(self, pieces: Iterable[Part]) -> list[Part]:
+        """Return the pieces as they are encoded: strings joined, cut and stripped at pictures.
+
+        A string is stripped on each side that touches a picture; an empty one disappears.
+        """
+        joined: list[Part] = []
+        for piece in pieces:
+            if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        out: list[Part] = []
+        for i, piece in enumerate(joined):
+            if isinstance(piece, str):
+                if i > 0:
+                    piece = piece.lstrip()
+                if i + 1 < len(joined):
+                    piece = piece.rstrip()
+            if piece:
+                out.append(piece)
+        return out
+
+    def encode(self, pieces: Iterable[Part]) -> list[int]:
+        """Return the token ids of pieces, begin-of-text first."""
+        token_ids = [self.bos]
+        for segment in self.segments(pieces):
+            if isinstance(segment, str):
+                token_ids += self._text.encode(segment)
+            else:
+                token_ids += self.encode_picture(segment)
+        return token_ids
+
+    def encode_picture(self, codes: Sequence[int]) -> list[int]:
+        """Return the token ids of one picture, markers included."""
+        return [self.begin_image, *(self.first_code + code for code in codes), self.end_image]
+
+    def decode(self, token_ids: Sequence[int]) -> tuple[Part, ...]:
+        """Return text and pictures in order; an unfinished picture at the end is left out.
+
+        Control tokens such as begin- and end-of-text vanish.
+        """
+        parts: list[Part] = []
+        text: list[int] = []
+        codes: list[int] | None = None
+        for token_id in token_ids:
+            if token_id == self.begin_image:
+                self._flush(text, parts)
+                codes = []
+            elif token_id == self.end_image and codes is not None:
+                parts.append(tuple(codes))
+                codes = None
+            elif codes is not None:
+                codes.append(token_id - self.first_code)
+            elif token_id < self._text.vocab_size():
+                text.append(token_id)
+        self._flush(text, parts)
+        return tuple(parts)
+
+    def _flush(self, text: list[int], parts: list[Part]) -> None:
+        if decoded := self._text.decode(text):
+            parts.append(decoded)
+        text.clear()
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
+    if not file.is_file():
+        raise CheckpointError(
+            f"there is no {file.name} in the folder {file.parent}; a SEED-LLaMA folder needs "
+            "tokenizer.model and added_tokens.json beside its weights"
+        )
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} is no sentencepiece model, or damaged: {error}") from error
