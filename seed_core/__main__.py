@@ -11,14 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from . import (
     DecodeOptions,
     GenerationOptions,
-    PictureError,
     SeedCodes,
     SeedError,
     load_decoder,
@@ -26,53 +23,10 @@ from . import (
     load_tokenizer,
     seeded_generators,
 )
-from .checkpoints import SEED_MINI
-from .errors import CodesError
+from .checkpoints import PRECISIONS, SEED_MINI
 from .generation import REPLIES
+from .picture_files import read_codes, read_picture, save_codes, save_pictures
 from .preprocess import FITS
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-log = logging.getLogger(__name__)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Open a picture file.
-
-    Raises:
-        PictureError: no such file, or no picture.
-    """
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except FileNotFoundError as error:
-        raise PictureError(f"there is no picture {path}") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise PictureError(f"{path} is no picture this can read: {error}") from error
-    return picture
-
-
-def read_codes(path: Path) -> SeedCodes:
-    """Read a codes file that ``encode`` or ``chat`` wrote.
-
-    Raises:
-        CodesError: no such file, or no codes.
-    """
-    try:
-        return SeedCodes.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CodesError(f"cannot read codes from {path}: {error}") from error
-
-
-def save_pictures(pixels: torch.Tensor, output: Path) -> list[Path]:
-    """Write ``[B, 3, H, W]`` in 0..1 as files; several get a number before the suffix."""
-    paths = []
-    for i, picture in enumerate(pixels):
-        path = output if len(pixels) == 1 else output.with_stem(f"{output.stem}_{i:02d}")
-        levels = picture.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(np.ascontiguousarray(levels)).save(path)
-        paths.append(path)
-    return paths
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -86,10 +40,11 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_encode(args: argparse.Namespace) -> None:
     """Pictures to a codes file."""
-    tokenizer = load_tokenizer(args.tokenizer, args.device, DTYPES[args.precision])
+    tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
     pixels = tokenizer.preprocess([read_picture(path) for path in args.pictures], args.fit)
     codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
-    write_codes(codes, args.output)
+    save_codes(codes, args.output)
+    say(f"wrote the codes of {len(codes)} picture(s) to {args.output}")
 
 
 def run_decode(args: argparse.Namespace) -> None:
@@ -98,7 +53,7 @@ def run_decode(args: argparse.Namespace) -> None:
         args.steps, args.guidance_scale, args.noise_level, args.width, args.height
     )
     codes = read_codes(args.codes)
-    dtype = DTYPES[args.precision]
+    dtype = PRECISIONS[args.precision]
     tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
     decoder = load_decoder(args.decoder, args.device, dtype)
     negative = tokenizer.embed(read_codes(args.negative)) if args.negative else None
@@ -114,7 +69,7 @@ def run_chat(args: argparse.Namespace) -> None:
     options = GenerationOptions(
         args.reply, args.max_new_tokens, args.temperature, args.top_p, args.top_k
     )
-    dtype = DTYPES[args.precision]
+    dtype = PRECISIONS[args.precision]
     codes: SeedCodes | None = read_codes(args.codes) if args.codes else None
     if args.picture:
         tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
@@ -125,13 +80,8 @@ def run_chat(args: argparse.Namespace) -> None:
     reply = llm.generate(args.prompt, codes, options=options, generator=generator)
     say(reply.text)
     if len(reply.codes):
-        write_codes(SeedCodes(reply.codes.cpu(), llm.family, llm.codebook_size), args.output)
-
-
-def write_codes(codes: SeedCodes, path: Path) -> None:
-    """Write codes as JSON and say where."""
-    path.write_text(codes.to_json() + "\n", encoding="utf-8")
-    say(f"wrote the codes of {len(codes)} picture(s) to {path}")
+        save_codes(SeedCodes(reply.codes, llm.family, llm.codebook_size), args.output)
+        say(f"wrote the codes of {len(reply.codes)} picture(s) to {args.output}")
 
 
 def say(line: str) -> None:
@@ -142,14 +92,14 @@ def say(line: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(prog="python -m seed_core", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m seed_core")
     parser.add_argument("--verbose", action="store_true", help="log what is read and ignored")
     commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat")
 
     def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
-        command.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+        command.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, mps")
         return command
 
     demo = add("demo", run_demo)
@@ -177,10 +127,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     for command in (encode, decode, chat):
         command.add_argument("--tokenizer", default=SEED_MINI, help="a tokenizer file or folder")
-        command.add_argument("--precision", choices=DTYPES, default="fp32")
+        command.add_argument("--precision", choices=PRECISIONS, default="fp32")
     for command in (decode, chat):
         command.add_argument("--seed", type=int, default=0, help="random seed")
     return parser
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is not usable here: {error}") from error
 
 
 def _add_decode_options(command: argparse.ArgumentParser) -> None:

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 Tensors = Iterable[tuple[str, torch.Tensor]]
 Module = TypeVar("Module", bound=nn.Module)
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The number formats a network can be loaded in, by their usual names."""
+
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", *PICKLED_SUFFIXES)
 

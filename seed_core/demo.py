@@ -17,6 +17,7 @@ from .decoder import DecodeOptions, SeedDecoder, load_decoder
 from .generation import GenerationOptions
 from .generators import seeded_generators
 from .llm import GenerationProgress, SeedLLM, load_llm
+from .picture_files import picture_from_pixels
 from .tokenizer import SeedTokenizer, load_tokenizer
 
 RECONSTRUCTED = ("fox_on_yellow", "owl_on_red", "cupcake_on_blue", "pizza_on_green")
@@ -61,7 +62,7 @@ class Demo:
         advance: called with what is being done and the work finished since, in network calls.
     """
 
-    def __init__(self, device: str, advance: Callable[[str, int], None]) -> None:
+    def __init__(self, device: torch.device | str, advance: Callable[[str, int], None]) -> None:
         self.tokenizer: SeedTokenizer = load_tokenizer(SEED_MINI, device)
         self.llm: SeedLLM = load_llm(SEED_MINI, device)
         self.decoder: SeedDecoder = load_decoder(SEED_MINI, device)
@@ -133,11 +134,10 @@ class Demo:
             generator=seeded_generators(0, len(codes)),
             on_step=lambda done, total: self.advance(doing, 1),
         )
-        levels = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-        return [Image.fromarray(picture.numpy()) for picture in levels]
+        return [picture_from_pixels(picture) for picture in pixels]
 
 
-def make_sheet(device: str = "cpu") -> Image.Image:
+def make_sheet(device: torch.device | str = "cpu") -> Image.Image:
     """Return the contact sheet, showing a progress bar meanwhile."""
     from tqdm import tqdm
 

@@ -1,0 +1,60 @@
+"""Files that people keep: pictures in any format Pillow knows, and codes as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from .codes import SeedCodes
+from .errors import CodesError, PictureError
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Open a picture file.
+
+    Raises:
+        PictureError: no such file, or no picture.
+    """
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except FileNotFoundError as error:
+        raise PictureError(f"there is no picture {path}") from error
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise PictureError(f"{path} is no picture this can read: {error}") from error
+    return picture
+
+
+def read_codes(path: Path) -> SeedCodes:
+    """Read a codes file that ``encode`` or ``chat`` wrote.
+
+    Raises:
+        CodesError: no such file, or no codes.
+    """
+    try:
+        return SeedCodes.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodesError(f"cannot read codes from {path}: {error}") from error
+
+
+def picture_from_pixels(pixels: torch.Tensor) -> Image.Image:
+    """Return the 8-bit picture of ``[3, H, W]`` in 0..1."""
+    levels = pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(levels.cpu().numpy())
+
+
+def save_pictures(pixels: torch.Tensor, output: Path) -> list[Path]:
+    """Write ``[B, 3, H, W]`` in 0..1 as files; several get a number before the suffix."""
+    paths = []
+    for i, picture in enumerate(pixels):
+        path = output if len(pixels) == 1 else output.with_stem(f"{output.stem}_{i:02d}")
+        picture_from_pixels(picture).save(path)
+        paths.append(path)
+    return paths
+
+
+def save_codes(codes: SeedCodes, path: Path) -> None:
+    """Write codes as JSON."""
+    path.write_text(codes.to_json() + "\n", encoding="utf-8")
