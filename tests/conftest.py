@@ -1,0 +1,171 @@
+"""What every layer of tests shares: seeded generators, seed-mini, and a watch over global state."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+
+
+def load_beside(path: Path) -> ModuleType:
+    """Import a helper module of the tests from its file: nothing under tests is on sys.path."""
+    spec = importlib.util.spec_from_file_location(f"tests_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def global_state() -> dict[str, object]:
+    """Everything global that a library has no business changing."""
+    return {
+        "torch random state": torch.get_rng_state().numpy().tobytes(),
+        "numpy random state": np.random.get_state()[1].tobytes(),
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "default device": torch.get_default_device(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(scope="session")
+def all_threads() -> int:
+    """The number of threads torch would use by itself."""
+    return torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread(all_threads: int) -> Iterator[None]:
+    """Tiny networks gain nothing from a second thread and wait ten times as long on a busy machine."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(all_threads)
+
+
+@pytest.fixture(autouse=True)
+def global_state_is_untouched(one_thread: None) -> Iterator[None]:
+    """Law for every test: whatever it called left the process as it was."""
+    before = global_state()
+    yield
+    changed = [name for name, value in global_state().items() if value != before[name]]
+    assert not changed, f"changed by the test or by what it called: {changed}"
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    return TESTS / "data"
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return TESTS / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def make_generator() -> Callable[[int], torch.Generator]:
+    """A CPU generator that starts from a number."""
+    return lambda number=0: torch.Generator().manual_seed(number)
+
+
+@pytest.fixture
+def generator(make_generator: Callable[[int], torch.Generator]) -> torch.Generator:
+    return make_generator(0)
+
+
+@pytest.fixture
+def isolated_random_state() -> Iterator[None]:
+    """For reference implementations that draw from, or reseed, the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mini_folder() -> Path:
+    """The folder of the bundled model family."""
+    from seed_core.checkpoints import bundled
+
+    return bundled("tokenizer").parent
+
+
+@pytest.fixture(scope="session")
+def mini_tokenizer():
+    import seed_core
+
+    return seed_core.load_tokenizer("seed-mini")
+
+
+@pytest.fixture(scope="session")
+def mini_llm():
+    import seed_core
+
+    return seed_core.load_llm("seed-mini")
+
+
+@pytest.fixture(scope="session")
+def mini_decoder():
+    import seed_core
+
+    return seed_core.load_decoder("seed-mini")
+
+
+@pytest.fixture(scope="session")
+def sample_codes(mini_tokenizer, mini_folder: Path) -> torch.Tensor:
+    """Codes of three bundled pictures: fox on yellow, cat on orange, castle on blue, [3, 32]."""
+    from PIL import Image
+
+    names = ("fox_on_yellow", "cat_on_orange", "castle_on_blue")
+    pictures = [Image.open(mini_folder / "samples" / f"{name}.png") for name in names]
+    return mini_tokenizer.encode(mini_tokenizer.preprocess(pictures))
+
+
+# --- a real ComfyUI ---------------------------------------------------------------------------
+
+
+def _needs_comfyui(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("host", "browser"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs ComfyUI where there is none; each skip says so."""
+    if load_beside(TESTS / "comfy_server.py").find_checkout() is None:
+        skip = pytest.mark.skip(reason="no ComfyUI found: set COMFYUI_PATH to a checkout")
+        for item in filter(_needs_comfyui, items):
+            item.add_marker(skip)
+
+
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | None:
+    """Say how much was left out: a green run without ComfyUI proves less."""
+    skipped = [item for item in items if _needs_comfyui(item) and item.get_closest_marker("skip")]
+    if not skipped:
+        return None
+    return (
+        f"{len(skipped)} tests need a running ComfyUI and are skipped: none was found in "
+        "COMFYUI_PATH, in ~/comfy/ComfyUI, or around this pack"
+    )
+
+
+@pytest.fixture(scope="session")
+def comfy() -> ModuleType:
+    """The module comfy_server.py: ComfyServer, Run, RefusedPromptError, find_checkout."""
+    return load_beside(TESTS / "comfy_server.py")
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """One real server with this pack installed, for all tests that drive ComfyUI."""
+    packs = {comfy.PACK_NAME: comfy.PACK_ROOT, "seed-test-probe": TESTS / "host" / "probe"}
+    server = comfy.ComfyServer(comfy.find_checkout(), tmp_path_factory.mktemp("comfyui"), packs)
+    try:
+        server.start()
+        server.state_at_start = server.get("/seed_test/state")  # before any prompt
+        yield server
+    finally:
+        server.stop()

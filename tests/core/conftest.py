@@ -1,0 +1,109 @@
+"""A tokenizer small enough to build in a test, saved as its files are published."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY_CONFIG = {
+    "family": "seed-2",
+    "version": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "vit_width": 24,
+    "vit_depth": 2,
+    "vit_heads": 2,
+    "vit_mlp_hidden": 32,
+    "vit_norm_eps": 1e-6,
+    "ln_vision_eps": 1e-5,
+    "num_query_tokens": 32,
+    "qformer_hidden_size": 24,
+    "qformer_num_layers": 2,
+    "qformer_num_heads": 2,
+    "qformer_intermediate_size": 32,
+    "qformer_layer_norm_eps": 1e-12,
+    "cross_attention_freq": 2,
+    "causal": True,
+    "n_embed": 16,
+    "codebook_embed_dim": 8,
+    "blocks_image_depth": 1,
+    "blocks_image_heads": 2,
+    "blocks_image_mlp_ratio": 2.0,
+    "blocks_norm_eps": 1e-6,
+    "image_down": [16, 4],
+    "image_features_dim": 20,
+}
+
+
+def _linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _bert_layer(name: str, context: int, has_cross: bool) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    kinds = [("attention", 24)] + ([("crossattention", context)] if has_cross else [])
+    for kind, into in kinds:
+        shapes |= _linear(f"{name}.{kind}.self.query", 24, 24)
+        shapes |= _linear(f"{name}.{kind}.self.key", 24, into)
+        shapes |= _linear(f"{name}.{kind}.self.value", 24, into)
+        shapes |= _linear(f"{name}.{kind}.output.dense", 24, 24)
+        shapes |= _norm(f"{name}.{kind}.output.LayerNorm", 24)
+    shapes |= _linear(f"{name}.intermediate_query.dense", 32, 24)
+    shapes |= _linear(f"{name}.output_query.dense", 24, 32)
+    return shapes | _norm(f"{name}.output_query.LayerNorm", 24)
+
+
+def _block(name: str, mlp: int) -> dict[str, tuple[int, ...]]:
+    shapes = _norm(f"{name}.norm1", 24) | _norm(f"{name}.norm2", 24)
+    shapes |= _linear(f"{name}.attn.proj", 24, 24)
+    return shapes | _linear(f"{name}.mlp.fc1", mlp, 24) | _linear(f"{name}.mlp.fc2", 24, mlp)
+
+
+def upstream_shapes() -> dict[str, tuple[int, ...]]:
+    """Every key that inference reads, by upstream's names, for TINY_CONFIG."""
+    shapes = {
+        "visual_encoder.cls_token": (1, 1, 24),
+        "visual_encoder.pos_embed": (1, 5, 24),
+        "visual_encoder.patch_embed.proj.weight": (24, 3, 8, 8),
+        "visual_encoder.patch_embed.proj.bias": (24,),
+        "query_tokens": (1, 32, 24),
+        "quantize.embedding.weight": (16, 8),
+        "pos_embed_image": (1, 32, 24),
+        "image_down.0.weight": (16, 24),
+        "image_down.2.weight": (4, 16),
+    }
+    for i in range(2):
+        name = f"visual_encoder.blocks.{i}"
+        shapes |= _block(name, 32)
+        shapes |= {f"{name}.attn.qkv.weight": (72, 24)}
+        shapes |= {f"{name}.attn.q_bias": (24,), f"{name}.attn.v_bias": (24,)}
+        shapes |= _bert_layer(f"Qformer.bert.encoder.layer.{i}", 24, has_cross=i == 0)
+    shapes |= _block("blocks_image.0", 48) | _linear("blocks_image.0.attn.qkv", 72, 24)
+    shapes |= _norm("ln_vision", 24) | _norm("Qformer.bert.embeddings.LayerNorm", 24)
+    shapes |= _linear("encode_task_layer.0", 24, 24) | _linear("encode_task_layer.2", 8, 24)
+    shapes |= _linear("decode_task_layer.0", 8, 8) | _linear("decode_task_layer.2", 24, 8)
+    return shapes | _linear("distill_image_proj", 20, 128)
+
+
+@pytest.fixture
+def tiny_tensors(make_generator) -> dict[str, torch.Tensor]:
+    """Random weights by upstream's names, spread widely enough for pictures to differ in codes."""
+    random, tensors = make_generator(21), {}
+    for key, shape in upstream_shapes().items():
+        is_norm = key.endswith(".weight") and ("orm" in key or "ln_vision" in key)
+        spread = 2.0 if key.startswith(("quantize", "query_tokens", "visual")) else 0.5
+        noise = torch.randn(shape, generator=random)
+        tensors[key] = 1.0 + 0.1 * noise if is_norm else spread * noise
+    return tensors
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Path:
+    """The folder tmp_path with the tiny tokenizer's config.json in it."""
+    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
+    return tmp_path

@@ -1,0 +1,153 @@
+"""The command line on the bundled model, end to end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from seed_core import SeedCodes, checkpoints
+from seed_core.__main__ import main
+
+FOX = str(checkpoints.sample_pictures()["fox_on_yellow"])
+CAT = str(checkpoints.sample_pictures()["cat_on_orange"])
+
+
+@pytest.fixture
+def codes_file(tmp_path, sample_codes):
+    path = tmp_path / "codes.json"
+    path.write_text(SeedCodes(sample_codes, "seed-mini", 512).to_json(), encoding="utf-8")
+    return path
+
+
+def test_encode_writes_the_codes_of_its_pictures(tmp_path, sample_codes, capsys):
+    output = tmp_path / "out.json"
+    assert main(["encode", FOX, CAT, "-o", str(output)]) == 0
+    codes = SeedCodes.from_json(output.read_text(encoding="utf-8"))
+    assert torch.equal(codes.values, sample_codes[:2])
+    assert codes.family == "seed-mini"
+    assert str(output) in capsys.readouterr().out
+
+
+def test_decode_writes_one_picture_a_row(tmp_path, codes_file, capsys):
+    output = tmp_path / "out.png"
+    arguments = ["decode", str(codes_file), "-o", str(output), "--steps", "2"]
+    assert main([*arguments, "--guidance-scale", "2", "--width", "64", "--height", "96"]) == 0
+    written = [line.removeprefix("wrote ") for line in capsys.readouterr().out.splitlines()]
+    assert len(written) == 3
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.size == (64, 96)
+
+
+def test_decode_row_i_uses_seed_plus_i(tmp_path, codes_file):
+    def decode(name, codes, seed):
+        arguments = ["decode", str(codes), "-o", str(tmp_path / name), "--steps", "1"]
+        assert main([*arguments, "--seed", str(seed)]) == 0
+
+    record = json.loads(codes_file.read_text(encoding="utf-8"))
+    second = tmp_path / "second.json"
+    second.write_text(json.dumps({**record, "codes": record["codes"][1:2]}), encoding="utf-8")
+    decode("all.png", codes_file, 10)
+    decode("one.png", second, 11)
+    assert (tmp_path / "all_01.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+
+
+def test_chat_answers_about_a_picture(capsys):
+    arguments = ["chat", "What is this?", "--picture", FOX, "--temperature", "0"]
+    assert main([*arguments, "--max-new-tokens", "40"]) == 0
+    assert capsys.readouterr().out.strip() == "It is a fox."
+
+
+def test_chat_writes_the_codes_it_drew(tmp_path, capsys):
+    output = tmp_path / "reply.json"
+    arguments = ["chat", "a panda on blue", "--reply", "image", "--temperature", "0"]
+    assert main([*arguments, "--max-new-tokens", "40", "-o", str(output)]) == 0
+    assert len(SeedCodes.from_json(output.read_text(encoding="utf-8"))) == 1
+    assert "<image>" in capsys.readouterr().out
+
+
+def test_chat_takes_codes_in_place_of_pictures(tmp_path, codes_file, capsys):
+    record = json.loads(codes_file.read_text(encoding="utf-8"))
+    codes_file.write_text(json.dumps({**record, "codes": record["codes"][1:2]}), encoding="utf-8")
+    assert main(["chat", "What is this?", "--codes", str(codes_file), "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.strip() == "It is a cat."
+
+
+def arguments_of(tmp_path):
+    empty, broken, foreign = (tmp_path / f"{n}" for n in ("empty.json", "broken.png", "v2.json"))
+    empty.write_text("", encoding="utf-8")
+    broken.write_bytes(b"no picture")
+    record = {"family": "seed-2", "codebook_size": 8192, "codes": [[8000] * 32]}
+    foreign.write_text(json.dumps(record), encoding="utf-8")
+    return {
+        "missing picture": (["encode", str(tmp_path / "gone.png")], "gone.png"),
+        "broken picture": (["encode", str(broken)], "broken.png"),
+        "missing codes": (["decode", str(tmp_path / "gone.json")], "gone.json"),
+        "empty codes": (["decode", str(empty)], "JSON"),
+        "codes of another family": (["decode", str(foreign)], "seed-2"),
+        "missing model": (["chat", "hi", "--model", str(tmp_path / "gone")], "gone"),
+        "empty prompt": (["chat", ""], "empty"),
+        "mark without picture": (["chat", "what is <image>?"], "<image>"),
+        "option out of range": (["chat", "hi", "--top-p", "7"], "top_p"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing picture",
+        "broken picture",
+        "missing codes",
+        "empty codes",
+        "codes of another family",
+        "missing model",
+        "empty prompt",
+        "mark without picture",
+        "option out of range",
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_1(case, tmp_path, capsys):
+    arguments, named = arguments_of(tmp_path)[case]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert named in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["encode"], ["decode", "x", "--steps", "a"]])
+def test_a_wrong_command_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    """From another folder, with a console that can show nothing but ASCII."""
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "seed_core",
+            "chat",
+            "What is this?",
+            "--picture",
+            FOX,
+            "--temperature",
+            "0",
+        ],
+        cwd=tmp_path,
+        env={"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "It is a fox."
+    assert list(tmp_path.iterdir()) == []

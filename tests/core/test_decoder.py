@@ -1,0 +1,323 @@
+"""SeedDecoder on the bundled model: reproducible rows, sizes, options, folders."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import seed_core
+from seed_core import DecodeOptions, seeded_generators
+from seed_core.errors import CheckpointError, OptionError
+
+FAST = DecodeOptions(num_inference_steps=3, guidance_scale=2.0)
+
+# A picture is a few hundred products of its own row, in whatever batch: it must be the same bits.
+SAME = {"rtol": 0, "atol": 0}
+
+
+@pytest.fixture(scope="module")
+def embedding(mini_tokenizer, sample_codes):
+    return mini_tokenizer.embed(sample_codes)  # fox on yellow, cat on orange, castle on blue
+
+
+def test_a_picture_is_float_in_the_unit_range_at_the_decoders_size(mini_decoder, embedding):
+    picture = mini_decoder.decode(embedding[:1], options=FAST)
+    assert picture.shape == (1, 3, 128, 128)
+    assert picture.dtype == torch.float32
+    assert picture.min() >= 0
+    assert picture.max() <= 1
+    assert (mini_decoder.size, mini_decoder.embedding_dim) == (128, 256)
+
+
+def corner(picture):
+    """Mean colour of the four corners, where the plain background is."""
+    edge = picture[:, [0, 0, -1, -1], :][:, :, [0, -1]]
+    return edge.mean((1, 2)).tolist()
+
+
+def test_pictures_show_what_was_encoded(mini_decoder, embedding):
+    """Backgrounds come back: yellow, orange, blue."""
+    options = DecodeOptions(num_inference_steps=10, guidance_scale=2.0)
+    yellow, orange, blue = (
+        corner(picture) for picture in mini_decoder.decode(embedding, options=options)
+    )
+    assert yellow[0] > yellow[2] + 0.3
+    assert yellow[1] > yellow[2] + 0.3
+    assert orange[0] > orange[1] > orange[2]
+    assert yellow[1] > orange[1] + 0.05
+    assert blue[2] > blue[0] + 0.15
+
+
+def test_the_same_generators_give_the_same_pictures(mini_decoder, embedding):
+    first, second = (
+        mini_decoder.decode(embedding, options=FAST, generator=seeded_generators(9, 3))
+        for _ in range(2)
+    )
+    torch.testing.assert_close(first, second, **SAME)
+
+
+def test_a_row_is_the_same_picture_in_any_batch_position(mini_decoder, embedding):
+    together = mini_decoder.decode(embedding, options=FAST, generator=seeded_generators(9, 3))
+    for row in range(3):
+        alone = mini_decoder.decode(
+            embedding[row : row + 1], options=FAST, generator=seeded_generators(9 + row, 1)
+        )
+        torch.testing.assert_close(together[row : row + 1], alone, **SAME)
+    backwards = mini_decoder.decode(
+        embedding.flip(0), options=FAST, generator=seeded_generators(9, 3)[::-1]
+    )
+    torch.testing.assert_close(together, backwards.flip(0), **SAME)
+
+
+def test_rows_of_one_code_with_their_own_seeds_differ(mini_decoder, embedding):
+    same = embedding[:1].expand(2, -1)
+    first, second = mini_decoder.decode(same, options=FAST, generator=seeded_generators(0, 2))
+    assert (first - second).abs().max() > 0.01
+
+
+def test_one_generator_serves_the_rows_in_order(mini_decoder, embedding, make_generator):
+    shared, twice = make_generator(4), make_generator(4)
+    together = mini_decoder.decode(embedding[:2], options=FAST, generator=shared)
+    apart = [mini_decoder.decode(embedding[row : row + 1], None, FAST, twice) for row in range(2)]
+    torch.testing.assert_close(together, torch.cat(apart), **SAME)
+
+
+def test_no_generator_is_one_seeded_with_0(mini_decoder, embedding, make_generator):
+    implicit = mini_decoder.decode(embedding[:1], options=FAST)
+    explicit = mini_decoder.decode(embedding[:1], options=FAST, generator=make_generator(0))
+    torch.testing.assert_close(implicit, explicit, **SAME)
+
+
+def test_decoding_twice_starts_from_a_fresh_scheduler(mini_decoder, embedding):
+    """Schedulers keep the steps they took; a used one must not reach the next picture."""
+    first = mini_decoder.decode(embedding[:1], options=FAST)
+    mini_decoder.decode(embedding[:1], options=DecodeOptions(num_inference_steps=5))
+    torch.testing.assert_close(mini_decoder.decode(embedding[:1], options=FAST), first, **SAME)
+
+
+def test_a_negative_steers_the_picture(mini_decoder, embedding):
+    plain = mini_decoder.decode(embedding[:1], options=FAST)
+    steered = mini_decoder.decode(embedding[:1], embedding[1:2], options=FAST)
+    assert (plain - steered).abs().max() > 0.05
+
+
+def test_one_negative_serves_all_rows(mini_decoder, embedding):
+    one = mini_decoder.decode(embedding[:2], embedding[2:], FAST, seeded_generators(0, 2))
+    each = embedding[2:].expand(2, -1)
+    torch.testing.assert_close(
+        one, mini_decoder.decode(embedding[:2], each, FAST, seeded_generators(0, 2)), **SAME
+    )
+
+
+def test_noise_level_changes_the_picture(mini_decoder, embedding):
+    noisy = DecodeOptions(num_inference_steps=3, guidance_scale=2.0, noise_level=800)
+    plain = mini_decoder.decode(embedding[:1], options=FAST)
+    assert (plain - mini_decoder.decode(embedding[:1], options=noisy)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (64, 0), (0, 96), (192, 64)])
+def test_width_and_height(mini_decoder, embedding, width, height):
+    options = DecodeOptions(num_inference_steps=1, width=width, height=height)
+    picture = mini_decoder.decode(embedding[:1], options=options)
+    assert picture.shape == (1, 3, height or 128, width or 128)
+
+
+def test_no_row_gives_no_picture(mini_decoder):
+    assert mini_decoder.decode(torch.zeros(0, 256)).shape == (0, 3, 128, 128)
+
+
+def test_steps_are_counted_over_all_rows(mini_decoder, embedding):
+    seen = []
+    mini_decoder.decode(
+        embedding[:2], options=FAST, on_step=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+class Interrupted(BaseException):
+    """The host's interruption is no Exception in every version."""
+
+
+def test_what_on_step_raises_passes_through_unharmed(mini_decoder, embedding):
+    interruption, seen = Interrupted(), []
+
+    def on_step(done, total):
+        seen.append(done)
+        if done == 2:
+            raise interruption
+
+    with pytest.raises(Interrupted) as caught:
+        mini_decoder.decode(embedding, options=FAST, on_step=on_step)
+    assert caught.value is interruption
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_inference_steps": 0},
+        {"num_inference_steps": 1001},
+        {"guidance_scale": -1.0},
+        {"guidance_scale": float("nan")},
+        {"noise_level": -1},
+        {"noise_level": 1000},
+        {"width": 100},
+        {"height": -8},
+    ],
+    ids=str,
+)
+def test_an_option_out_of_range_is_refused_with_its_value(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(OptionError, match=f"{name.removeprefix('num_inference_')}.*{value}"):
+        DecodeOptions(**wrong)
+
+
+def test_the_defaults_are_the_references():
+    options = DecodeOptions()
+    assert (options.num_inference_steps, options.guidance_scale, options.noise_level) == (20, 10, 0)
+    assert (options.width, options.height) == (0, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1024), (256,), (1, 1, 256), (1, 77, 768)])
+def test_embeddings_of_another_model_are_refused_with_both_widths(mini_decoder, shape):
+    with pytest.raises(OptionError, match="256"):
+        mini_decoder.decode(torch.zeros(shape))
+
+
+def test_counts_that_do_not_match_are_refused_with_both_numbers(mini_decoder, embedding):
+    with pytest.raises(OptionError, match="2 negative.*3"):
+        mini_decoder.decode(embedding, embedding[:2], FAST)
+    with pytest.raises(OptionError, match="2 generators.*3"):
+        mini_decoder.decode(embedding, None, FAST, seeded_generators(0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_nearly_the_same_picture(dtype, mini_decoder, embedding):
+    """Noise is drawn in float32, so every precision starts from the same latents.
+
+    One small step: a CPU takes seconds in float16.
+    """
+    once = DecodeOptions(num_inference_steps=1, guidance_scale=2.0, width=64, height=64)
+    decoder = seed_core.load_decoder("seed-mini", dtype=dtype)
+    assert {value.dtype for value in decoder.module.unet.parameters()} == {dtype}
+    half = decoder.decode(embedding[:1], options=once)
+    assert half.dtype == torch.float32
+    assert (half - mini_decoder.decode(embedding[:1], options=once)).abs().mean() < 0.02
+
+
+def test_loading_leaves_global_state_alone():
+    """diffusers' constructors draw random weights; the conftest's watch sees whether ours let them."""
+    seed_core.load_decoder("seed-mini", dtype=torch.bfloat16)
+
+
+def test_a_loaded_decoder_needs_no_gradients(mini_decoder):
+    assert not any(value.requires_grad for value in mini_decoder.module.parameters())
+    assert not mini_decoder.module.unet.training
+    assert not mini_decoder.module.vae.training
+
+
+def test_the_memory_estimate_grows_with_the_picture(mini_decoder):
+    own, large = mini_decoder.memory_required(0, 0), mini_decoder.memory_required(512, 512)
+    assert own == mini_decoder.memory_required(128, 128)
+    assert large >= 8 * own > 0
+
+
+# --- folders ---
+
+
+@pytest.fixture
+def folder(tmp_path, mini_folder):
+    copy = tmp_path / "decoder"
+    shutil.copytree(mini_folder / "decoder", copy)
+    return copy
+
+
+def test_a_folder_anywhere_loads_alike(folder, mini_decoder, embedding):
+    picture = seed_core.load_decoder(str(folder)).decode(embedding[:1], options=FAST)
+    torch.testing.assert_close(picture, mini_decoder.decode(embedding[:1], options=FAST), **SAME)
+
+
+def test_files_of_the_half_precision_variant_are_found(folder, embedding):
+    for part in ("unet", "vae"):
+        file = folder / part / "diffusion_pytorch_model.safetensors"
+        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert seed_core.load_decoder(folder).decode(embedding[:1], options=FAST).isfinite().all()
+
+
+def test_attention_names_of_old_files_are_read(folder, mini_decoder):
+    """SD 2.1's VAE was saved before diffusers renamed its attention layers."""
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for key, tensor in tensors.items():
+        for new_name, old_name in olds.items():
+            key = key.replace(f".{new_name}.", f".{old_name}.")
+        old[key] = tensor
+    assert old.keys() != tensors.keys()  # this VAE has attention
+    save_file(old, file)
+    state, expected = (
+        decoder.module.state_dict() for decoder in (seed_core.load_decoder(folder), mini_decoder)
+    )
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "image_noising_scheduler/scheduler_config.json",
+        "image_normalizer/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        seed_core.load_decoder(folder)
+    for part in name.split("/"):
+        assert part in str(caught.value)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no-such-decoder"):
+        seed_core.load_decoder(tmp_path / "no-such-decoder")
+
+
+def test_another_pipeline_is_refused_by_name(folder):
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="StableDiffusionPipeline"):
+        seed_core.load_decoder(folder)
+
+
+def test_an_unknown_scheduler_is_refused_by_name(folder):
+    config = {"_class_name": "os"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(config), encoding="utf-8"
+    )
+    with pytest.raises(CheckpointError, match="'os'"):
+        seed_core.load_decoder(folder)
+
+
+def test_a_missing_weight_is_named(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"conv_in\.weight"):
+        seed_core.load_decoder(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_normalizer"])
+def test_a_truncated_file_is_one_clear_error(folder, part):
+    file = folder / part / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="diffusion_pytorch_model.safetensors"):
+        seed_core.load_decoder(folder)

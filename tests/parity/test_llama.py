@@ -1,0 +1,231 @@
+"""Our LLaMA against transformers' LlamaForCausalLM: logits, caching, greedy replies.
+
+1e-5 of the largest logit in float32: the same products in another order of summation; a wrong rotation,
+norm epsilon or head grouping is off by a hundredth and more.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from seed_core.codes import NUM_CODES
+from seed_core.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
+from seed_core.llama import KVCache, Llama, LlamaConfig
+from seed_core.prompt import VICUNA, split_marks
+
+TOLERANCE = 1e-5
+CPU = torch.device("cpu")
+VOCAB = 120
+# Text 0..79, codes 80..117, then the two markers.
+IMAGES = ImageTokens(begin=118, end=119, first_code=80, codebook_size=38, per_image=NUM_CODES)
+
+
+def hub_config(key_value_heads, **changes):
+    """A config.json as Hugging Face folders have it."""
+    return {
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": key_value_heads,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+
+
+def reference_model(fields, seed):
+    """transformers' network with random weights; its constructor draws, so the state is put back."""
+    from transformers import LlamaConfig as HubConfig
+    from transformers import LlamaForCausalLM
+
+    random = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM(HubConfig(**fields)).eval().requires_grad_(False)
+    for name, value in model.state_dict().items():
+        centre = 1.0 if "norm" in name else 0.0
+        value.copy_(centre + 0.2 * torch.randn(value.shape, generator=random))
+    return model
+
+
+@pytest.fixture(scope="module", params=[8, 2, 1], ids=["MHA", "GQA", "MQA"])
+def pair(request):
+    """Both networks with the same random weights; 8 heads that share 8, 2 or 1 of keys."""
+    fields = hub_config(request.param)
+    theirs = reference_model(fields, seed=request.param)
+    config = LlamaConfig.from_dict(fields)
+    ours = Llama(config, device="meta", dtype=torch.float32)
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    return SimpleNamespace(ours=ours.requires_grad_(False), theirs=theirs, config=config)
+
+
+@pytest.fixture
+def token_ids(make_generator):
+    return torch.randint(0, VOCAB, (2, 40), generator=make_generator(9))
+
+
+def cache_for(pair, batch=2, length=48):
+    return KVCache(pair.config, batch, length, CPU, torch.float32)
+
+
+def test_logits_of_every_position_equal_the_reference(pair, token_ids, relative_error):
+    ours = pair.ours(token_ids, cache_for(pair), 0, all_positions=True)
+    assert relative_error(ours, pair.theirs(token_ids).logits) <= TOLERANCE
+
+
+def test_last_position_alone_is_the_last_of_all(pair, token_ids, relative_error):
+    ours = pair.ours(token_ids, cache_for(pair), 0)
+    assert relative_error(ours, pair.theirs(token_ids).logits[:, -1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "pieces", [[40], [1] * 40, [17, 1, 1, 20, 1]], ids=["whole", "steps", "mixed"]
+)
+def test_the_cache_gives_the_logits_of_one_pass(pair, token_ids, pieces, relative_error):
+    """Prefill, single steps, and stretches that start in the middle agree."""
+    cache, start, logits = cache_for(pair), 0, []
+    for length in pieces:
+        part = token_ids[:, start : start + length]
+        logits.append(pair.ours(part, cache, start, all_positions=True))
+        start += length
+    assert relative_error(torch.cat(logits, 1), pair.theirs(token_ids).logits) <= TOLERANCE
+
+
+def test_a_longer_cache_changes_nothing(pair, token_ids):
+    short = pair.ours(token_ids, cache_for(pair, length=40), 0)
+    assert torch.equal(short, pair.ours(token_ids, cache_for(pair, length=200), 0))
+
+
+def test_repeated_rows_continue_a_shared_prompt(pair, token_ids, relative_error):
+    """One pass over the prompt, then rows with different continuations."""
+    cache = cache_for(pair, batch=1)
+    pair.ours(token_ids[:1], cache, 0)
+    cache.repeat_rows(3)
+    following = torch.tensor([[5], [77], [118]])
+    ours = pair.ours(following, cache, 40)
+    whole = torch.cat((token_ids[:1].expand(3, -1), following), dim=1)
+    assert relative_error(ours, pair.theirs(whole).logits[:, -1]) <= TOLERANCE
+
+
+def decode(pair, prompt, **options):
+    request = DecodeRequest(
+        prompt=prompt,
+        tokens=IMAGES,
+        end_ids=frozenset({2}),
+        options=GenerationOptions(temperature=0, **options),
+        generators=[torch.Generator().manual_seed(0)],
+    )
+    with torch.inference_mode():
+        return generate_tokens(pair.ours, request, CPU, torch.float32)[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_text_equals_transformers_token_by_token(pair, seed, make_generator):
+    prompt = torch.randint(3, 80, (1, 12), generator=make_generator(seed))
+    theirs = pair.theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=60,
+        eos_token_id=2,
+        pad_token_id=0,
+        suppress_tokens=list(range(80, VOCAB)),
+    )[0, 12:]
+    assert decode(pair, prompt[0].tolist(), reply="text", max_new_tokens=60) == theirs.tolist()
+
+
+def greedy_by_the_grammar(model, prompt, steps, first=None):
+    """A plain loop without a cache: every step masks what the picture grammar forbids."""
+    reply, codes_to_come = [], None
+    for step in range(steps):
+        logits = model(torch.tensor([[*prompt, *reply]])).logits[0, -1]
+        if step == 0 and first is not None:
+            token = first
+        else:
+            if codes_to_come is None:
+                allowed = set(range(80))
+                if steps - step >= 34:
+                    allowed.add(IMAGES.begin)
+            else:
+                allowed = set(range(80, 118)) if codes_to_come else {IMAGES.end}
+            token = max(sorted(allowed), key=lambda token_id: float(logits[token_id]))
+        reply.append(token)
+        if token == 2:
+            break
+        if token == IMAGES.begin:
+            codes_to_come = 32
+        elif codes_to_come is not None:
+            codes_to_come = codes_to_come - 1 if codes_to_come else None
+    return reply
+
+
+@pytest.mark.parametrize("reply", ["auto", "image"])
+@pytest.mark.parametrize("seed", range(2))
+def test_greedy_with_pictures_equals_a_plain_constrained_loop(pair, seed, reply, make_generator):
+    prompt = torch.randint(3, 80, (12,), generator=make_generator(seed)).tolist()
+    first = IMAGES.begin if reply == "image" else None
+    expected = greedy_by_the_grammar(pair.theirs, prompt, 75, first)
+    assert decode(pair, prompt, reply=reply, max_new_tokens=75) == expected
+
+
+@pytest.fixture(scope="module")
+def mini_reference(mini_folder):
+    """transformers' own reading of the bundled language model."""
+    from transformers import LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM.from_pretrained(mini_folder / "llm", dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+PROMPTS = [
+    ("Draw a big hedgehog on a yellow background", 0),
+    ("a panda on blue", 0),
+    ("Hello", 0),
+    ("What is this?", 1),
+    ("Make the background blue", 1),
+    ("Put the first object on the background of the second picture", 2),
+]
+
+
+def mini_prompt(mini_llm, sample_codes, text, pictures):
+    from seed_core.chat import SeedChat
+
+    chat = SeedChat(family="seed-mini", codebook_size=512)
+    chat = chat.ask(split_marks(text, sample_codes[:pictures].cpu()))
+    return mini_llm.vocab.encode(VICUNA.render(chat))
+
+
+@pytest.mark.parametrize(("text", "pictures"), PROMPTS)
+def test_seed_mini_logits_equal_transformers(
+    text, pictures, mini_llm, mini_reference, sample_codes, relative_error
+):
+    prompt = torch.tensor([mini_prompt(mini_llm, sample_codes, text, pictures)])
+    cache = KVCache(mini_llm.config, 1, prompt.shape[1], CPU, torch.float32)
+    ours = mini_llm.module(prompt, cache, 0, all_positions=True)
+    assert relative_error(ours, mini_reference(prompt).logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("text", "pictures"), PROMPTS)
+def test_seed_mini_greedy_reply_equals_transformers(
+    text, pictures, mini_llm, mini_reference, sample_codes
+):
+    """The model was trained to write whole pictures, so the grammar only confirms its choices here."""
+    prompt = mini_prompt(mini_llm, sample_codes, text, pictures)
+    theirs = mini_reference.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=80,
+        top_p=None,
+        temperature=None,
+    )[0, len(prompt) :]
+    options = GenerationOptions(temperature=0, max_new_tokens=80)
+    reply = mini_llm.generate(text, sample_codes[:pictures], options=options)
+    assert list(reply.token_ids) == theirs.tolist()
+    assert reply.is_complete

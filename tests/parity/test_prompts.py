@@ -1,0 +1,157 @@
+"""Every prompt string of the reference's scripts and demo, its segments and its token ids."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+
+from seed_core.chat import SeedChat
+from seed_core.generation import GenerationOptions
+from seed_core.llm import SeedLLM
+from seed_core.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
+from seed_core.vocab import Vocabulary
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "prompts.json"
+PROMPTS = json.loads(GOLDEN.read_text(encoding="utf-8"))
+SYSTEM = "A chat between a curious user and an artificial intelligence assistant. "
+TEMPLATES = {"8B": (VICUNA, ""), "14B": (LLAMA_2, ""), "8B_with_system": (VICUNA, SYSTEM)}
+
+SCRIPTS = [(size, name) for size, facts in PROMPTS["scripts"].items() for name in facts["prompts"]]
+DEMO = [(size, name) for size, cases in PROMPTS["gradio"].items() for name in cases]
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    """A sentencepiece model like LLaMA's in kind: BPE, dummy prefix, byte fallback."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([GOLDEN.read_text(encoding="utf-8")[:3000]]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        max_sentence_length=10_000,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@pytest.fixture(scope="module")
+def vocab(text_model, tmp_path_factory):
+    """The release's 8192 image tokens and two markers over a toy text vocabulary."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    (folder / "tokenizer.model").write_bytes(text_model.serialized_model_proto())
+    first = text_model.vocab_size()
+    added = {f"<img_{code:05d}>": first + code for code in range(8192)}
+    added |= {"<img>": first + 8192, "</img>": first + 8193}
+    (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    return Vocabulary(folder / "tokenizer.model", folder / "added_tokens.json")
+
+
+def codes_of(rows):
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 32)
+
+
+def chat_of(messages):
+    chat = SeedChat(family="seed-2", codebook_size=8192)
+    for message in messages:
+        parts = split_marks(message["text"], codes_of(message["images_ids"]))
+        chat = chat.ask(parts) if message["role"] in ("USER", "[INST]") else chat.answer(parts)
+    return chat
+
+
+def expected_ids(segments, text_model, vocab):
+    """Token ids of golden segments: '<s>' first, a list is a whole picture."""
+    assert segments[0] == "<s>"
+    token_ids = [1]
+    for segment in segments[1:]:
+        if isinstance(segment, str):
+            token_ids += text_model.encode(segment)
+        else:
+            first = text_model.vocab_size()
+            token_ids += [vocab.begin_image, *(first + c for c in segment), vocab.end_image]
+    return token_ids
+
+
+def as_lists(segments):
+    return [piece if isinstance(piece, str) else list(piece) for piece in segments]
+
+
+@pytest.fixture(params=SCRIPTS, ids="-".join)
+def script(request):
+    """A prompt of the inference scripts, our pieces for it and what the golden says."""
+    size, name = request.param
+    facts = PROMPTS["scripts"][size]
+    asked = {"vqa": "question", "text_to_image": "prompt", "edit": "instruction"}[name]
+    rows = [] if name == "text_to_image" else [PROMPTS["image_codes"]]
+    chat = SeedChat(family="seed-2", codebook_size=8192)
+    chat = chat.ask(split_marks(facts[asked], codes_of(rows)))  # no mark: the picture goes first
+    return TEMPLATES[size][0].render(chat), facts["prompts"][name], facts["segments"][name]
+
+
+@pytest.fixture(params=DEMO, ids="-".join)
+def demo(request):
+    """A conversation of the demo: our pieces and the golden's facts."""
+    size, name = request.param
+    facts = PROMPTS["gradio"][size][name]
+    template, system = TEMPLATES[size]
+    return template.render(chat_of(facts["messages"]), system), facts
+
+
+def test_every_recorded_prompt_is_covered():
+    assert (len(SCRIPTS), len(DEMO)) == (6, 21)
+
+
+def test_script_prompt_is_the_reference_string(script):
+    pieces, prompt, _ = script
+    assert "<s>" + pieces_to_string(pieces) == prompt
+
+
+def test_script_prompt_is_cut_as_the_reference_cuts_it(script, vocab, text_model):
+    pieces, _, segments = script
+    assert ["<s>", *as_lists(vocab.segments(pieces))] == segments
+    assert vocab.encode(pieces) == expected_ids(segments, text_model, vocab)
+
+
+def test_demo_prompt_is_the_reference_string(demo):
+    pieces, facts = demo
+    assert "<s>" + pieces_to_string(pieces) == facts["final_prompt"]
+    assert "<s>" + pieces_to_string(pieces) + "<img>" == facts["final_prompt_force_boi"]
+
+
+def test_demo_prompt_is_cut_as_the_reference_cuts_it(demo, vocab, text_model):
+    pieces, facts = demo
+    assert ["<s>", *as_lists(vocab.segments(pieces))] == facts["segments"]
+    assert vocab.encode(pieces) == expected_ids(facts["segments"], text_model, vocab)
+
+
+@pytest.mark.parametrize("template", [VICUNA, LLAMA_2], ids=["8B", "14B"])
+def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm):
+    r"""The reference appends `<img>` to the prompt's string, so the segment rule reaches the template.
+
+    14B's prompts end with `[/INST]\n`; with the picture forced, that `\n` touches an image token.
+    """
+    llm = SeedLLM(
+        mini_llm.module, mini_llm.vocab, template, mini_llm.end_ids, mini_llm.device, mini_llm.dtype
+    )
+    fed = []
+    hook = llm.module.register_forward_pre_hook(lambda module, arguments: fed.append(arguments[0]))
+    options = GenerationOptions(reply="image", max_new_tokens=34, temperature=0)
+    try:
+        llm.generate("a panda on blue", options=options)
+    finally:
+        hook.remove()
+    chat = SeedChat(family="seed-mini", codebook_size=512).ask(("a panda on blue",))
+    text = pieces_to_string(template.render(chat)).rstrip()
+    assert fed[0].tolist() == [llm.vocab.encode([text])]
+    assert fed[1].flatten().tolist() == [llm.vocab.begin_image]
