@@ -147,8 +147,8 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | None:
     if not skipped:
         return None
     return (
-        f"{len(skipped)} tests need a running ComfyUI and are skipped: none was found in "
-        "COMFYUI_PATH, in ~/comfy/ComfyUI, or around this pack"
+        f"{len(skipped)} tests need a running ComfyUI and are skipped: there is none in "
+        "COMFYUI_PATH or, where that is not set, in ~/comfy/ComfyUI or around this pack"
     )
 
 

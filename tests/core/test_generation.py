@@ -294,8 +294,15 @@ def test_no_code_stands_outside_a_picture(biased):
 
 @pytest.mark.parametrize("end", [END, OTHER_END])
 def test_every_end_token_ends_a_reply(biased, end):
-    network = biased([(end, 50.0)])
-    assert run(network, end_ids=(END, OTHER_END), max_new_tokens=50) == [[end]]
+    network, steps = biased([(end, 50.0)]), []
+    reply = run(
+        network,
+        end_ids=(END, OTHER_END),
+        max_new_tokens=50,
+        on_step=lambda token_ids, total: steps.append(total),
+    )
+    assert reply == [[end]]
+    assert len(steps) == 1  # the loop itself stopped, its result was not merely cut
 
 
 def test_a_token_that_is_no_end_token_goes_on(biased):

@@ -220,6 +220,12 @@ def test_a_conversation_of_another_family_is_refused_with_both_names(mini_llm):
         mini_llm.generate("Hello", chat=chat)
 
 
+def test_a_conversation_that_waits_for_an_answer_is_refused(mini_llm):
+    chat = SeedChat(family="seed-mini", codebook_size=512).ask(("Hello",))
+    with pytest.raises(PromptError, match="no answer"):
+        mini_llm.generate("Hello?", chat=chat)
+
+
 def test_a_prompt_of_4096_tokens_is_one_clear_error(mini_llm):
     with pytest.raises(GenerationError, match="512"):
         mini_llm.generate("fox " * 4096)

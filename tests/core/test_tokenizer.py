@@ -131,6 +131,9 @@ def test_the_published_sizes_are_the_defaults():
     assert (config.family, config.codebook_size, config.codebook_dim) == ("seed-2", 8192, 32)
     assert (config.decode_depth, config.decode_heads, config.embedding_dim) == (4, 12, 1024)
     assert config.image_down == (256, 128, 32)
+    # Three different epsilons; at full size a wrong one hides below every tolerance.
+    assert config.vision.norm_eps == config.decode_norm_eps == 1e-6
+    assert (config.image_norm_eps, config.qformer.norm_eps) == (1e-5, 1e-12)
 
 
 def test_the_memory_estimate_grows_and_then_stays(mini_tokenizer):

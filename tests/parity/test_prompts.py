@@ -1,5 +1,6 @@
 """Every prompt string of the reference's scripts and demo, its segments and its token ids."""
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 
 from seed_core.chat import SeedChat
 from seed_core.generation import GenerationOptions
-from seed_core.llm import SeedLLM
 from seed_core.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.vocab import Vocabulary
 
@@ -141,9 +141,8 @@ def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm):
 
     14B's prompts end with `[/INST]\n`; with the picture forced, that `\n` touches an image token.
     """
-    llm = SeedLLM(
-        mini_llm.module, mini_llm.vocab, template, mini_llm.end_ids, mini_llm.device, mini_llm.dtype
-    )
+    llm = copy.copy(mini_llm)
+    llm.template = template
     fed = []
     hook = llm.module.register_forward_pre_hook(lambda module, arguments: fed.append(arguments[0]))
     options = GenerationOptions(reply="image", max_new_tokens=34, temperature=0)

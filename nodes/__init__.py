@@ -1,0 +1,43 @@
+"""The nodes of the pack, in the order of a graph, and the extension the host asks for them.
+
+Nothing here may import transformers or diffusers: this runs at every start of ComfyUI.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host, model_files
+from .decode import SeedDecode
+from .edit_codes import SeedPreviewCodes
+from .embed import SeedCodesToEmbedding
+from .encode import SeedEncode, SeedSamplePicture
+from .generate import SeedGenerate
+from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
+
+NODES: list[type[io.ComfyNode]] = [
+    SeedSamplePicture,
+    SeedTokenizerLoader,
+    SeedLlamaLoader,
+    SeedDecoderLoader,
+    SeedEncode,
+    SeedGenerate,
+    SeedDecode,
+    SeedCodesToEmbedding,
+    SeedPreviewCodes,
+]
+
+
+class SeedExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def on_load(self) -> None:
+        """Make our model folders known before the first loader lists them."""
+        host.register_model_folders(model_files.SUFFIXES)
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack."""
+        return NODES
+
+
+async def comfy_entrypoint() -> SeedExtension:
+    """Answer the host's request for the extension."""
+    return SeedExtension()

@@ -1,0 +1,88 @@
+"""Pictures into codes, and the sample pictures that come with the pack."""
+
+import numpy
+import torch
+from comfy_api.latest import io
+from PIL import Image
+
+from ..seed_core import SeedCodes
+from ..seed_core.checkpoints import sample_pictures
+from ..seed_core.preprocess import FITS
+from . import host
+from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
+
+
+class SeedSamplePicture(io.ComfyNode):
+    """Combo of the bundled pictures -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDSamplePicture",
+            display_name="SEED Sample Picture",
+            category=CATEGORY,
+            description="One of the pictures that come with the pack, so that every template runs "
+            "at once. Put Load Image in its place to use your own.",
+            search_aliases=["sample image", "example picture", "test image", "emoji"],
+            inputs=[
+                io.Combo.Input(
+                    "picture",
+                    options=sorted(sample_pictures()),
+                    tooltip="Which picture. All are of the kind that seed-mini knows.",
+                )
+            ],
+            outputs=[io.Image.Output("image", tooltip="The picture, 128 x 128 pixels.")],
+        )
+
+    @classmethod
+    def execute(cls, picture: str) -> io.NodeOutput:
+        with Image.open(sample_pictures()[picture]) as file:
+            values = numpy.asarray(file.convert("RGB"), dtype=numpy.float32) / 255.0
+        return io.NodeOutput(host.to_wire(torch.from_numpy(values)[None]))
+
+
+class SeedEncode(io.ComfyNode):
+    """IMAGE -> SEED_CODES."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDEncode",
+            display_name="SEED Encode",
+            category=CATEGORY,
+            description="Turns each picture into 32 codes: whole numbers that say what the picture "
+            "shows, not where every pixel is.",
+            search_aliases=["SEED tokenizer", "image tokens", "image codes", "image to codes"],
+            inputs=[
+                SeedTokenizerWire.Input("tokenizer", tooltip="From Load SEED Tokenizer."),
+                io.Image.Input(
+                    "image",
+                    tooltip="One picture or a batch, of any size. Transparency is ignored.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default="stretch",
+                    tooltip="How a picture becomes square. stretch: squeezed, as the model was "
+                    "trained. crop: the middle is kept. pad: bars are added.",
+                ),
+            ],
+            outputs=[
+                SeedCodesWire.Output(
+                    "codes", tooltip="32 codes for each picture, in the order of the batch."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, tokenizer: host.LoadedModel, image: torch.Tensor, fit: str) -> io.NodeOutput:
+        """Encode one picture at a time, so that codes never depend on the rest of the batch."""
+        pictures = host.image_to_pixels(image).split(1)
+        core = tokenizer.ready(tokenizer.core.memory_required(1))
+        progress = host.Progress(len(pictures))
+        rows: list[torch.Tensor] = []
+        for picture in pictures:
+            rows.append(core.encode(core.preprocess(picture, fit)))
+            progress.step(len(rows), len(pictures))
+        codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core)
+        return io.NodeOutput(codes)

@@ -1,0 +1,166 @@
+"""The language model: text and pictures in, text and pictures out."""
+
+from typing import Any, Literal
+
+import torch
+from comfy_api.latest import io
+
+from ..seed_core import GenerationOptions, SeedChat, SeedCodes, seeded_generators
+from ..seed_core.generation import REPLIES
+from . import host
+from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
+
+
+def _context_inputs() -> list[Any]:
+    return [
+        SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA."),
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default="",
+            placeholder="What is in this picture? <image>",
+            tooltip="What you ask. Write <image> where each picture of `codes` belongs; pictures "
+            "without a mark go before the text.",
+        ),
+        SeedCodesWire.Input(
+            "codes",
+            optional=True,
+            tooltip="Pictures to talk about, from SEED Encode or an earlier reply.",
+        ),
+        SeedChatWire.Input(
+            "chat", optional=True, tooltip="An earlier conversation, which this turn goes on from."
+        ),
+    ]
+
+
+def _reply_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "reply",
+            options=list(REPLIES),
+            default="auto",
+            tooltip="auto: the model decides. text: no picture. image: begins with a picture.",
+        ),
+        io.Int.Input(
+            "variations",
+            default=1,
+            min=1,
+            max=64,
+            tooltip="How many replies to the same prompt. Reply i uses seed + i.",
+        ),
+        io.Int.Input(
+            "max_new_tokens",
+            default=512,
+            min=1,
+            max=4096,
+            tooltip="Longest reply, in tokens. A picture takes 34; one that no longer fits is not "
+            "begun.",
+        ),
+    ]
+
+
+def _sampling_inputs() -> list[Any]:
+    return [
+        io.Float.Input(
+            "temperature",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="How free the choice of each token is. 0 always takes the likeliest one.",
+        ),
+        io.Float.Input(
+            "top_p",
+            default=0.5,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="Choose among the likeliest tokens that together have this probability. 1 is "
+            "off. Lower is safer, higher is more varied.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "top_k",
+            default=50,
+            min=0,
+            max=1000,
+            tooltip="Choose among this many of the likeliest tokens. 0 is off.",
+            advanced=True,
+        ),
+        random_seed_input("gives the same reply."),
+    ]
+
+
+class SeedGenerate(io.ComfyNode):
+    """SEED_LLM + prompt (+ codes, chat) -> text, codes, chat."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDGenerate",
+            display_name="SEED Generate",
+            category=CATEGORY,
+            description="Ask SEED-LLaMA: describe a picture, answer a question, draw from text, "
+            "change a picture by an instruction.",
+            search_aliases=["SEED-LLaMA", "multimodal LLM", "ask image", "caption", "chat"],
+            inputs=[*_context_inputs(), *_reply_inputs(), *_sampling_inputs()],
+            outputs=[
+                io.String.Output(
+                    "text",
+                    tooltip="The reply, one for each variation; <image> stands for its pictures.",
+                    is_output_list=True,
+                ),
+                SeedCodesWire.Output(
+                    "codes",
+                    tooltip="All pictures of all replies in order, for SEED Decode. Empty if the "
+                    "model only wrote.",
+                ),
+                SeedChatWire.Output(
+                    "chat",
+                    tooltip="The conversation with this turn added, one for each variation.",
+                    is_output_list=True,
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        llm: host.LoadedModel,
+        prompt: str,
+        reply: Literal["auto", "text", "image"],
+        variations: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int,
+        codes: SeedCodes | None = None,
+        chat: SeedChat | None = None,
+    ) -> io.NodeOutput:
+        options = GenerationOptions(
+            reply=reply,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+        )
+        tokens = llm.core.count_tokens(prompt, codes, chat, options)
+        core = llm.ready(llm.core.memory_required(tokens, variations))
+        progress = host.Progress(max_new_tokens)
+
+        def on_token(state: Any) -> None:
+            progress.step(state.done, state.total)
+            progress.show(state.text)
+
+        replies = core.generate_batch(
+            prompt,
+            codes=codes,
+            chat=chat,
+            options=options,
+            generators=seeded_generators(seed, variations),
+            on_token=on_token,
+        )
+        progress.show(lambda: replies[0].text, is_final=True)
+        pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)
+        return io.NodeOutput([r.text for r in replies], pictures, [r.chat for r in replies])

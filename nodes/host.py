@@ -1,0 +1,188 @@
+"""Everything this pack asks of ComfyUI: folders, devices, memory, progress, Stop, live text, layouts.
+
+`comfy.*` has no deprecation policy, so this is the only file that imports it. It knows how the
+host moves weights and lays out pictures, and nothing of what the models compute.
+"""
+
+import os
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import folder_paths
+import torch
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ..seed_core import SeedCodes
+from ..seed_core.errors import OptionError, PictureError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TEXT_INTERVAL = 0.25  # seconds between two live texts
+
+# --- model folders -----------------------------------------------------------------------------
+
+
+def register_model_folders(suffixes: dict[str, set[str]]) -> None:
+    """Add our folders to the host's, after any that extra_model_paths.yaml named."""
+    for name, known in suffixes.items():
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        folder_paths.folder_names_and_paths[name] = (folder_paths.get_folder_paths(name), known)
+
+
+def model_folders(name: str) -> list[str]:
+    """Every place the host looks for models of this kind."""
+    return folder_paths.get_folder_paths(name)
+
+
+# --- devices and memory ------------------------------------------------------------------------
+
+
+def choose_dtype(precision: str, preferred: str) -> torch.dtype:
+    """The dtype of a precision widget; "auto" is fp32 on a CPU, else `preferred` if it is fast."""
+    if precision == "fp8":
+        raise OptionError(
+            "precision fp8 needs a model file that was converted to fp8, which this version cannot "
+            "read yet. Choose auto, bf16 or fp16."
+        )
+    if precision != "auto":
+        return DTYPES[precision]
+    device = comfy.model_management.get_torch_device()
+    is_fast = {
+        "fp16": comfy.model_management.should_use_fp16(device),
+        "bf16": comfy.model_management.should_use_bf16(device),
+    }
+    fast = [name for name in (preferred, "fp16", "bf16") if is_fast[name]]
+    return DTYPES[fast[0] if fast else "fp32"]
+
+
+class LoadedModel:
+    """A model on a wire: the core object and the host's patcher that moves its weights."""
+
+    def __init__(self, core: Any):
+        self.core = core
+        self.patcher = _patcher(core.module)
+
+    def ready(self, memory_required: int) -> Any:
+        """Have the weights on the device, with room for the work, and return the core object."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
+        self.core.device = self.patcher.load_device
+        return self.core
+
+
+_loaded: "weakref.WeakValueDictionary[tuple[Any, ...], LoadedModel]" = weakref.WeakValueDictionary()
+
+
+def load_model(load: Callable[..., Any], key: tuple[Any, ...]) -> LoadedModel:
+    """Load a model, or share the one that another loader node still holds under the same key.
+
+    Only the wires keep a model alive: when the last one is gone, so is the model.
+    `load(device=...)` makes the core object.
+    """
+    model = _loaded.get(key)
+    if model is None:
+        model = LoadedModel(load(device=comfy.model_management.unet_offload_device()))
+        model.patcher.cached_patcher_init = (_reload_patcher, (load,))
+        _loaded[key] = model
+    return model
+
+
+def cast_operations() -> Any:
+    """Layers that the host can keep in main memory and stream to the device."""
+    return comfy.ops.manual_cast
+
+
+def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
+    # Looked up at every call: the host rebinds the name at start, and old hosts have only one.
+    plain = comfy.model_patcher.ModelPatcher
+    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    return kind(
+        module,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def _reload_patcher(load: Callable[..., Any], disable_dynamic: bool = False) -> Any:
+    """How the host makes a second copy of the weights (several GPUs, no dynamic memory)."""
+    core = load(device=comfy.model_management.unet_offload_device())
+    return _patcher(core.module, disable_dynamic)
+
+
+# --- progress, Stop, live text -----------------------------------------------------------------
+
+
+class Progress:
+    """One node's progress bar and live text; every call of `step` is a chance to Stop."""
+
+    def __init__(self, total: int):
+        self._bar = comfy.utils.ProgressBar(total)
+        self._next_text = 0.0
+
+    def step(self, done: int, total: int) -> None:
+        """Move the bar. Raises the host's interruption when Stop was pressed."""
+        self._bar.update_absolute(done, total)
+        # The bar skips updates that come too fast, and with them the check.
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def show(self, text: Callable[[], str], is_final: bool = False) -> None:
+        """Write on the node, a few times a second at most."""
+        now = time.monotonic()
+        context = get_executing_context()
+        if context is None or (now < self._next_text and not is_final):
+            return
+        self._next_text = now + TEXT_INTERVAL
+        server = PromptServer.instance
+        server.send_progress_text(text(), context.node_id, server.client_id)
+
+
+# --- wires -------------------------------------------------------------------------------------
+
+
+def to_wire(tensor: torch.Tensor) -> torch.Tensor:
+    """Move a result to where the host keeps what travels between nodes."""
+    return tensor.to(comfy.model_management.intermediate_device())
+
+
+def codes_to_wire(values: torch.Tensor, model: Any) -> SeedCodes:
+    """Codes of the tokenizer or language model that made them."""
+    return SeedCodes(to_wire(values), model.family, model.codebook_size)
+
+
+def image_to_pixels(image: torch.Tensor) -> torch.Tensor:
+    """IMAGE [B, H, W, C] to RGB [B, 3, H, W]; grey is repeated, alpha dropped (as the reference)."""
+    if image.ndim != 4 or image.shape[0] == 0:
+        raise PictureError(f"expected pictures [B, H, W, C], got a tensor of {tuple(image.shape)}")
+    rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
+    return rgb.movedim(-1, 1).float().clamp(0.0, 1.0)
+
+
+def pixels_to_image(pixels: torch.Tensor) -> torch.Tensor:
+    """RGB [B, 3, H, W] 0..1 to IMAGE [B, H, W, 3]."""
+    return to_wire(pixels.float().movedim(1, -1).contiguous())
+
+
+class SeedClipVisionOutput(comfy.clip_vision.Output):
+    """CLIP_VISION_OUTPUT with nothing but `image_embeds`, and words for who asks for more."""
+
+    def __init__(self, image_embeds: torch.Tensor):
+        self.image_embeds = image_embeds
+
+    def __getattr__(self, name: str) -> Any:
+        width = self.__dict__["image_embeds"].shape[-1] if "image_embeds" in self.__dict__ else 0
+        raise AttributeError(
+            f"this CLIP_VISION_OUTPUT was made from SEED codes: it is one image embedding of {width} "
+            f"numbers and has no {name}. It fits unCLIPConditioning with an SD 2.1 unCLIP-h "
+            "checkpoint (1024 numbers), not style models, Redux or video models."
+        )
+
+
+def embeddings_to_clip_vision(embeddings: torch.Tensor) -> list[SeedClipVisionOutput]:
+    """One object an image: the host would add up the rows of a batch."""
+    return [SeedClipVisionOutput(to_wire(row[None].float())) for row in embeddings]

@@ -1,0 +1,143 @@
+"""What an artist may choose in a loader: the bundled miniature and the models found on disk.
+
+Listing runs whenever the host describes its nodes, so it is cheap and never raises. Knows the
+shape of a model on disk, not what is inside it.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..seed_core.errors import CheckpointError
+from . import host
+
+BUNDLED = "seed-mini"
+BUNDLED_CHOICE = "seed-mini (bundled)"
+FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
+TOKENIZER_SUFFIXES = {".safetensors", ".sft", ".pt", ".pth", ".bin"}
+VISION_TOWER = "eva_vit_g.pth"  # lies beside the tokenizer's file and is no choice of its own
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """One loader's models. `advice` says what to download and from where."""
+
+    folders: tuple[str, ...]
+    advice: str
+
+    @property
+    def folder(self) -> str:
+        """The model folder that is ours, below ComfyUI's models folder."""
+        return self.folders[0]
+
+
+TOKENIZER = ModelKind(
+    ("seed_tokenizer",),
+    "seed_quantizer.pt from https://huggingface.co/AILab-CVC/seed-tokenizer-2, with "
+    f"{VISION_TOWER} from BLIP-2 beside it",
+)
+LLM = ModelKind(
+    ("seed_llm",),
+    "the whole folder of https://huggingface.co/AILab-CVC/seed-llama-8b-sft "
+    "(or seed-llama-14b-sft)",
+)
+DECODER = ModelKind(
+    ("seed_decoder", "diffusers"),
+    "the whole folder of https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip",
+)
+# The host shows only files with these endings in its own lists; "folder" is its word for folders.
+SUFFIXES = {
+    "seed_tokenizer": TOKENIZER_SUFFIXES,
+    "seed_llm": {"folder"},
+    "seed_decoder": {"folder"},
+}
+
+
+def choices(kind: ModelKind) -> list[str]:
+    """The options of a loader's combo; the bundled model comes first."""
+    return [BUNDLED_CHOICE, *sorted(_found(kind))]
+
+
+def find(kind: ModelKind, choice: str) -> str | Path:
+    """What core loads for a choice: the name of the bundled model, or a path."""
+    if choice == BUNDLED_CHOICE:
+        return BUNDLED
+    found = _found(kind)
+    if choice not in found:
+        raise CheckpointError(
+            f"'{choice}' is not in models/{kind.folder}. {how_to_get(kind)} Then press R to refresh "
+            f"the list, or choose '{BUNDLED_CHOICE}' to go on without a download."
+        )
+    return found[choice]
+
+
+def check(kind: ModelKind, choice: str) -> bool | str:
+    """Say early what is missing; a choice that arrives by wire is checked when it is loaded."""
+    try:
+        find(kind, choice or BUNDLED_CHOICE)
+    except CheckpointError as error:
+        return str(error)
+    return True
+
+
+def fingerprint_choice(kind: ModelKind, choice: str) -> str:
+    """A text that changes when the chosen model's files do, so that it is loaded again."""
+    try:
+        return str(fingerprint(find(kind, choice)))
+    except (CheckpointError, OSError):
+        return "missing"
+
+
+def how_to_get(kind: ModelKind) -> str:
+    """One sentence: what to put where."""
+    return f"Put {kind.advice}, into {host.model_folders(kind.folder)[0]}."
+
+
+def fingerprint(source: str | Path) -> tuple[Any, ...]:
+    """Names, sizes and times of a model's files: changes when the model does."""
+    if isinstance(source, str):
+        return (source,)
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.is_file())
+    else:
+        beside = (source.with_name(VISION_TOWER), source.with_name("config.json"))
+        files = [source, *(p for p in beside if p.is_file())]
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+
+
+def _found(kind: ModelKind) -> dict[str, Path]:
+    """Name and path of every model of a kind; the first folder of the host's list wins."""
+    found: dict[str, Path] = {}
+    for folder in kind.folders:
+        for root in host.model_folders(folder):
+            for path in _models_below(kind, Path(root)):
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def _models_below(kind: ModelKind, root: Path) -> Iterator[Path]:
+    # os.walk skips what it may not read; the depth ends loops of links.
+    for name, subfolders, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        depth = len(folder.relative_to(root).parts)
+        subfolders[:] = sorted(subfolders) if depth < FOLDER_DEPTH else []
+        if kind is TOKENIZER:
+            yield from (folder / f for f in sorted(files) if _is_tokenizer(f))
+        elif depth and (_is_unclip(folder) if kind is DECODER else "config.json" in files):
+            subfolders.clear()  # a model's own parts are no models
+            yield folder
+
+
+def _is_tokenizer(file: str) -> bool:
+    return Path(file).suffix.lower() in TOKENIZER_SUFFIXES and file != VISION_TOWER
+
+
+def _is_unclip(folder: Path) -> bool:
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return "UnCLIP" in index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,173 @@
+"""Drives ComfyUI's frontend in Chromium the way a user's clicks would.
+
+Knows the page, not the pack: what is loaded and what must come out is the tests' business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, ConsoleMessage, Page
+
+# Headless, as root, in a container, without a GPU, and silent towards the outside.
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WINDOW = {"width": 1920, "height": 1080}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # no first-run tour over the graph
+    "Comfy.Validation.Workflows": True,  # the schema and link check, off by default
+    "Comfy.Workflow.Persist": False,  # every page starts without the tabs of the last one
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Locale": "en",
+}
+# What the frontend says by itself on a fresh server, whatever is loaded: its own old interfaces,
+# user files that do not exist yet, and the models of its default graph, which cannot be reached.
+OWN_NOISE = (
+    "Failed to load resource: the server responded with a status of 404",
+    "legacy queue/history menu",
+    "[MaskEditor]",
+    "ComfyApp graph accessed before initialization",
+    "huggingface.co",
+)
+READY = "window.app?.extensionManager && window.app.canvas && window.app.rootGraph?._nodes.length"
+LOAD = """async ([url, name]) => {
+    const graph = await (await fetch(url)).json();
+    await app.loadGraphData(graph, true, true, name, { openSource: 'template' });
+}"""
+LOAD_TEXT = "async (graph) => { await app.loadGraphData(JSON.parse(graph)); }"
+QUEUE = """() => {
+    window.seedRun = { outputs: {}, end: null };
+    const run = window.seedRun;
+    app.api.addEventListener('executed', (e) => { run.outputs[e.detail.node] = e.detail.output; });
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, (e) => { run.end ??= [end, e.detail]; }, { once: true });
+    return app.queuePrompt(0, 1);
+}"""
+BOXES = """() => app.rootGraph._nodes.map((node) => {
+    node.updateArea?.();
+    const [x, y, width, height] = node.boundingRect;
+    return { id: node.id, type: node.type, box: [x, y, x + width, y + height] };
+})"""
+# Vue nodes draw <img> elements, classic nodes draw node.imgs on the canvas.
+UNSEEN = """(ids) => ids.filter((id) => {
+    const node = app.rootGraph.getNodeById(Number(id));
+    if (!app.nodeOutputs[id]?.images?.length) return false;
+    const mounted = document.querySelectorAll(`[data-node-id="${id}"] img`);
+    return ![...(node.imgs ?? []), ...mounted].some((img) => img.naturalWidth > 0);
+})"""
+COMPLAINTS = """() => [...document.querySelectorAll(
+    '.p-toast-message-warn, .p-toast-message-error, [role=alertdialog], [role=dialog], ' +
+    '[data-testid=error-overlay]'
+)].map((element) => element.innerText.trim())"""
+BROKEN_NODES = """() => app.rootGraph._nodes
+    .filter((node) => node.has_errors || !(node.type in LiteGraph.registered_node_types))
+    .map((node) => `${node.type} ${node.id} is unknown or marked as broken`)"""
+
+
+def find_chromium() -> str | None:
+    """The first Chromium on PATH."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@contextlib.contextmanager
+def launch(executable: str, profile: Path) -> Iterator[BrowserContext]:
+    """Chromium with its own profile folder. headless=False leaves the choice to FLAGS."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(profile), executable_path=executable, headless=False, args=FLAGS, viewport=WINDOW
+        )
+        try:
+            yield context
+        finally:
+            context.close()
+
+
+class Frontend:
+    """One open page of ComfyUI."""
+
+    def __init__(self, context: BrowserContext, server: Any, vue_nodes: bool):
+        self.server = server
+        self.messages: list[str] = []
+        for key, value in (SETTINGS | {"Comfy.VueNodes.Enabled": vue_nodes}).items():
+            status, reply = server.post(f"/settings/{key}", value)
+            assert status == 200, reply
+        self.page: Page = context.new_page()
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.messages.append(f"page error: {error}"))
+        self.page.goto(server.base_url)
+        self.page.wait_for_function(READY, timeout=90_000)
+
+    def close(self) -> None:
+        self.page.close()
+
+    def load_template(self, name: str) -> None:
+        """What a click in the template browser does."""
+        self.page.evaluate(LOAD, [f"/api/workflow_templates/seed-llama/{name}.json", name])
+        self.settle()
+
+    def load_json(self, text: str) -> None:
+        """What dropping a workflow file on the canvas does."""
+        self.page.evaluate(LOAD_TEXT, text)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let Vue mount and measure the nodes, and delayed checks report."""
+        self.page.wait_for_timeout(1500)
+
+    def complaints(self) -> list[str]:
+        """Everything the page holds against the graph: console, toasts, dialogs, broken nodes."""
+        shown = self.page.evaluate(COMPLAINTS) + self.page.evaluate(BROKEN_NODES)
+        return self.messages + [text for text in shown if text]
+
+    def api_prompt(self) -> dict[str, Any]:
+        """The API form the frontend would queue now."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def run(self, timeout: float = 120) -> dict[str, Any]:
+        """Queue the graph, wait for its end and give each node's shown output by node id."""
+        assert self.page.evaluate(QUEUE), "the frontend did not queue the graph"
+        self.page.wait_for_function("window.seedRun.end", timeout=timeout * 1000)
+        end, detail = self.page.evaluate("window.seedRun.end")
+        assert end == "execution_success", detail
+        return self.page.evaluate("window.seedRun.outputs")
+
+    def unseen_pictures(self, ids: list[str]) -> list[str]:
+        """Nodes whose pictures arrived but are not on the screen."""
+        self.fit_view()  # what lies outside the window is not drawn
+        return self.page.evaluate(UNSEEN, ids)
+
+    def boxes(self) -> list[dict[str, Any]]:
+        """Every node's id, type and box with its title, as drawn (left, top, right, bottom)."""
+        return self.page.evaluate(BOXES)
+
+    def fit_view(self) -> None:
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(1000)
+
+    def command(self, name: str) -> None:
+        self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
+
+    def screenshot(self, path: Path) -> None:
+        self.page.screenshot(path=str(path))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            text = f"{message.type}: {message.text}"
+            if not any(noise in text for noise in OWN_NOISE):
+                self.messages.append(text)

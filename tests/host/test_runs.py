@@ -1,0 +1,170 @@
+"""Whole graphs in a real ComfyUI, over its API."""
+
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.host
+
+
+def pictures(server, run, node):
+    """The pictures a node showed, float [H, W, 3] in 0..255."""
+    shown = run.outputs[node]["images"]
+    return [
+        np.asarray(Image.open(io.BytesIO(server.picture(i))).convert("RGB"), dtype=float)
+        for i in shown
+    ]
+
+
+def finished(run):
+    assert run.status == "execution_success", run.error.get("exception_message")
+    return run
+
+
+def test_reconstruct_paints_what_was_encoded(comfy_server, graphs):
+    graph = graphs["reconstruct"].set("decode", steps=12)
+    run = finished(comfy_server.run(graph))
+    (painted,) = pictures(comfy_server, run, "show")
+    assert painted.shape == (128, 128, 3)
+    # The sample is a fox on yellow: the corners say whether the background survived.
+    red, green, blue = painted[[4, 4, -5, -5], [4, -5, 4, -5]].mean(0)
+    assert red > 180
+    assert green > 160
+    assert blue < green - 40
+    assert run.outputs["codes"]["images"], "the preview of the codes shows nothing"
+
+
+def test_ask_answers_and_writes_on_the_node_meanwhile(comfy_server, graphs):
+    run = finished(comfy_server.run(graphs["ask"]))
+    (answer,) = run.outputs["read"]["text"]
+    assert "fox" in answer.lower()
+    assert run.texts()[-1] == answer
+    states = [e for e in run.events if e.type == "progress_state" and "generate" in e.data["nodes"]]
+    assert states, "the node sent no progress"
+
+
+def test_text_to_image_draws_one_picture_a_variation(comfy_server, graphs):
+    graph = graphs["text_to_image"].set("generate", variations=2, temperature=1.0)
+    run = finished(comfy_server.run(graph))
+    assert len(pictures(comfy_server, run, "show")) == 2
+
+
+def test_edit_gives_a_new_picture_and_a_mark_for_it(comfy_server, graphs):
+    run = finished(comfy_server.run(graphs["edit"]))
+    assert "<image>" in run.outputs["read"]["text"][0]
+    assert len(pictures(comfy_server, run, "show")) == 1
+
+
+def test_a_second_run_is_served_from_the_cache(comfy_server, graphs):
+    first = finished(comfy_server.run(graphs["ask"]))
+    second = finished(comfy_server.run(graphs["ask"]))
+    assert second.executed == []
+    assert second.cached >= set(graphs["ask"])
+    assert second.outputs == first.outputs
+
+
+def test_the_same_seed_paints_the_same_picture_alone_or_in_a_batch(comfy_server, graphs):
+    """Row 1 of a batch with seed 40 is the picture that seed 41 paints alone."""
+    batch = graphs["reconstruct"]
+    batch["second"] = {"class_type": "SEEDSamplePicture", "inputs": {"picture": "owl_on_red"}}
+    joined = {"image1": ["picture", 0], "image2": ["second", 0]}
+    batch["both"] = {"class_type": "ImageBatch", "inputs": joined}
+    batch.set("encode", image=["both", 0]).set("decode", seed=40)
+    _, in_batch = pictures(comfy_server, finished(comfy_server.run(batch)), "show")
+
+    alone = batch.set("encode", image=["second", 0]).set("decode", seed=41)
+    (by_itself,) = pictures(comfy_server, finished(comfy_server.run(alone)), "show")
+    assert (in_batch == by_itself).all()
+
+    (other_seed,) = pictures(
+        comfy_server, finished(comfy_server.run(alone.set("decode", seed=42))), "show"
+    )
+    assert (other_seed != by_itself).any()
+
+
+def test_the_embedding_feeds_the_hosts_unclip_node(comfy_server, graphs):
+    """A list of two: the host's node runs once for each picture."""
+    graph = graphs["reconstruct"]
+    for name in ("decoder", "decode", "show"):
+        del graph[name]
+    graph["pair"] = {
+        "class_type": "RepeatImageBatch",
+        "inputs": {"image": ["picture", 0], "amount": 2},
+    }
+    graph.set("encode", image=["pair", 0])
+    graph["embed"] = {
+        "class_type": "SEEDCodesToEmbedding",
+        "inputs": {"tokenizer": ["tokenizer", 0], "codes": ["encode", 0]},
+    }
+    graph["see"] = {"class_type": "PreviewAny", "inputs": {"source": ["embed", 0]}}
+    run = finished(comfy_server.run(graph))
+    assert len(run.outputs["see"]["text"]) == 2
+
+
+@pytest.mark.parametrize("part", ["generate", "decode"])
+def test_stop_interrupts_within_a_second(comfy_server, graphs, part):
+    """From the request to the host's word that the prompt has stopped, on a busy CPU."""
+    finished(comfy_server.run(graphs["text_to_image"]))  # loads everything
+    graph = graphs["text_to_image"]
+    if part == "generate":
+        # At temperature 2 without cuts the model never finds its end token.
+        graph.set(
+            "generate", max_new_tokens=1500, variations=8, temperature=2.0, top_p=1.0, top_k=0
+        )
+    else:
+        graph.set("decode", steps=1000, seed=99)
+    prompt_id = comfy_server.queue(graph)
+    wait_until_busy(comfy_server, prompt_id, part)
+    pressed = time.monotonic()
+    comfy_server.post_plain("/interrupt")
+    run = comfy_server.wait(prompt_id, 30)
+    stopped = run.events[-1]
+    print(f"{part} stopped after {stopped.time - pressed:.2f} s")
+    assert stopped.type == "execution_interrupted"
+    assert stopped.data["node_id"] == part
+    assert stopped.time - pressed < 1.0
+    finished(comfy_server.run(graphs["ask"]))  # and the server goes on
+
+
+def wait_until_busy(server, prompt_id, node):
+    """Until the node has reported progress a few times."""
+
+    def is_moving(event):
+        return (
+            event.type == "progress_state" and event.data["nodes"].get(node, {}).get("value", 0) > 3
+        )
+
+    server.events.wait_until(prompt_id, is_moving, 60)
+
+
+def test_unload_frees_the_weights(comfy_server, graphs):
+    """First the host's memory management lets go, then dropping the cache ends the models."""
+    finished(comfy_server.run(graphs["text_to_image"].set("generate", seed=7)))
+    state = comfy_server.get("/seed_test/state")
+    assert set(state["loaded"]) >= {"TokenizerModel", "Llama", "UnclipModel"}
+    comfy_server.post_plain("/free", {"unload_models": True})
+    settled(comfy_server, lambda state: not state["loaded"])
+    comfy_server.post_plain("/free", {"unload_models": True, "free_memory": True})
+    settled(comfy_server, lambda state: not state["alive"])
+    finished(comfy_server.run(graphs["text_to_image"]))
+
+
+def settled(server, is_done):
+    """The host frees between prompts; a tiny one makes it look at its flags."""
+    deadline = time.monotonic() + 20
+    while not is_done(state := server.get("/seed_test/state")):
+        assert time.monotonic() < deadline, json.dumps(state)[-500:]
+        time.sleep(0.2)
+
+
+def test_two_loaders_of_one_file_share_the_model(comfy_server, graphs):
+    graph = graphs["reconstruct"]
+    inputs = dict(graph["tokenizer"]["inputs"], precision="fp32")
+    graph["again"] = {"class_type": "SEEDTokenizerLoader", "inputs": inputs}
+    graph.set("decode", tokenizer=["again", 0])
+    finished(comfy_server.run(graph))
+    assert comfy_server.get("/seed_test/state")["alive"].count("SeedTokenizer") == 1

@@ -1,0 +1,174 @@
+"""The smallest stand-in for ComfyUI: what nodes/ imports and calls, and nothing else.
+
+For machines without a checkout. `install()` puts the modules into sys.modules; the same tests run
+on the real host too, which keeps this file honest.
+"""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+class Input:
+    """One input of a schema; keeps what it was given under the host's names."""
+
+    def __init__(self, io_type: str, id: str, **given: Any):
+        known = dict.fromkeys(("tooltip", "default", "min", "max", "step", "advanced", "options"))
+        self.__dict__.update(known | {"optional": False, "control_after_generate": None} | given)
+        self.id = id
+        self.io_type = io_type
+
+    def get_io_type(self) -> str:
+        return self.io_type
+
+
+class Output(Input):
+    def __init__(self, io_type: str, id: str, **given: Any):
+        super().__init__(io_type, id, **{"is_output_list": False, **given})
+
+
+class Schema(SimpleNamespace):
+    """Holds a node's description; `validate` checks what the host checks."""
+
+    def __init__(self, **given: Any):
+        super().__init__(**{"is_output_node": False, "is_input_list": False, **given})
+
+    def validate(self) -> None:
+        for ids in ([i.id for i in self.inputs], [o.id for o in self.outputs]):
+            if len(ids) != len(set(ids)):
+                raise ValueError(f"ids must be unique: {ids}")
+
+
+class ComfyNode:
+    """Base of nodes."""
+
+    @classmethod
+    def GET_SCHEMA(cls) -> Schema:  # noqa: N802 - the host's name
+        schema = cls.define_schema()
+        schema.validate()
+        return schema
+
+
+class ComfyExtension:
+    async def on_load(self) -> None: ...
+
+
+class NodeOutput(SimpleNamespace):
+    def __init__(self, *args: Any, ui: Any = None):
+        super().__init__(args=args, result=args, ui=ui)
+
+
+class PreviewImage:
+    """Keeps the pictures instead of saving them."""
+
+    def __init__(self, image: torch.Tensor, cls: Any = None):
+        self.values = list(image)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": self.values}
+
+
+class ModelPatcher:
+    """Holds a model and where it belongs."""
+
+    def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device):
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+        self.cached_patcher_init: Any = None
+
+
+class ProgressBar:
+    """Remembers its last value in `shown`, for all bars."""
+
+    shown: list[tuple[int, int]] = []
+
+    def __init__(self, total: int):
+        self.total = total
+
+    def update_absolute(self, value: int, total: int) -> None:
+        ProgressBar.shown.append((value, total))
+
+
+class VisionOutput:
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+
+def _custom(io_type: str) -> type:
+    return type(
+        io_type,
+        (),
+        {
+            "Input": type("Input", (), {"__new__": lambda cls, id, **k: Input(io_type, id, **k)}),
+            "Output": type(
+                "Output", (), {"__new__": lambda cls, id, **k: Output(io_type, id, **k)}
+            ),
+        },
+    )
+
+
+def install(models_dir: Path) -> list[str]:
+    """Make the host's modules importable; returns their names."""
+    kinds = {"Combo": "COMBO", "Int": "INT", "Float": "FLOAT", "String": "STRING", "Image": "IMAGE"}
+    io = {name: _custom(io_type) for name, io_type in kinds.items()}
+    io |= {"ClipVisionOutput": _custom("CLIP_VISION_OUTPUT"), "Custom": _custom, "Schema": Schema}
+    io |= {"ComfyNode": ComfyNode, "NodeOutput": NodeOutput}
+    modules: dict[str, dict[str, Any]] = {
+        "comfy": {},
+        "comfy.clip_vision": {"Output": VisionOutput},
+        "comfy.model_management": _management(),
+        "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
+        "comfy.ops": {"manual_cast": torch.nn},
+        "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy_api": {},
+        "comfy_api.latest": {
+            "ComfyExtension": ComfyExtension,
+            "io": SimpleNamespace(**io),
+            "ui": SimpleNamespace(PreviewImage=PreviewImage),
+        },
+        "comfy_execution": {},
+        "comfy_execution.utils": {"get_executing_context": lambda: None},
+        "folder_paths": _folders(models_dir),
+        "server": {"PromptServer": SimpleNamespace(instance=None)},
+    }
+    for name, contents in modules.items():
+        sys.modules[name] = module = ModuleType(name)
+        module.__dict__.update(contents)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    return list(modules)
+
+
+def _management() -> dict[str, Any]:
+    """A machine without a graphics card. `loads` records what was asked for."""
+    loads: list[tuple[list[Any], int]] = []
+    devices = ("get_torch_device", "unet_offload_device", "intermediate_device")
+    return {
+        **{name: lambda: CPU for name in devices},
+        "should_use_fp16": lambda device: False,
+        "should_use_bf16": lambda device: False,
+        "loads": loads,
+        "load_models_gpu": lambda models, memory_required=0: loads.append(
+            (models, memory_required)
+        ),
+        "throw_exception_if_processing_interrupted": lambda: None,
+    }
+
+
+def _folders(models_dir: Path) -> dict[str, Any]:
+    table: dict[str, tuple[list[str], set[str]]] = {
+        "diffusers": ([str(models_dir / "diffusers")], set())
+    }
+    return {
+        "models_dir": str(models_dir),
+        "folder_names_and_paths": table,
+        "add_model_folder_path": lambda name, path: table.setdefault(name, ([], set()))[0].append(
+            path
+        ),
+        "get_folder_paths": lambda name: table[name][0][:],
+    }

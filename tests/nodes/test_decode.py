@@ -1,0 +1,77 @@
+"""SEEDDecode: rows of codes become pictures; what does not fit together is refused in words."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+QUICK = {"steps": 2, "guidance_scale": 1.0}
+
+
+@pytest.fixture
+def models(mini):
+    return {"tokenizer": mini.tokenizer, "decoder": mini.decoder}
+
+
+def test_the_picture_is_cores_in_the_hosts_layout(pack, run, mini, models, fox_codes):
+    (image,) = run("SEEDDecode", **models, codes=fox_codes, seed=4, steps=2, guidance_scale=2.0)
+    options = pack.seed_core.DecodeOptions(num_inference_steps=2, guidance_scale=2.0)
+    wanted = mini.decoder.core.decode(
+        mini.tokenizer.core.embed(fox_codes),
+        options=options,
+        generator=torch.Generator().manual_seed(4),
+    )
+    assert image.shape == (1, 128, 128, 3)
+    assert image.dtype == torch.float32
+    assert image.is_contiguous()
+    torch.testing.assert_close(image, wanted.movedim(1, -1))
+
+
+def test_row_i_uses_seed_plus_i_whatever_else_is_in_the_batch(pack, run, models, fox_codes):
+    pair = pack.seed_core.SeedCodes(fox_codes.values.expand(2, -1), "seed-mini", 512)
+    (both,) = run("SEEDDecode", **models, codes=pair, seed=8, **QUICK)
+    (second,) = run("SEEDDecode", **models, codes=fox_codes, seed=9, **QUICK)
+    assert torch.equal(both[1:], second)
+    assert not torch.equal(both[0], both[1])
+
+
+def test_a_negative_changes_the_picture(pack, run, models, fox_codes):
+    owl = pack.seed_core.SeedCodes((fox_codes.values + 7) % 512, "seed-mini", 512)
+    guided = {"steps": 2, "guidance_scale": 3.0, "seed": 1}
+    (plain,) = run("SEEDDecode", **models, codes=fox_codes, **guided)
+    (steered,) = run("SEEDDecode", **models, codes=fox_codes, negative_codes=owl, **guided)
+    assert not torch.equal(plain, steered)
+
+
+def test_width_and_height_are_the_pictures(run, models, fox_codes):
+    (image,) = run("SEEDDecode", **models, codes=fox_codes, width=96, height=64, **QUICK)
+    assert image.shape == (1, 64, 96, 3)
+
+
+def test_no_codes_is_one_sentence(pack, run, models):
+    codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
+    with pytest.raises(pack.seed_core.CodesError, match=r"no picture in these codes"):
+        run("SEEDDecode", **models, codes=codes)
+
+
+def test_codes_of_another_family_are_refused_by_both_names(pack, run, models):
+    codes = pack.seed_core.SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-2", 8192)
+    with pytest.raises(pack.seed_core.CodesError, match=r"seed-mini.*seed-2"):
+        run("SEEDDecode", **models, codes=codes)
+
+
+def test_a_decoder_of_another_width_is_refused_by_both_numbers(pack, run, mini, fox_codes):
+    other = SimpleNamespace(core=SimpleNamespace(embedding_dim=1024))
+    with pytest.raises(pack.seed_core.CodesError, match=r"1024.*seed-mini.*256"):
+        run("SEEDDecode", tokenizer=mini.tokenizer, decoder=other, codes=fox_codes)
+
+
+def test_negatives_must_be_one_or_as_many(pack, run, models, fox_codes):
+    two = pack.seed_core.SeedCodes(fox_codes.values.expand(2, -1), "seed-mini", 512)
+    with pytest.raises(pack.seed_core.CodesError, match=r"holds 2 pictures and codes 1"):
+        run("SEEDDecode", **models, codes=fox_codes, negative_codes=two)
+
+
+def test_an_odd_size_is_refused(pack, run, models, fox_codes):
+    with pytest.raises(pack.seed_core.OptionError, match="multiple of 8"):
+        run("SEEDDecode", **models, codes=fox_codes, width=100)

@@ -1,0 +1,103 @@
+"""SEEDSamplePicture and SEEDEncode: a core call and a change of layout."""
+
+import pytest
+import torch
+
+
+def test_a_sample_picture_is_an_image_of_the_host(fox):
+    assert fox.shape == (1, 128, 128, 3)
+    assert fox.dtype == torch.float32
+    assert 0 <= fox.min() < fox.max() <= 1
+
+
+def test_codes_are_those_of_core(pack, mini, fox, fox_codes):
+    core = pack.seed_core.load_tokenizer("seed-mini")
+    wanted = core.encode(core.preprocess(fox.movedim(-1, 1)))
+    assert isinstance(fox_codes, pack.seed_core.SeedCodes)
+    assert (fox_codes.family, fox_codes.codebook_size) == ("seed-mini", 512)
+    assert torch.equal(fox_codes.values, wanted)
+
+
+def test_one_row_a_picture_in_order(run, mini, fox, fox_codes):
+    owl = run("SEEDSamplePicture", picture="owl_on_red")[0]
+    (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=torch.cat((owl, fox, owl)))
+    assert len(codes) == 3
+    assert torch.equal(codes.values[1:2], fox_codes.values)
+    assert torch.equal(codes.values[0], codes.values[2])
+    assert not torch.equal(codes.values[0], codes.values[1])
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_fit_reaches_core(pack, run, mini, fox, fit):
+    wide = torch.cat((fox, fox.flip(1)), dim=2)
+    core = mini.tokenizer.core
+    wanted = core.encode(core.preprocess(wide.movedim(-1, 1), fit))
+    (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=wide, fit=fit)
+    assert torch.equal(codes.values, wanted)
+
+
+def test_alpha_is_dropped_and_grey_is_repeated(run, mini, fox, fox_codes):
+    rgba = torch.cat((fox, torch.full((1, 128, 128, 1), 0.3)), dim=-1)
+    (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=rgba)
+    assert torch.equal(codes.values, fox_codes.values)
+    grey = fox[..., :1]
+    (from_grey,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=grey)
+    (from_rgb,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=grey.expand(1, 128, 128, 3))
+    assert torch.equal(from_grey.values, from_rgb.values)
+
+
+def test_a_batch_of_no_pictures_is_refused(pack, run, mini):
+    with pytest.raises(pack.seed_core.PictureError, match="expected pictures"):
+        run("SEEDEncode", tokenizer=mini.tokenizer, image=torch.zeros(0, 8, 8, 3))
+
+
+def test_every_run_asks_the_host_for_room(run, mini, fox, management, monkeypatch):
+    asked = []
+
+    def load(models, memory_required=0):
+        asked.append((models, memory_required))
+
+    monkeypatch.setattr(management, "load_models_gpu", load)
+    for _ in range(2):
+        run("SEEDEncode", tokenizer=mini.tokenizer, image=fox)
+    assert [models for models, _ in asked] == [[mini.tokenizer.patcher]] * 2
+    assert all(memory > 0 for _, memory in asked)
+
+
+class Stopped(BaseException):
+    """Like the host's interruption: not an Exception."""
+
+
+@pytest.fixture
+def stop_after(management, monkeypatch):
+    """Press Stop at the n-th check."""
+
+    def press(checks):
+        left = iter(range(checks))
+
+        def check():
+            if next(left, None) is None:
+                raise Stopped
+
+        monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", check)
+
+    return press
+
+
+def test_stop_ends_encoding(run, mini, fox, stop_after):
+    stop_after(1)
+    with pytest.raises(Stopped):
+        run("SEEDEncode", tokenizer=mini.tokenizer, image=fox.expand(3, -1, -1, -1))
+
+
+def test_stop_ends_generation(run, mini, stop_after):
+    stop_after(1)
+    with pytest.raises(Stopped):
+        run("SEEDGenerate", llm=mini.llm, prompt="Tell me.", max_new_tokens=50)
+
+
+def test_stop_ends_decoding(run, mini, fox_codes, stop_after):
+    stop_after(1)
+    models = {"tokenizer": mini.tokenizer, "decoder": mini.decoder}
+    with pytest.raises(Stopped):
+        run("SEEDDecode", **models, codes=fox_codes, steps=50, guidance_scale=1.0)

@@ -1,0 +1,108 @@
+"""SEEDGenerate: widgets become options, replies become lists and one batch of codes."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def drawn(run, mini, pack):
+    """Two variations of a drawing."""
+    asked = {"prompt": "Draw a red fox on a blue background.", "reply": "image"}
+    return run("SEEDGenerate", llm=mini.llm, **asked, variations=2, max_new_tokens=80, seed=5)
+
+
+def test_the_reply_is_cores(pack, run, mini, fox_codes):
+    asked = {"prompt": "What is in this picture?", "codes": fox_codes}
+    options = pack.seed_core.GenerationOptions(reply="text", max_new_tokens=40, temperature=0.7)
+    wanted = mini.llm.core.generate(
+        **asked, options=options, generator=torch.Generator().manual_seed(3)
+    )
+    widgets = {"reply": "text", "max_new_tokens": 40, "temperature": 0.7, "seed": 3}
+    text, codes, chat = run("SEEDGenerate", llm=mini.llm, **asked, **widgets)
+    assert text == [wanted.text]
+    assert "fox" in text[0].lower()
+    assert len(codes) == 0
+    assert chat == [wanted.chat]
+
+
+def test_variations_make_lists_and_one_batch(pack, drawn):
+    text, codes, chat = drawn
+    assert len(text) == len(chat) == 2
+    assert all("<image>" in t for t in text)
+    assert isinstance(codes, pack.seed_core.SeedCodes)
+    assert codes.family == "seed-mini"
+    assert len(codes) == sum(t.count("<image>") for t in text)
+
+
+def test_variation_i_uses_seed_plus_i(run, mini, drawn):
+    asked = {"prompt": "Draw a red fox on a blue background.", "reply": "image"}
+    text, codes, _ = run("SEEDGenerate", llm=mini.llm, **asked, max_new_tokens=80, seed=6)
+    assert text[0] == drawn[0][1]
+    assert torch.equal(codes.values, drawn[1].values[-len(codes) :])
+
+
+def test_the_largest_seed_has_variations_too(run, mini):
+    asked = {"prompt": "What is this?", "reply": "text", "max_new_tokens": 4}
+    text, _, _ = run("SEEDGenerate", llm=mini.llm, **asked, variations=2, seed=2**64 - 1)
+    assert len(text) == 2
+
+
+def test_a_conversation_goes_on(run, mini, drawn):
+    _, _, (chat, _) = drawn
+    asked = {"prompt": "What is in the picture?", "reply": "text", "max_new_tokens": 30}
+    _, _, (longer,) = run("SEEDGenerate", llm=mini.llm, chat=chat, **asked)
+    assert len(longer.turns) == len(chat.turns) + 2
+    assert longer.turns[: len(chat.turns)] == chat.turns
+
+
+def test_an_empty_prompt_is_refused(pack, run, mini):
+    with pytest.raises(pack.seed_core.PromptError, match="empty"):
+        run("SEEDGenerate", llm=mini.llm, prompt=" \n")
+
+
+def test_marks_without_pictures_are_refused(pack, run, mini):
+    with pytest.raises(pack.seed_core.PromptError, match="<image>"):
+        run("SEEDGenerate", llm=mini.llm, prompt="What is <image>?")
+
+
+def test_codes_of_another_family_are_refused_by_both_names(pack, run, mini):
+    codes = pack.seed_core.SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-2", 8192)
+    with pytest.raises(pack.seed_core.CodesError, match=r"seed-mini.*seed-2"):
+        run("SEEDGenerate", llm=mini.llm, prompt="What is this?", codes=codes)
+
+
+def test_a_conversation_of_another_family_is_refused_by_both_names(pack, run, mini):
+    chat = pack.seed_core.SeedChat("seed-2", 8192)
+    with pytest.raises(pack.seed_core.CodesError, match=r"seed-2.*seed-mini"):
+        run("SEEDGenerate", llm=mini.llm, prompt="What is this?", chat=chat)
+
+
+def test_refusals_come_before_the_weights_are_moved(pack, run, mini, management, monkeypatch):
+    def load(models, memory_required=0):
+        raise AssertionError("asked for memory")
+
+    monkeypatch.setattr(management, "load_models_gpu", load)
+    with pytest.raises(pack.seed_core.PromptError):
+        run("SEEDGenerate", llm=mini.llm, prompt="")
+
+
+def test_live_text_is_sent_a_few_times_a_second_to_the_node(pack, monkeypatch):
+    """The frontend drops frames under a text a token; the last one must come through."""
+    sent = []
+
+    class Server:
+        client_id = "me"
+
+        def send_progress_text(self, text, node_id, sid):
+            sent.append((text, node_id, sid))
+
+    clock = iter([10.0, 10.1, 10.2, 10.3, 10.31])
+    context = type("Context", (), {"node_id": "7"})
+    monkeypatch.setattr(pack.host.PromptServer, "instance", Server(), raising=False)
+    monkeypatch.setattr(pack.host, "get_executing_context", lambda: context)
+    monkeypatch.setattr(pack.host.time, "monotonic", lambda: next(clock))
+    progress = pack.host.Progress(4)
+    for word in "abcd":
+        progress.show(lambda word=word: word)
+    progress.show(lambda: "all", is_final=True)
+    assert sent == [("a", "7", "me"), ("d", "7", "me"), ("all", "7", "me")]

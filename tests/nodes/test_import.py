@@ -1,0 +1,31 @@
+"""What importing the pack costs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import importlib.util, pathlib, sys
+
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+tests = pathlib.Path(sys.argv[1])
+load("host_double", tests / "host_double.py").install(tests)
+load("pack", tests.parent / "__init__.py")
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_importing_the_pack_imports_neither_transformers_nor_diffusers():
+    command = [sys.executable, "-c", SCRIPT, str(TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    packages = set(done.stdout.split())
+    assert "torch" in packages
+    assert not packages & {"transformers", "diffusers", "accelerate", "skimage"}

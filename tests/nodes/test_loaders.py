@@ -1,0 +1,171 @@
+"""Loaders: what they offer, what they share, what they refuse."""
+
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+BUNDLED = "seed-mini (bundled)"
+
+
+@pytest.fixture
+def models(pack):
+    """The host's model folder with nothing of ours in it, before and after."""
+    root = Path(pack.host.folder_paths.models_dir)
+    yield root
+    for name in ("seed_tokenizer", "seed_llm", "seed_decoder", "diffusers"):
+        shutil.rmtree(root / name, ignore_errors=True)
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def options(pack, node_id):
+    return pack.nodes_by_id[node_id].GET_SCHEMA().inputs[0].options
+
+
+LOADERS = ["SEEDTokenizerLoader", "SEEDLLaMALoader", "SEEDDecoderLoader"]
+
+
+@pytest.mark.parametrize("node_id", LOADERS)
+def test_a_fresh_install_offers_the_bundled_model(pack, node_id):
+    assert options(pack, node_id) == [BUNDLED]
+
+
+def test_tokenizer_files_are_offered_without_their_vision_tower(pack, models):
+    for name in ("b.pt", "a.safetensors", "sub/c.pt", "eva_vit_g.pth", "notes.txt"):
+        write(models / "seed_tokenizer" / name)
+    assert options(pack, "SEEDTokenizerLoader") == [BUNDLED, "a.safetensors", "b.pt", "sub/c.pt"]
+
+
+def test_llm_folders_are_those_with_a_config(pack, models):
+    write(models / "seed_llm" / "8b" / "config.json", "{}")
+    write(models / "seed_llm" / "8b" / "parts" / "config.json", "{}")
+    write(models / "seed_llm" / "empty" / "readme.md")
+    assert options(pack, "SEEDLLaMALoader") == [BUNDLED, "8b"]
+
+
+def test_decoder_folders_are_those_of_unclip_pipelines(pack, models):
+    unclip = json.dumps({"_class_name": "StableUnCLIPImg2ImgPipeline"})
+    write(models / "seed_decoder" / "sd21" / "model_index.json", unclip)
+    write(models / "diffusers" / "other" / "unclip" / "model_index.json", unclip)
+    sdxl = json.dumps({"_class_name": "StableDiffusionXLPipeline"})
+    write(models / "diffusers" / "sdxl" / "model_index.json", sdxl)
+    write(models / "diffusers" / "broken" / "model_index.json", "{not json")
+    write(models / "diffusers" / "list" / "model_index.json", "[1]")
+    assert options(pack, "SEEDDecoderLoader") == [BUNDLED, "other/unclip", "sd21"]
+
+
+def test_folders_of_extra_model_paths_are_searched(pack, tmp_path):
+    """extra_model_paths.yaml ends in this call of the host."""
+    write(tmp_path / "far.safetensors")
+    table = pack.host.folder_paths.folder_names_and_paths["seed_tokenizer"][0]
+    pack.host.folder_paths.add_model_folder_path("seed_tokenizer", str(tmp_path))
+    try:
+        assert options(pack, "SEEDTokenizerLoader") == [BUNDLED, "far.safetensors"]
+    finally:
+        table.remove(str(tmp_path))
+
+
+def test_a_file_that_vanished_is_refused_with_folder_and_link(pack, models):
+    node = pack.nodes_by_id["SEEDTokenizerLoader"]
+    assert node.validate_inputs(tokenizer=BUNDLED) is True
+    said = node.validate_inputs(tokenizer="gone.pt")
+    assert "'gone.pt' is not in models/seed_tokenizer" in said
+    assert "https://huggingface.co/AILab-CVC/seed-tokenizer-2" in said
+    assert str(models / "seed_tokenizer") in said
+
+
+def test_a_choice_that_comes_by_wire_is_checked_when_loaded(pack, run):
+    """At validation such an input is not there yet."""
+    assert pack.nodes_by_id["SEEDLLaMALoader"].validate_inputs() is True
+    with pytest.raises(pack.seed_core.CheckpointError, match="seed-llama-8b-sft"):
+        run("SEEDLLaMALoader", model="gone")
+
+
+def test_a_path_out_of_the_folder_is_no_choice(pack, models):
+    write(models / "seed_tokenizer" / "a.pt")
+    write(models / "outside.pt")
+    said = pack.nodes_by_id["SEEDTokenizerLoader"].validate_inputs(tokenizer="../outside.pt")
+    assert "is not in models/seed_tokenizer" in said
+    (models / "outside.pt").unlink()
+
+
+def test_a_damaged_file_is_named_with_what_to_do(pack, run, models):
+    write(models / "seed_tokenizer" / "half.safetensors", "not a safetensors file")
+    with pytest.raises(pack.seed_core.CheckpointError) as caught:
+        run("SEEDTokenizerLoader", tokenizer="half.safetensors")
+    assert "half.safetensors" in str(caught.value)
+    assert "huggingface.co/AILab-CVC/seed-tokenizer-2" in str(caught.value)
+
+
+def test_a_changed_file_changes_the_fingerprint(pack, models):
+    node = pack.nodes_by_id["SEEDTokenizerLoader"]
+
+    def fingerprint():
+        return node.fingerprint_inputs(tokenizer="a.pt", precision="auto")
+
+    assert fingerprint() == "missing"
+    write(models / "seed_tokenizer" / "a.pt", "one")
+    first = fingerprint()
+    assert fingerprint() == first
+    write(models / "seed_tokenizer" / "a.pt", "three")
+    second = fingerprint()
+    assert second != first
+    write(models / "seed_tokenizer" / "eva_vit_g.pth", "tower")
+    assert fingerprint() != second
+
+
+def test_two_loaders_share_a_model_and_the_last_wire_ends_it(pack, run):
+    first = run("SEEDTokenizerLoader", precision="bf16")[0]
+    assert run("SEEDTokenizerLoader", precision="bf16")[0] is first
+    assert run("SEEDTokenizerLoader", precision="fp16")[0] is not first
+    keys = [key for key in pack.host._loaded if torch.bfloat16 in key]
+    assert keys
+    del first
+    gc.collect()
+    assert not [key for key in pack.host._loaded if torch.bfloat16 in key]
+
+
+def test_fp8_says_that_it_needs_a_converted_file(pack, run):
+    with pytest.raises(pack.seed_core.OptionError, match="converted to fp8"):
+        run("SEEDLLaMALoader", precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("fast", "preferred", "chosen"),
+    [
+        ((), "fp16", torch.float32),
+        (("fp16", "bf16"), "fp16", torch.float16),
+        (("fp16", "bf16"), "bf16", torch.bfloat16),
+        (("fp16",), "bf16", torch.float16),
+        (("bf16",), "fp16", torch.bfloat16),
+    ],
+)
+def test_auto_precision_asks_the_host_what_is_fast(
+    pack, management, monkeypatch, fast, preferred, chosen
+):
+    for name in ("fp16", "bf16"):
+        monkeypatch.setattr(management, f"should_use_{name}", lambda device, n=name: n in fast)
+    assert pack.host.choose_dtype("auto", preferred) == chosen
+    assert pack.host.choose_dtype("fp32", preferred) == torch.float32
+
+
+def test_auto_on_a_cpu_is_fp32(mini):
+    assert (
+        mini.tokenizer.core.dtype == mini.llm.core.dtype == mini.decoder.core.dtype == torch.float32
+    )
+
+
+def test_the_host_can_make_a_second_copy(mini):
+    """How the host copies a model to another card; it passes disable_dynamic itself."""
+    make, arguments = mini.tokenizer.patcher.cached_patcher_init
+    copy = make(*arguments, disable_dynamic=True)
+    assert copy.model is not mini.tokenizer.patcher.model
+    assert type(copy.model) is type(mini.tokenizer.patcher.model)

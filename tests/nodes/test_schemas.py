@@ -1,0 +1,164 @@
+"""What the host and every saved workflow know about the nodes."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+HELP = Path(__file__).resolve().parents[2] / "nodes" / "web" / "docs"
+
+# The public contract: node ids, input ids ("?" = optional socket) and types, outputs ("*" = a list).
+# Saved workflows depend on it: never renamed, never reordered, only appended to.
+CONTRACT = {
+    "SEEDSamplePicture": (["picture COMBO"], ["image IMAGE"]),
+    "SEEDTokenizerLoader": (
+        ["tokenizer COMBO", "precision COMBO"],
+        ["tokenizer SEED_TOKENIZER"],
+    ),
+    "SEEDLLaMALoader": (["model COMBO", "precision COMBO"], ["llm SEED_LLM"]),
+    "SEEDDecoderLoader": (["decoder COMBO", "precision COMBO"], ["decoder SEED_DECODER"]),
+    "SEEDEncode": (
+        ["tokenizer SEED_TOKENIZER", "image IMAGE", "fit COMBO"],
+        ["codes SEED_CODES"],
+    ),
+    "SEEDGenerate": (
+        [
+            "llm SEED_LLM",
+            "prompt STRING",
+            "codes? SEED_CODES",
+            "chat? SEED_CHAT",
+            "reply COMBO",
+            "variations INT",
+            "max_new_tokens INT",
+            "temperature FLOAT",
+            "top_p FLOAT",
+            "top_k INT",
+            "seed INT",
+        ],
+        ["text* STRING", "codes SEED_CODES", "chat* SEED_CHAT"],
+    ),
+    "SEEDDecode": (
+        [
+            "tokenizer SEED_TOKENIZER",
+            "decoder SEED_DECODER",
+            "codes SEED_CODES",
+            "negative_codes? SEED_CODES",
+            "seed INT",
+            "steps INT",
+            "guidance_scale FLOAT",
+            "noise_level INT",
+            "width INT",
+            "height INT",
+        ],
+        ["image IMAGE"],
+    ),
+    "SEEDCodesToEmbedding": (
+        ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
+        ["clip_vision_output* CLIP_VISION_OUTPUT"],
+    ),
+    "SEEDPreviewCodes": (["codes SEED_CODES"], ["codes SEED_CODES"]),
+}
+DEFAULTS = {
+    "SEEDGenerate": {
+        "reply": "auto",
+        "variations": 1,
+        "max_new_tokens": 512,
+        "temperature": 1.0,
+        "top_p": 0.5,
+        "top_k": 50,
+    },
+    "SEEDDecode": {
+        "steps": 20,
+        "guidance_scale": 10.0,
+        "noise_level": 0,
+        "width": 0,
+        "height": 0,
+    },
+    "SEEDEncode": {"fit": "stretch"},
+}
+OPTIONS = {
+    ("SEEDEncode", "fit"): ["stretch", "crop", "pad"],
+    ("SEEDGenerate", "reply"): ["auto", "text", "image"],
+    ("SEEDTokenizerLoader", "precision"): ["auto", "fp32", "fp16", "bf16"],
+    ("SEEDLLaMALoader", "precision"): ["auto", "bf16", "fp16", "fp32", "fp8"],
+    ("SEEDDecoderLoader", "precision"): ["auto", "fp32", "fp16", "bf16"],
+}
+
+
+@pytest.fixture(params=CONTRACT)
+def node_id(request):
+    return request.param
+
+
+@pytest.fixture
+def node(pack, node_id):
+    return pack.nodes_by_id[node_id]
+
+
+@pytest.fixture
+def schema(node):
+    return node.GET_SCHEMA()
+
+
+def test_the_nodes_come_in_the_order_of_a_graph(pack):
+    assert list(pack.nodes_by_id) == list(CONTRACT)
+
+
+def test_ids_types_and_order_are_the_contract(schema, node_id):
+    inputs = [f"{i.id}{'?' if i.optional else ''} {i.get_io_type()}" for i in schema.inputs]
+    outputs = [f"{o.id}{'*' if o.is_output_list else ''} {o.get_io_type()}" for o in schema.outputs]
+    assert (inputs, outputs) == CONTRACT[node_id]
+
+
+def test_the_schema_is_valid_and_filled(schema):
+    schema.validate()
+    assert schema.category == "SEED"
+    assert schema.display_name
+    assert len(schema.description) > 40
+    assert schema.search_aliases
+
+
+def test_every_socket_and_widget_is_explained(schema):
+    short = [s.id for s in (*schema.inputs, *schema.outputs) if len(s.tooltip or "") < 12]
+    assert not short
+
+
+def test_defaults_are_the_references(schema, node_id):
+    found = {i.id: getattr(i, "default", None) for i in schema.inputs}
+    wanted = DEFAULTS.get(node_id, {})
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_defaults_lie_in_their_ranges(schema):
+    for widget in schema.inputs:
+        low, high = getattr(widget, "min", None), getattr(widget, "max", None)
+        if low is not None:
+            assert low <= widget.default <= high, widget.id
+        if getattr(widget, "options", None) and widget.default is not None:
+            assert widget.default in widget.options, widget.id
+
+
+def test_choices_are_the_contract(pack, node_id):
+    for (owner, name), options in OPTIONS.items():
+        if owner == node_id:
+            widgets = {i.id: i for i in pack.nodes_by_id[owner].GET_SCHEMA().inputs}
+            assert widgets[name].options == options
+
+
+def test_random_seeds_can_be_varied_after_each_run(schema):
+    for widget in schema.inputs:
+        if widget.id == "seed":
+            assert widget.control_after_generate
+            assert (widget.min, widget.max) == (0, 2**64 - 1)
+
+
+def test_execute_takes_exactly_the_inputs(node, schema):
+    taken = [name for name in inspect.signature(node.execute).parameters if name != "cls"]
+    assert sorted(taken) == sorted(i.id for i in schema.inputs)
+
+
+def test_the_help_page_speaks_of_every_socket_and_widget(schema, node_id):
+    page = (HELP / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {schema.display_name}\n")
+    unexplained = [i.id for i in schema.inputs if i.id not in page]
+    assert not unexplained

@@ -1,0 +1,165 @@
+"""Regenerates workflows/*.jpg and tests/workflows/api/*.json by running the templates.
+
+    python tests/workflows/make_thumbnails.py
+
+needs what the browser tests need: a ComfyUI checkout (COMFYUI_PATH), Chromium, playwright. Each
+template is loaded and queued in the real frontend on a server of its own; the thumbnail is laid
+out from the pictures and words that came out, and the API twin is what the frontend queued.
+"""
+
+import importlib.util
+import io
+import json
+import tempfile
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent
+WORKFLOWS = TESTS.parent / "workflows"
+SIZE = 512  # pixels; the template browser shows thumbnails as squares
+MARGIN = 20
+HALF = (SIZE - 3 * MARGIN) // 2
+PAPER, CARD, INK, SOFT = "#3d4256", "#262a38", "#ffffff", "#c9cee0"
+
+
+def load_beside(path: Path) -> ModuleType:
+    """Import a helper from its file: nothing under tests is on sys.path."""
+    spec = importlib.util.spec_from_file_location(f"thumbnails_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Sheet:
+    """A slate-blue square to place rounded pictures and words on."""
+
+    def __init__(self) -> None:
+        self.image = Image.new("RGB", (SIZE, SIZE), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def picture(self, picture: Image.Image, left: int, top: int, width: int, height: int) -> None:
+        mask = Image.new("L", (width, height))
+        ImageDraw.Draw(mask).rounded_rectangle((0, 0, width - 1, height - 1), 16, fill=255)
+        self.image.paste(
+            picture.resize((width, height), Image.Resampling.LANCZOS), (left, top), mask
+        )
+
+    def words(self, text: str, top: int, size: int, color: str = INK) -> None:
+        """One centred line, made smaller until it fits."""
+        font = ImageFont.load_default(size)
+        while font.getlength(text) > SIZE - 4 * MARGIN:
+            font = ImageFont.load_default(font.size - 1)
+        self.draw.text((SIZE // 2, top), text, color, font, anchor="mm")
+
+    def bubble(self, text: str, middle: int, size: int = 34) -> None:
+        """One or two lines on a rounded card over the whole width."""
+        lines = textwrap.wrap(text, 26)
+        reach = size * (len(lines) + 1) // 2
+        box = (MARGIN, middle - reach, SIZE - MARGIN, middle + reach)
+        self.draw.rounded_rectangle(box, 20, fill=CARD)
+        for i, line in enumerate(lines):
+            self.words(line, middle + round((i - (len(lines) - 1) / 2) * 1.1 * size), size)
+
+    def arrow(self, x: int, y: int) -> None:
+        self.draw.ellipse((x - 24, y - 24, x + 24, y + 24), fill=PAPER)
+        self.draw.polygon([(x - 9, y - 14), (x + 15, y), (x - 9, y + 14)], fill=INK)
+
+
+def reconstruct(shown: dict[str, list[Any]], _: dict[str, str]) -> Image.Image:
+    sheet = Sheet()
+    sheet.picture(shown["Before"][0], MARGIN, MARGIN, HALF, HALF)
+    sheet.picture(shown["After"][0], 2 * MARGIN + HALF, MARGIN, HALF, HALF)
+    sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
+    codes = shown["32 codes"][0]
+    width = SIZE - 2 * MARGIN
+    height = min(width * codes.height // codes.width, SIZE - HALF - 3 * MARGIN)
+    sheet.picture(codes, MARGIN, SIZE - MARGIN - height, width, height)
+    return sheet.image
+
+
+def ask(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.Image:
+    sheet = Sheet()
+    side = 290
+    sheet.picture(shown["The picture"][0], (SIZE - side) // 2, MARGIN, side, side)
+    sheet.words(words["prompt"], 346, 32, SOFT)
+    sheet.bubble(shown["The answer"][0], 432)
+    return sheet.image
+
+
+def text_to_image(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.Image:
+    sheet = Sheet()
+    side = 190
+    left = (SIZE - 2 * side - MARGIN) // 2
+    for i, picture in enumerate(shown["Your drawings"]):
+        column, row = i % 2, i // 2
+        place = left + column * (side + MARGIN), MARGIN + row * (side + MARGIN)
+        sheet.picture(picture, *place, side, side)
+    sheet.words(words["prompt"], SIZE - 46, 34)
+    return sheet.image
+
+
+def edit(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.Image:
+    sheet = Sheet()
+    top = 90
+    sheet.picture(shown["Before"][0], MARGIN, top, HALF, HALF)
+    sheet.picture(shown["After"][0], 2 * MARGIN + HALF, top, HALF, HALF)
+    sheet.arrow(SIZE // 2, top + HALF // 2)
+    sheet.bubble(words["prompt"], 400)
+    return sheet.image
+
+
+LAYOUTS = {
+    "reconstruct": reconstruct,
+    "ask_about_a_picture": ask,
+    "text_to_image": text_to_image,
+    "edit_by_instruction": edit,
+}
+
+
+def shown_by_title(frontend: Any, outputs: dict[str, Any]) -> dict[str, list[Any]]:
+    """Pictures or texts of every output node, under the node's title."""
+    titles = frontend.page.evaluate("app.rootGraph._nodes.map((n) => [String(n.id), n.title])")
+    found: dict[str, list[Any]] = {}
+    for node, title in titles:
+        output = outputs.get(node) or {}
+        files = [frontend.server.picture(image) for image in output.get("images", [])]
+        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        found[title] = pictures or list(output.get("text", []))
+    return found
+
+
+def refresh(frontend: Any, name: str) -> None:
+    """Run one template and write its thumbnail and its twin."""
+    frontend.load_template(name)
+    prompt = frontend.api_prompt()
+    text = json.dumps(prompt, indent=1, ensure_ascii=False) + "\n"
+    (HERE / "api" / f"{name}.json").write_text(text, encoding="utf-8")
+    generate = next((n for n in prompt.values() if n["class_type"] == "SEEDGenerate"), None)
+    shown = shown_by_title(frontend, frontend.run(300))
+    picture = LAYOUTS[name](shown, generate["inputs"] if generate else {})
+    picture.save(WORKFLOWS / f"{name}.jpg", quality=90, optimize=True)
+
+
+def main() -> None:
+    comfy = load_beside(TESTS / "comfy_server.py")
+    drive = load_beside(TESTS / "browser" / "frontend.py")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = comfy.ComfyServer(comfy.find_checkout(), Path(folder) / "comfy")
+        server.start()
+        try:
+            with drive.launch(drive.find_chromium(), Path(folder) / "profile") as context:
+                frontend = drive.Frontend(context, server, vue_nodes=False)
+                for name in LAYOUTS:
+                    refresh(frontend, name)
+                    print(f"{name}: thumbnail and API twin written")
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
