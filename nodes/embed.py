@@ -15,12 +15,13 @@ NO_PICTURES = (
 
 
 def embed(tokenizer: host.LoadedModel, codes: SeedCodes) -> torch.Tensor:
-    """Image embeddings [B, D] of codes, one at a time so that no row depends on its neighbours."""
+    """Image embeddings [B, D] of codes."""
     if len(codes) == 0:
         raise CodesError(NO_PICTURES)
-    codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "this tokenizer")
+    codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "This tokenizer")
     core = tokenizer.ready(tokenizer.core.memory_required(1))
-    return torch.cat([core.embed(row) for row in codes.values.split(1)])
+    embedding: torch.Tensor = core.embed(codes)
+    return embedding
 
 
 class SeedCodesToEmbedding(io.ComfyNode):

@@ -63,7 +63,7 @@ class SeedTokenizerLoader(io.ComfyNode):
                     options=model_files.choices(TOKENIZER),
                     default=model_files.BUNDLED_CHOICE,
                     tooltip="A file of models/seed_tokenizer. seed-mini comes with the pack: a "
-                    "miniature that knows 64 emoji-like things, to try every workflow at once.",
+                    "miniature that knows 192 emoji-like things, to try every workflow at once.",
                 ),
                 _precision(PRECISIONS, "fp16"),
             ],

@@ -38,32 +38,33 @@ WEIGHT_SUFFIXES = (".safetensors", ".sft", *PICKLED_SUFFIXES)
 SEED_MINI = "seed-mini"
 _BUNDLED = Path(__file__).parent / "weights" / SEED_MINI
 
-_RENAMES = tuple(
+_UPSTREAM_NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"^visual_encoder\.patch_embed\.proj\.", "visual_encoder.patch_embed."),
-        (r"^ln_vision\.", "image_norm."),
-        (r"^query_tokens$", "qformer.query_tokens"),
-        (r"^reverse_tokens$", "reverse_qformer.query_tokens"),
-        (r"^Qformer\.bert\.", "qformer."),
-        (r"^Reverse_Qformer\.bert\.", "reverse_qformer."),
-        (r"(?<=qformer\.)embeddings\.LayerNorm\.", "norm."),
-        (r"(?<=qformer\.)encoder\.layer\.", "layers."),
-        (r"\.crossattention\.(self\.|output\.)", ".cross_attention."),
-        (r"\.attention\.(self\.|output\.)", ".self_attention."),
-        (r"_attention\.LayerNorm\.", "_attention.norm."),
-        (r"\.intermediate_query\.dense\.", ".fc1."),
-        (r"\.output_query\.dense\.", ".fc2."),
-        (r"\.output_query\.LayerNorm\.", ".norm."),
-        (r"^encode_task_layer\.", "encode_head."),
-        (r"^decode_task_layer\.", "decode_head."),
-        (r"^quantize\.embedding\.weight$", "quantizer.codebook"),
-        (r"^pos_embed_image$", "decode_pos_embed"),
-        (r"^blocks_image\.", "decode_blocks."),
-        (r"^distill_image_proj\.", "image_projection."),
+        (r"^(visual_encoder\.patch_embed\.)", r"\1proj."),
+        (r"^(visual_encoder\..*)\.qkv\.bias$", r"\1.q_bias + \1.v_bias"),
+        (r"^image_norm\.", "ln_vision."),
+        (r"^qformer\.query_tokens$", "query_tokens"),
+        (r"^reverse_qformer\.query_tokens$", "reverse_tokens"),
+        (r"^qformer\.", "Qformer.bert."),
+        (r"^reverse_qformer\.", "Reverse_Qformer.bert."),
+        (r"\.bert\.norm\.", ".bert.embeddings.LayerNorm."),
+        (r"\.bert\.layers\.", ".bert.encoder.layer."),
+        (r"(layer\.\d+)\.fc1\.", r"\1.intermediate_query.dense."),
+        (r"(layer\.\d+)\.fc2\.", r"\1.output_query.dense."),
+        (r"(layer\.\d+)\.norm\.", r"\1.output_query.LayerNorm."),
+        (r"\.(?:self_(attention)|(cross)_(attention))\.dense\.", r".\1\2\3.output.dense."),
+        (r"\.(?:self_(attention)|(cross)_(attention))\.norm\.", r".\1\2\3.output.LayerNorm."),
+        (r"\.(?:self_(attention)|(cross)_(attention))\.", r".\1\2\3.self."),
+        (r"^encode_head\.", "encode_task_layer."),
+        (r"^decode_head\.", "decode_task_layer."),
+        (r"^quantizer\.codebook$", "quantize.embedding.weight"),
+        (r"^decode_pos_embed$", "pos_embed_image"),
+        (r"^decode_blocks\.", "blocks_image."),
+        (r"^image_projection\.", "distill_image_proj."),
     )
 )
-"""Upstream's tokenizer keys to ours, applied in this order."""
+"""Our names of the tokenizer's tensors to those in upstream's files, applied in this order."""
 
 
 def bundled(part: str) -> Path:
@@ -76,8 +77,15 @@ def sample_pictures() -> dict[str, Path]:
     return {path.stem: path for path in sorted((_BUNDLED / "samples").glob("*.png"))}
 
 
-def rename_tokenizer_keys(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield upstream's tokenizer tensors under our names.
+def upstream_tokenizer_name(name: str) -> str:
+    """Return the name under which upstream's files hold one of our tokenizer's tensors."""
+    for pattern, upstream in _UPSTREAM_NAMES:
+        name = pattern.sub(upstream, name)
+    return name
+
+
+def join_tower_biases(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield upstream's tokenizer tensors with the tower's biases joined.
 
     The vision tower stores query and value biases apart and has none for keys; they become the one
     bias of its fused product, with zeros in the middle.
@@ -85,15 +93,13 @@ def rename_tokenizer_keys(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]
     halves: dict[str, torch.Tensor] = {}
     for key, tensor in tensors:
         layer, _, kind = key.rpartition(".")
-        if kind in ("q_bias", "v_bias"):
-            halves[key] = tensor
-            query, value = halves.get(f"{layer}.q_bias"), halves.get(f"{layer}.v_bias")
-            if query is not None and value is not None:
-                yield f"{layer}.qkv.bias", torch.cat((query, torch.zeros_like(query), value))
+        if kind not in ("q_bias", "v_bias"):
+            yield key, tensor
             continue
-        for pattern, name in _RENAMES:
-            key = pattern.sub(name, key)
-        yield key, tensor
+        halves[key] = tensor
+        query, value = halves.get(f"{layer}.q_bias"), halves.get(f"{layer}.v_bias")
+        if query is not None and value is not None:
+            yield f"{layer}.q_bias + {layer}.v_bias", torch.cat((query, torch.zeros_like(query), value))
 
 
 def assemble(
@@ -102,6 +108,7 @@ def assemble(
     tensors: Tensors,
     device: torch.device,
     source: Path,
+    name_in_file: Callable[[str], str] = str,
 ) -> Module:
     """Build a network on the meta device and assign ``tensors`` to it, in the network's dtypes.
 
@@ -112,28 +119,31 @@ def assemble(
             not have are ignored and logged.
         device: where the weights are to live.
         source: the file or folder, for messages.
+        name_in_file: the network's name of a tensor to the file's.
 
     Raises:
-        CheckpointError: missing tensors, or one of another shape, by name.
+        CheckpointError: missing tensors, or one of another shape, by their names in the file.
     """
     # A host's layers may hold no weights before they are loaded, so torch's tell the shapes.
     expected = build(nn).state_dict()
+    names = {name_in_file(name): name for name in expected}
     state: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
     for key, tensor in tensors:
-        if key not in expected:
+        if key not in names:
             unknown.append(key)
             continue
-        if tensor.shape != expected[key].shape:
+        wanted = expected[names[key]]
+        if tensor.shape != wanted.shape:
             raise CheckpointError(
                 f"{source}: {key} has shape {list(tensor.shape)}, this model needs "
-                f"{list(expected[key].shape)}. The file belongs to a model of another size; a "
-                "model of unusual size needs its config.json beside it."
+                f"{list(wanted.shape)}. The file belongs to a model of another size; a model of "
+                "unusual size needs its config.json beside it."
             )
-        state[key] = tensor.to(device=device, dtype=expected[key].dtype)
+        state[names[key]] = tensor.to(device=device, dtype=wanted.dtype)
     if unknown:
         log.debug("%s: ignored %d unknown tensors: %s", source, len(unknown), ", ".join(unknown))
-    if missing := [key for key in expected if key not in state]:
+    if missing := [key for key, name in names.items() if name not in state]:
         raise CheckpointError(
             f"{source}: {_some(missing, 'tensors')} missing. The file is incomplete or belongs to "
             "another model."
@@ -154,14 +164,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         CheckpointError: no such file, an unknown kind, a damaged one, or a pickle with code in it.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path.name} in the folder {path.parent}")
-    suffix = path.suffix.lower()
-    if suffix not in WEIGHT_SUFFIXES:
-        raise CheckpointError(
-            f"{path} is no weight file this can read; known endings: {', '.join(WEIGHT_SUFFIXES)}"
-        )
-    if suffix in PICKLED_SUFFIXES:
+    if _is_pickled(path):
         yield from _read_pickled(path).items()
         return
     try:
@@ -174,13 +177,25 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def read_keys(path: Path) -> list[str]:
     """Return the names of the tensors of a weight file; of a safetensors file only by its header."""
-    if path.suffix.lower() in PICKLED_SUFFIXES or not path.is_file():
-        return [key for key, _ in read_tensors(path)]
+    if _is_pickled(path):
+        return list(_read_pickled(path))
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Tell the kind of a weight file, or say why it is none."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path.name} in the folder {path.parent}")
+    suffix = path.suffix.lower()
+    if suffix not in WEIGHT_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is no weight file this can read; known endings: {', '.join(WEIGHT_SUFFIXES)}"
+        )
+    return suffix in PICKLED_SUFFIXES
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

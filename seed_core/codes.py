@@ -7,6 +7,7 @@ token ids that stand for codes in a language model (see ``vocab``).
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -97,9 +98,9 @@ class SeedCodes:
         """
         try:
             record = json.loads(text)
-            rows = [[int(code) for code in row] for row in record["codes"]]
-            family, codebook_size = str(record["family"]), int(record["codebook_size"])
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+            rows = [[operator.index(code) for code in row] for row in record["codes"]]
+            family, codebook_size = str(record["family"]), operator.index(record["codebook_size"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CodesError(
                 'expected JSON like {"family": "seed-mini", "codebook_size": 512, "codes": '
                 f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r}"
@@ -111,7 +112,7 @@ class SeedCodes:
             raise CodesError(f"a picture has exactly {NUM_CODES} codes; got rows of {lengths}")
         try:
             values = torch.tensor(rows, dtype=torch.int64)
-        except (RuntimeError, OverflowError) as error:
+        except (RuntimeError, OverflowError, ValueError) as error:
             raise CodesError("a code is far too large to be one") from error
         return cls(values, family, codebook_size)
 

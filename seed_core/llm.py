@@ -209,11 +209,13 @@ class SeedLLM:
         images = ImageTokens(
             vocab.begin_image, vocab.end_image, vocab.first_code, vocab.codebook_size, NUM_CODES
         )
+        options = options or GenerationOptions()
+        pieces = self.template.render(asked)
         return DecodeRequest(
-            prompt=vocab.encode(self.template.render(asked)),
+            prompt=vocab.encode(pieces, before_image=options.reply == "image"),
             tokens=images,
             end_ids=self.end_ids,
-            options=options or GenerationOptions(),
+            options=options,
             generators=generators or [torch.Generator().manual_seed(0)],
         )
 

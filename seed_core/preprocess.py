@@ -62,7 +62,13 @@ def _to_square(image: Image.Image, size: int, fit: str) -> Image.Image:
     if fit == "crop":
         return ImageOps.fit(image, square, filter_)
     if fit == "pad":
-        return ImageOps.pad(image, square, filter_)
+        # Pillow's own padding would lose a strip so thin that its side rounds to no pixel.
+        scale = size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        padded = Image.new("RGB", square)
+        corner = ((size - width) // 2, (size - height) // 2)
+        padded.paste(image.resize((width, height), filter_), corner)
+        return padded
     return image.resize(square, filter_)
 
 

@@ -111,7 +111,12 @@ class SeedTokenizer:
             CodesError: codes out of range, of another count or family.
         """
         values = codes_values(codes, self.family, self.codebook_size, "This tokenizer")
-        return self.module.embed(values.to(self.device), self.dtype).float()
+        embeddings = torch.empty(len(values), self.embedding_dim, device=self.device)
+        values = values.to(self.device)
+        for i in range(len(values)):
+            # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
+            embeddings[i] = self.module.embed(values[i : i + 1], self.dtype)[0]
+        return embeddings
 
     def memory_required(self, pictures: int) -> int:
         """Return the bytes of working memory `encode` needs for so many pictures."""
@@ -160,9 +165,10 @@ def load_tokenizer(
     module = checkpoints.assemble(
         lambda layers: TokenizerModel(config, layers, device="meta", dtype=dtype),
         operations,
-        checkpoints.rename_tokenizer_keys(tensors),
+        checkpoints.join_tower_biases(tensors),
         device,
         source,
+        checkpoints.upstream_tokenizer_name,
     )
     return SeedTokenizer(config, module, device, dtype)
 

@@ -68,10 +68,14 @@ class Vocabulary:
                 f"{self._text.vocab_size()} ids of tokenizer.model"
             )
 
-    def segments(self, pieces: Iterable[Part]) -> list[Part]:
+    def segments(self, pieces: Iterable[Part], before_image: bool = False) -> list[Part]:
         """Return the pieces as they are encoded: strings joined, cut and stripped at pictures.
 
         A string is stripped on each side that touches a picture; an empty one disappears.
+
+        Args:
+            pieces: text and pictures in order.
+            before_image: whether a picture is going to follow the last piece.
         """
         joined: list[Part] = []
         for piece in pieces:
@@ -84,16 +88,16 @@ class Vocabulary:
             if isinstance(piece, str):
                 if i > 0:
                     piece = piece.lstrip()
-                if i + 1 < len(joined):
+                if before_image or i + 1 < len(joined):
                     piece = piece.rstrip()
             if piece:
                 out.append(piece)
         return out
 
-    def encode(self, pieces: Iterable[Part]) -> list[int]:
-        """Return the token ids of pieces, begin-of-text first."""
+    def encode(self, pieces: Iterable[Part], before_image: bool = False) -> list[int]:
+        """Return the token ids of pieces, begin-of-text first; see `segments`."""
         token_ids = [self.bos]
-        for segment in self.segments(pieces):
+        for segment in self.segments(pieces, before_image):
             if isinstance(segment, str):
                 token_ids += self._text.encode(segment)
             else:
@@ -142,7 +146,10 @@ def _read_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
             f"there is no {file.name} in the folder {file.parent}; a SEED-LLaMA folder needs "
             "tokenizer.model and added_tokens.json beside its weights"
         )
+    content = file.read_bytes()
+    if not content:  # sentencepiece would take it for "no model given"
+        raise CheckpointError(f"{file} is empty; download it again")
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise CheckpointError(f"{file} is no sentencepiece model, or damaged: {error}") from error

@@ -102,7 +102,8 @@ def seen(case):
     for name, module in stages_of(case.tokenizer.module).items():
 
         def keep(module, arguments, output, name=name):
-            outputs[name] = output.detach().clone()
+            # Embeddings are computed row by row: a stage is what its calls made, one after another.
+            outputs[name] = torch.cat((outputs[name], output)) if name in outputs else output
 
         hooks.append(module.register_forward_hook(keep))
     codes = case.tokenizer.encode(torch.from_numpy(case.arrays["pixels"]))
