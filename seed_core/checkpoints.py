@@ -99,7 +99,10 @@ def join_tower_biases(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
         halves[key] = tensor
         query, value = halves.get(f"{layer}.q_bias"), halves.get(f"{layer}.v_bias")
         if query is not None and value is not None:
-            yield f"{layer}.q_bias + {layer}.v_bias", torch.cat((query, torch.zeros_like(query), value))
+            yield (
+                f"{layer}.q_bias + {layer}.v_bias",
+                torch.cat((query, torch.zeros_like(query), value)),
+            )
 
 
 def assemble(

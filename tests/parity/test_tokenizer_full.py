@@ -93,7 +93,8 @@ def run(tokenizer, pixels, all_threads):
     for name, module in stages_of(tokenizer.module).items():
 
         def keep(module, arguments, output, name=name):
-            outputs[name] = output.detach().clone()
+            # Embeddings are computed row by row, so a stage may be several calls.
+            outputs[name] = torch.cat((outputs[name], output)) if name in outputs else output
 
         hooks.append(module.register_forward_hook(keep))
     codes = tokenizer.encode(pixels)
