@@ -41,12 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=text))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def frontend_module() -> ModuleType:
     return load_beside(TESTS / "browser" / "frontend.py")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """One server for the layer. The nodes' models are tiny: on a busy machine a second thread per
     operation costs ten times what it gains, so the server computes with one."""
@@ -59,7 +59,7 @@ def browser_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(frontend_module: ModuleType, tmp_path_factory) -> Iterator[object]:
     """One browser with a fresh profile, closed at the end."""
     executable = frontend_module.find_chromium()
@@ -81,7 +81,7 @@ def open_frontend(frontend_module, browser_server, chromium) -> Iterator[Callabl
         frontend.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def screenshot_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots go: SEED_SCREENSHOTS if set, else pytest's own temporary folder."""
     chosen = os.environ.get("SEED_SCREENSHOTS")
