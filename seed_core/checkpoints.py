@@ -13,6 +13,7 @@ import json
 import logging
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,18 @@ from torch import nn
 from .errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+    struct.error,
+)
+"""What torch raises, besides pickle's own error, on a file that is cut short or overwritten."""
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
 Module = TypeVar("Module", bound=nn.Module)
@@ -219,7 +232,7 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
             f"{path} was refused: it is damaged, or it holds program code, and a weight file needs "
             "none. Use the file from its official page, or a .safetensors version of it."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except _UNREADABLE as error:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a table of tensors")

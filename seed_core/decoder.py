@@ -127,6 +127,11 @@ class SeedDecoder:
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         calls = len(scheduler.timesteps)
+        if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
+            raise OptionError(
+                f"{options.num_inference_steps} steps are too many for this decoder's scheduler, "
+                f"which was trained with {scheduler.config.num_train_timesteps}; use fewer"
+            )
         pictures = []
         for i, row in enumerate(rows):
             label = self._label(row, negatives[i], options, generators[i])

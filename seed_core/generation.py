@@ -2,8 +2,7 @@
 
 Samples with temperature, top-k and top-p in that order, under a grammar that keeps every picture
 whole. Knows token ids only; texts and codes never reach it. Random numbers come from CPU generators
-alone and are drawn before the loop, so that a reply depends neither on the device nor on the other
-rows of its batch.
+alone and are drawn before the loop: row i uses the same ones on every device and in every batch.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tens
     cumulative = probability.cumsum(-1)
     target = uniform[:, None] * cumulative[:, -1:]
     choice = (cumulative <= target).sum(-1, keepdim=True)
-    last = (probability > 0).sum(-1, keepdim=True) - 1
+    last = (probability > 0).sum(-1, keepdim=True).sub(1).clamp(min=0)
     return token_ids.gather(-1, torch.minimum(choice, last))[:, 0]
 
 
@@ -227,11 +226,7 @@ def generate_tokens(
     )
     cache = KVCache(model.config, 1, len(prompt) + steps, device, dtype)
     logits = model(torch.tensor([prompt], device=device), cache, 0)
-    if not bool(torch.isfinite(logits).all()):
-        raise GenerationError(
-            "the language model computed numbers that are not finite. Try precision bf16 or fp32; "
-            "if that does not help, the weight file is damaged."
-        )
+    _check_finite(logits)
     cache.repeat_rows(rows)
     logits = logits.expand(rows, -1)
     replies = torch.empty(rows, steps, dtype=torch.int64)
@@ -251,7 +246,16 @@ def generate_tokens(
         if bool(ended.all()) or step + 1 == steps:
             break
         logits = model(token_ids[:, None], cache, len(prompt) + step)
+        _check_finite(logits)
     return [until_end(row, request.end_ids) for row in replies[:, : step + 1].tolist()]
+
+
+def _check_finite(logits: torch.Tensor) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise GenerationError(
+            "the language model computed numbers that are not finite. Try precision bf16 or fp32; "
+            "if that does not help, the weight file is damaged."
+        )
 
 
 def until_end(token_ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:

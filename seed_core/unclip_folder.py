@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from . import checkpoints
@@ -164,7 +165,7 @@ def _empty_prompt(folder: Path, unet: Any) -> torch.Tensor:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the text encoder cannot be read: {error}") from error
     tokens = tokenizer(
         "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
