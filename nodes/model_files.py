@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..seed_core.checkpoints import WEIGHT_SUFFIXES
 from ..seed_core.errors import CheckpointError
+from ..seed_core.tokenizer import VISION_TOWER_FILES
 from . import host
 
 BUNDLED = "seed-mini"
 BUNDLED_CHOICE = "seed-mini (bundled)"
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
-TOKENIZER_SUFFIXES = {".safetensors", ".sft", ".pt", ".pth", ".bin"}
-VISION_TOWER = "eva_vit_g.pth"  # lies beside the tokenizer's file and is no choice of its own
+TOKENIZER_SUFFIXES = set(WEIGHT_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelKind:
 TOKENIZER = ModelKind(
     ("seed_tokenizer",),
     "seed_quantizer.pt from https://huggingface.co/AILab-CVC/seed-tokenizer-2, with "
-    f"{VISION_TOWER} from BLIP-2 beside it",
+    "eva_vit_g.pth from BLIP-2 beside it",
 )
 LLM = ModelKind(
     ("seed_llm",),
@@ -103,7 +104,7 @@ def fingerprint(source: str | Path) -> tuple[Any, ...]:
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.is_file())
     else:
-        beside = (source.with_name(VISION_TOWER), source.with_name("config.json"))
+        beside = [source.with_name(name) for name in (*VISION_TOWER_FILES, "config.json")]
         files = [source, *(p for p in beside if p.is_file())]
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
@@ -132,7 +133,8 @@ def _models_below(kind: ModelKind, root: Path) -> Iterator[Path]:
 
 
 def _is_tokenizer(file: str) -> bool:
-    return Path(file).suffix.lower() in TOKENIZER_SUFFIXES and file != VISION_TOWER
+    # The tower lies beside the tokenizer's file and is no choice of its own.
+    return Path(file).suffix.lower() in TOKENIZER_SUFFIXES and file not in VISION_TOWER_FILES
 
 
 def _is_unclip(folder: Path) -> bool:

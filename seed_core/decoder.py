@@ -152,9 +152,10 @@ class SeedDecoder:
         """Return the bytes of working memory one picture needs; 0 is the decoder's own size."""
         width, height = width or self.size, height or self.size
         area = width * height
-        # The VAE's last blocks hold a few full-size maps at their narrowest width; the UNet works
-        # on a pair of latents 1 / vae_factor as wide, at about ten maps of its narrowest width.
-        vae = area * 6 * self.module.vae.config.block_out_channels[0]
+        # The VAE's last block works at full size on maps twice its narrowest width: input, norm,
+        # convolution and workspace come to about sixteen narrow ones. The UNet works on a pair of
+        # latents 1 / vae_factor as wide, at about ten maps of its narrowest width.
+        vae = area * 16 * self.module.vae.config.block_out_channels[0]
         unet = 2 * area // self._vae_factor**2 * 10 * self.module.unet.config.block_out_channels[0]
         return int(max(vae, unet)) * self.dtype.itemsize
 

@@ -24,7 +24,9 @@ from .tokenizer_network import TOKENIZER_LINK, TokenizerConfig, TokenizerModel
 EVA_VIT_LINK = (
     "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 )
-_EVA_VIT_STEM = "eva_vit_g"
+VISION_TOWER_FILES = ("eva_vit_g.safetensors", "eva_vit_g.pth", "eva_vit_g.pt")
+"""Names under which the vision tower may lie beside the tokenizer's own file."""
+
 _PICTURES_AT_ONCE = 16
 """Pictures through the tower together: enough to fill a card, little enough to bound memory."""
 
@@ -186,11 +188,11 @@ def _weight_file(path: Path) -> Path:
 
 
 def _tower_beside(source: Path) -> Path:
-    for suffix in (".safetensors", ".pth", ".pt"):
-        if (tower := source.with_name(_EVA_VIT_STEM + suffix)).is_file():
+    for name in VISION_TOWER_FILES:
+        if (tower := source.with_name(name)).is_file():
             return tower
     raise CheckpointError(
-        f"{source.name} holds no vision tower, and {_EVA_VIT_STEM}.pth is not beside it in the "
+        f"{source.name} holds no vision tower, and eva_vit_g.pth is not beside it in the "
         f"folder {source.parent}. Download it there: {EVA_VIT_LINK}"
     )
 

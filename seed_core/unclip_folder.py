@@ -164,9 +164,16 @@ def _empty_prompt(folder: Path, unet: Any) -> torch.Tensor:
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        load: Any = CLIPTextModel.from_pretrained  # its types do not know output_loading_info
+        encoder, report = load(
+            folder / "text_encoder", local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the text encoder cannot be read: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"{folder}: the text encoder lacks {len(missing)} tensors ({', '.join(missing[:10])})"
+        )
     tokens = tokenizer(
         "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
     )
