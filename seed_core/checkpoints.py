@@ -15,7 +15,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,9 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", *PICKLED_SUFFIXES)
 
+_MAPPED_AT_ONCE = 512 * 2**20
+"""Bytes of a pickled file that are read before its mapping is renewed."""
+
 SEED_MINI = "seed-mini"
 _BUNDLED = Path(__file__).parent / "weights" / SEED_MINI
 
@@ -55,7 +58,6 @@ _UPSTREAM_NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
         (r"^(visual_encoder\.patch_embed\.)", r"\1proj."),
-        (r"^(visual_encoder\..*)\.qkv\.bias$", r"\1.q_bias + \1.v_bias"),
         (r"^image_norm\.", "ln_vision."),
         (r"^qformer\.query_tokens$", "query_tokens"),
         (r"^reverse_qformer\.query_tokens$", "reverse_tokens"),
@@ -90,32 +92,22 @@ def sample_pictures() -> dict[str, Path]:
     return {path.stem: path for path in sorted((_BUNDLED / "samples").glob("*.png"))}
 
 
-def upstream_tokenizer_name(name: str) -> str:
-    """Return the name under which upstream's files hold one of our tokenizer's tensors."""
+def upstream_tokenizer_names(name: str) -> tuple[str | None, ...]:
+    """Return under which names upstream's files hold one of our tokenizer's tensors.
+
+    The vision tower stores query and value biases apart and has none for keys; they are joined to
+    the one bias of its fused product, with zeros in the middle.
+    """
     for pattern, upstream in _UPSTREAM_NAMES:
         name = pattern.sub(upstream, name)
-    return name
+    if name.startswith("visual_encoder.") and name.endswith(".qkv.bias"):
+        layer = name.removesuffix(".qkv.bias")
+        return f"{layer}.q_bias", None, f"{layer}.v_bias"
+    return (name,)
 
 
-def join_tower_biases(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield upstream's tokenizer tensors with the tower's biases joined.
-
-    The vision tower stores query and value biases apart and has none for keys; they become the one
-    bias of its fused product, with zeros in the middle.
-    """
-    halves: dict[str, torch.Tensor] = {}
-    for key, tensor in tensors:
-        layer, _, kind = key.rpartition(".")
-        if kind not in ("q_bias", "v_bias"):
-            yield key, tensor
-            continue
-        halves[key] = tensor
-        query, value = halves.get(f"{layer}.q_bias"), halves.get(f"{layer}.v_bias")
-        if query is not None and value is not None:
-            yield (
-                f"{layer}.q_bias + {layer}.v_bias",
-                torch.cat((query, torch.zeros_like(query), value)),
-            )
+def _same_name(name: str) -> tuple[str | None, ...]:
+    return (name,)
 
 
 def assemble(
@@ -124,7 +116,7 @@ def assemble(
     tensors: Tensors,
     device: torch.device,
     source: Path,
-    name_in_file: Callable[[str], str] = str,
+    names_in_file: Callable[[str], tuple[str | None, ...]] = _same_name,
 ) -> Module:
     """Build a network on the meta device and assign ``tensors`` to it, in the network's dtypes.
 
@@ -135,31 +127,32 @@ def assemble(
             not have are ignored and logged.
         device: where the weights are to live.
         source: the file or folder, for messages.
-        name_in_file: the network's name of a tensor to the file's.
+        names_in_file: the network's name of a tensor to the file's; several are joined by rows, and
+            None among them stands for zeros.
 
     Raises:
         CheckpointError: missing tensors, or one of another shape, by their names in the file.
     """
     # A host's layers may hold no weights before they are loaded, so torch's tell the shapes.
     expected = build(nn).state_dict()
-    names = {name_in_file(name): name for name in expected}
+    pieces = {name: names_in_file(name) for name in expected}
+    owners = {key: name for name, keys in pieces.items() for key in keys if key is not None}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     state: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
     for key, tensor in tensors:
-        if key not in names:
+        name = owners.get(key)
+        if name is None:
             unknown.append(key)
             continue
-        wanted = expected[names[key]]
-        if tensor.shape != wanted.shape:
-            raise CheckpointError(
-                f"{source}: {key} has shape {list(tensor.shape)}, this model needs "
-                f"{list(wanted.shape)}. The file belongs to a model of another size; a model of "
-                "unusual size needs its config.json beside it."
-            )
-        state[names[key]] = tensor.to(device=device, dtype=wanted.dtype)
+        parts = found.setdefault(name, {})
+        parts[key] = tensor.to(device=device, dtype=expected[name].dtype)
+        if all(other is None or other in parts for other in pieces[name]):
+            state[name] = _join(pieces[name], found.pop(name), expected[name], source)
     if unknown:
         log.debug("%s: ignored %d unknown tensors: %s", source, len(unknown), ", ".join(unknown))
-    if missing := [key for key, name in names.items() if name not in state]:
+    given = {key for name in state for key in pieces[name]}.union(*found.values())
+    if missing := [key for key in owners if key not in given]:
         raise CheckpointError(
             f"{source}: {_some(missing, 'tensors')} missing. The file is incomplete or belongs to "
             "another model."
@@ -167,6 +160,26 @@ def assemble(
     module = build(operations)
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def _join(
+    keys: Sequence[str | None], found: dict[str, torch.Tensor], wanted: torch.Tensor, source: Path
+) -> torch.Tensor:
+    """Return the tensors one below the other, zeros like the first for a key that is None."""
+    first = next(iter(found.values()))
+    parts = [torch.zeros_like(first) if key is None else found[key] for key in keys]
+    if len(parts) == 1:
+        shape = first.shape
+    else:
+        shape = torch.Size([sum(part.shape[0] for part in parts), *first.shape[1:]])
+    if shape != wanted.shape or any(part.shape[1:] != first.shape[1:] for part in parts):
+        have = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in found.items())
+        raise CheckpointError(
+            f"{source} holds {have}; this model needs {list(wanted.shape)}"
+            f"{' of them together' if len(parts) > 1 else ''}. The file belongs to a model of "
+            "another size; a model of unusual size needs its config.json beside it."
+        )
+    return first if len(parts) == 1 else torch.cat(parts)
 
 
 def _some(names: list[str], what: str) -> str:
@@ -181,14 +194,30 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         CheckpointError: no such file, an unknown kind, a damaged one, or a pickle with code in it.
     """
     if _is_pickled(path):
-        yield from _read_pickled(path).items()
+        yield from _pickled_tensors(path)
         return
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for key in file.keys():  # noqa: SIM118 - the handle is no mapping
-                yield key, file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    # What was read of a mapped file counts as memory until the mapping ends, and that is when its
+    # last tensor is gone: one mapping a tensor.
+    for key in read_keys(path):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensor = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+        yield key, tensor
+
+
+def _pickled_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield copies, and map the file anew from time to time, as one mapping holds all of it."""
+    content = _read_pickled(path)
+    used = 0
+    for key in list(content):
+        if used > _MAPPED_AT_ONCE and _is_zip(path):
+            content, used = {}, 0  # the old mapping ends before the new one begins
+            content = _read_pickled(path)
+        tensor = content.pop(key).clone()
+        used += tensor.nbytes
+        yield key, tensor
 
 
 def read_keys(path: Path) -> list[str]:
@@ -243,10 +272,13 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load_weights_only(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
     load: Callable[..., Any] = torch.load  # noqa: TID251 - the one justified use
-    return load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    return load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def read_json(path: Path) -> dict[str, Any]:

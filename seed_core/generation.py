@@ -7,16 +7,21 @@ alone and are drawn before the loop: row i uses the same ones on every device an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
 from .errors import GenerationError, OptionError
-from .llama import KVCache, Llama
+from .graphs import GraphedCalls, can_capture
+from .llama import KVCache, Llama, attended_length
 
 REPLIES = ("auto", "text", "image")
+
+STEPS_PER_READ = 8
+"""On a card, steps between two looks at the tokens: a reply may run up to twice as many too far."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +114,22 @@ class PictureGrammar:
         self._forbidden = forbidden.to(device)
         self._remaining = torch.full((rows,), -1, device=device)  # codes to come; -1 outside
 
-    def forbidden(self, tokens_left: int) -> torch.Tensor:
+    def forbidden(self, tokens_left: torch.Tensor) -> torch.Tensor:
         """Return what may not come next, bool ``[rows, vocab_size]``.
 
         Args:
-            tokens_left: tokens the reply can still hold, the next one included.
+            tokens_left: tokens the reply can still hold, the next one included, int64 ``[1]``.
         """
-        fits = self._allow_images and tokens_left >= self._tokens.per_image + 2
-        outside = self._ANY if fits else self._TEXT
-        state = torch.where(self._remaining > 0, self._CODES, self._CLOSE)
-        return self._forbidden[torch.where(self._remaining < 0, outside, state)]
+        fits = (tokens_left >= self._tokens.per_image + 2) & self._allow_images
+        outside = torch.where(fits, self._ANY, self._TEXT)
+        inside = torch.where(self._remaining > 0, self._CODES, self._CLOSE)
+        state = torch.where(self._remaining < 0, outside, inside)
+        return self._forbidden.index_select(0, state)
 
     def advance(self, token_ids: torch.Tensor) -> None:
         """Take note of the token ``[rows]`` that each row continues with."""
-        inside = self._remaining >= 0
-        self._remaining = torch.where(inside, self._remaining - 1, self._remaining)
-        opened = token_ids == self._tokens.begin
-        self._remaining = torch.where(opened, self._tokens.per_image, self._remaining)
+        self._remaining.sub_(1).clamp_(min=-1)
+        self._remaining.masked_fill_(token_ids == self._tokens.begin, self._tokens.per_image)
 
 
 def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tensor) -> torch.Tensor:
@@ -195,12 +199,140 @@ def reply_length(request: DecodeRequest, context: int) -> int:
     return length
 
 
+class DecodeLoop:
+    """Replies that grow together, all of their state on the device and changed in place.
+
+    A step neither asks the device for a value nor makes a tensor that outlives it, so steps can be
+    queued ahead of the device, and captured in a graph.
+
+    Args:
+        model: the network.
+        request: prompt, grammar, options and generators.
+        device: where to compute.
+        dtype: the network's precision.
+
+    Attributes:
+        steps: most tokens of a reply.
+        done: tokens every reply has, some of them perhaps still to be computed.
+        replies: the tokens, int64 ``[rows, steps]``.
+        ended: which rows have an end token, bool ``[rows]``.
+        is_finite: whether every logit so far was a number, bool ``[]``.
+    """
+
+    def __init__(
+        self, model: Llama, request: DecodeRequest, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        options, rows = request.options, len(request.generators)
+        self._prompt = len(request.prompt)
+        self.steps = reply_length(request, model.config.max_position_embeddings)
+        self.done = 0
+        self.replies = torch.zeros(rows, self.steps, dtype=torch.int64, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._model = model
+        self._options = options
+        self._grammar = PictureGrammar(
+            request.tokens, model.config.vocab_size, rows, options.reply != "text", device
+        )
+        self._uniform = torch.stack(
+            [torch.rand(self.steps, generator=g) for g in request.generators]
+        ).to(device)
+        self._end_ids = torch.tensor(sorted(request.end_ids), device=device)
+        self._token_ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._cache = KVCache(model.config, rows, self._prompt + self.steps, device, dtype)
+        self._first = torch.tensor([request.prompt], device=device)
+        self._begin = request.tokens.begin
+
+    def begin(self) -> None:
+        """Read the prompt and give every row its first token."""
+        logits = self._model.prefill(self._first, self._cache)
+        if self._options.reply == "image":
+            self._take(torch.full_like(self._token_ids, self._begin), logits)
+        else:
+            self._choose(logits.expand(len(self.replies), -1))
+        self.done = 1
+
+    def step(self, call: GraphedCalls) -> None:
+        """Give every row one more token."""
+        length = attended_length(self._prompt + self.done)
+        call(length, partial(self._decode, length))
+        self.done += 1
+
+    def _decode(self, length: int) -> None:
+        position = self._step + (self._prompt - 1)  # of the newest token
+        self._choose(self._model.decode(self._token_ids, self._cache, position, length))
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        forbidden = self._grammar.forbidden(self.steps - self._step)
+        uniform = self._uniform.index_select(1, self._step)[:, 0]
+        masked = logits.masked_fill(forbidden, -torch.inf)
+        self._take(sample(masked, self._options, uniform), logits)
+
+    def _take(self, token_ids: torch.Tensor, logits: torch.Tensor) -> None:
+        # One sum is enough: a logit that is not finite makes it so.
+        self.is_finite &= logits.sum(dtype=torch.float32).isfinite()
+        self._grammar.advance(token_ids)
+        self._token_ids.copy_(token_ids)
+        self.replies.index_copy_(1, self._step, token_ids[:, None])
+        self.ended |= torch.isin(token_ids, self._end_ids)
+        self._step += 1
+
+
+class _Snapshot:
+    """The replies at one moment, copied to the CPU; on a CUDA device without waiting for it."""
+
+    def __init__(self, loop: DecodeLoop) -> None:
+        is_cuda = loop.replies.device.type == "cuda"
+        self.replies, self.ended, self._is_finite = (
+            tensor.to("cpu", non_blocking=is_cuda, copy=True)
+            for tensor in (loop.replies[:, : loop.done], loop.ended, loop.is_finite)
+        )
+        self._arrived = torch.cuda.Event() if is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def wait(self) -> None:
+        """Wait for the copy.
+
+        Raises:
+            GenerationError: logits that are no numbers.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if not bool(self._is_finite):
+            raise GenerationError(
+                "the language model computed numbers that are not finite. Try precision bf16 or "
+                "fp32; if that does not help, the weight file is damaged."
+            )
+
+
+def _snapshots(loop: DecodeLoop, call: GraphedCalls, steps_per_read: int) -> Iterator[_Snapshot]:
+    """Run the loop to its end, looking at it every few steps."""
+    loop.begin()
+    yield _Snapshot(loop)
+    while loop.done < loop.steps:
+        for _ in range(min(steps_per_read, loop.steps - loop.done)):
+            loop.step(call)
+        yield _Snapshot(loop)
+
+
+def _one_ahead(snapshots: Iterator[_Snapshot]) -> Iterator[_Snapshot]:
+    """Yield each snapshot only when the one after it was asked for: the device never waits."""
+    previous = next(snapshots)
+    for snapshot in snapshots:
+        yield previous
+        previous = snapshot
+    yield previous
+
+
 def generate_tokens(
     model: Llama,
     request: DecodeRequest,
     device: torch.device,
     dtype: torch.dtype,
     on_step: Callable[[torch.Tensor, int], None] | None = None,
+    use_graphs: bool | None = None,
 ) -> list[list[int]]:
     """Continue a prompt, once for each generator, as one batch that shares the prompt's pass.
 
@@ -209,8 +341,10 @@ def generate_tokens(
         request: prompt, grammar, options and generators.
         device: where to compute.
         dtype: the network's precision.
-        on_step: called after each step with the token ids so far, int64 ``[rows, steps]`` on the
-            CPU, and the most steps there can be. What it raises ends the generation.
+        on_step: called with the token ids so far, int64 ``[rows, steps]`` on the CPU, and the most
+            steps there can be; after each step on a CPU, after every few elsewhere. What it raises
+            ends the generation.
+        use_graphs: whether steps run as CUDA graphs; None is wherever they can.
 
     Returns:
         The new token ids of each row, its end token included if it came.
@@ -218,44 +352,19 @@ def generate_tokens(
     Raises:
         GenerationError: see `reply_length`; or logits that are no numbers.
     """
-    prompt, options, rows = list(request.prompt), request.options, len(request.generators)
-    steps = reply_length(request, model.config.max_position_embeddings)
-    uniform = torch.stack([torch.rand(steps, generator=g) for g in request.generators]).to(device)
-    grammar = PictureGrammar(
-        request.tokens, model.config.vocab_size, rows, options.reply != "text", device
-    )
-    cache = KVCache(model.config, 1, len(prompt) + steps, device, dtype)
-    logits = model(torch.tensor([prompt], device=device), cache, 0)
-    _check_finite(logits)
-    cache.repeat_rows(rows)
-    logits = logits.expand(rows, -1)
-    replies = torch.empty(rows, steps, dtype=torch.int64)
-    ended = torch.zeros(rows, dtype=torch.bool)
-    end_ids = torch.tensor(sorted(request.end_ids))
-    for step in range(steps):
-        if step == 0 and options.reply == "image":
-            token_ids = torch.full((rows,), request.tokens.begin, device=device)
-        else:
-            masked = logits.masked_fill(grammar.forbidden(steps - step), -torch.inf)
-            token_ids = sample(masked, options, uniform[:, step])
-        grammar.advance(token_ids)
-        replies[:, step] = token_ids.cpu()
-        ended |= torch.isin(replies[:, step], end_ids)
-        if on_step is not None:
-            on_step(replies[:, : step + 1], steps)
-        if bool(ended.all()) or step + 1 == steps:
-            break
-        logits = model(token_ids[:, None], cache, len(prompt) + step)
-        _check_finite(logits)
-    return [until_end(row, request.end_ids) for row in replies[:, : step + 1].tolist()]
-
-
-def _check_finite(logits: torch.Tensor) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        raise GenerationError(
-            "the language model computed numbers that are not finite. Try precision bf16 or fp32; "
-            "if that does not help, the weight file is damaged."
-        )
+    loop = DecodeLoop(model, request, device, dtype)
+    calls = GraphedCalls(can_capture(model, device) if use_graphs is None else use_graphs)
+    snapshots = _snapshots(loop, calls, 1 if device.type == "cpu" else STEPS_PER_READ)
+    try:
+        for snapshot in _one_ahead(snapshots) if device.type == "cuda" else snapshots:
+            snapshot.wait()
+            if on_step is not None:
+                on_step(snapshot.replies, loop.steps)
+            if bool(snapshot.ended.all()):
+                break
+    finally:
+        calls.close()
+    return [until_end(row, request.end_ids) for row in snapshot.replies.tolist()]
 
 
 def until_end(token_ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:

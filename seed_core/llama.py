@@ -1,6 +1,8 @@
 """The LLaMA network: token ids to logits, with a static key-value cache.
 
-Parameter names are Hugging Face's, so its checkpoints load without renaming. Knows token ids only,
+Parameter names are Hugging Face's, but for the products that are fused here: query, key and value
+into one, gate and up into one (`names_in_file`). A step writes and reads the cache in place at a
+position that is a tensor, so that it can be captured once and replayed. Knows token ids only,
 neither text nor codes, nor how the next token is chosen.
 
 Sources: arXiv 2302.13971 (LLaMA), 2104.09864 (RoPE); agrees with transformers' LlamaForCausalLM.
@@ -16,6 +18,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import CheckpointError
+
+ATTENTION_STEP = 256
+"""Attention looks at whole stretches of so many cached tokens, so that its shapes seldom change."""
+
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def names_in_file(name: str) -> tuple[str, ...]:
+    """Return under which names Hugging Face files hold one of our tensors, to be joined by rows."""
+    for fused, parts in _FUSED.items():
+        if f".{fused}." in name:
+            return tuple(name.replace(fused, part) for part in parts)
+    return (name,)
 
 
 @dataclass(frozen=True)
@@ -88,16 +103,16 @@ class LlamaConfig:
     def cache_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Return the size of a `KVCache`."""
         per_position = 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
-        return per_position * batch * length * dtype.itemsize
+        return per_position * batch * attended_length(length) * dtype.itemsize
 
 
 class KVCache:
-    """Keys and values of every position so far, allocated once.
+    """Keys and values of every position so far, allocated once and written in place.
 
     Args:
         config: the network's sizes.
         batch: rows.
-        length: most positions it can hold, in tokens.
+        length: positions it must hold, in tokens; it holds up to `ATTENTION_STEP` - 1 more.
         device: where it lives.
         dtype: the network's precision.
     """
@@ -114,12 +129,13 @@ class KVCache:
             config.num_hidden_layers,
             batch,
             config.num_key_value_heads,
-            length,
+            attended_length(length),
             config.head_dim,
         )
+        # Zeros, for positions not yet written are read too: their weight is 0, times a number.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.cos, self.sin = _rotations(config, length, device, dtype)
+        self.cos, self.sin = _rotations(config, self.length, device, dtype)
 
     @property
     def length(self) -> int:
@@ -127,37 +143,51 @@ class KVCache:
         return self.keys.shape[3]
 
     def write(
-        self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store ``[B, heads, T, head_dim]`` at ``start`` and return everything up to there."""
-        end = start + key.shape[2]
-        self.keys[layer, :, :, start:end] = key
-        self.values[layer, :, :, start:end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self, layer: int, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Store ``[B, heads, T, head_dim]`` at positions ``[T]``; one row goes to every row."""
+        rows = (self.keys.shape[1], -1, -1, -1)
+        self.keys[layer].index_copy_(2, index, key.expand(rows))
+        self.values[layer].index_copy_(2, index, value.expand(rows))
 
-    def repeat_rows(self, batch: int) -> None:
-        """Copy the one row of a shared prompt to ``batch`` rows."""
-        if batch == 1:
-            return
-        self.keys = self.keys.repeat(1, batch, 1, 1, 1)
-        self.values = self.values.repeat(1, batch, 1, 1, 1)
+
+def attended_length(used: int) -> int:
+    """Return how many positions of the cache attention looks at when so many are in use."""
+    return -(-used // ATTENTION_STEP) * ATTENTION_STEP
 
 
 def _rotations(
     config: LlamaConfig, length: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines ``[length, head_dim]`` of every position, computed in float32."""
+    """Return cosines and signed sines ``[length, head_dim]`` of every position.
+
+    Computed in float32. A head is turned by ``x * cos + halves of x swapped * sin``, so the first
+    half of the sines is negative.
+    """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
     position = torch.arange(length, dtype=torch.float32, device=device)
-    angle = torch.outer(position, frequency).repeat(1, 2)  # halves, as Hugging Face orders heads
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    angle = torch.outer(position, frequency)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each head of ``[B, heads, T, head_dim]`` by its position."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+@dataclass(frozen=True)
+class _Place:
+    """Where the tokens of one pass stand; made once for all layers.
+
+    Attributes:
+        index: positions, int64 ``[T]``.
+        cos: of the positions, ``[T, head_dim]``.
+        sin: of the positions, ``[T, head_dim]``.
+        mask: 0 where the one token of a step may look and minus infinity elsewhere, ``[length]``;
+            None for a prompt, which looks at itself only.
+    """
+
+    index: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    mask: torch.Tensor | None
 
 
 class LlamaAttention(nn.Module):
@@ -165,43 +195,37 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int, operations: Any, **factory: Any) -> None:
         super().__init__()
-        width, head_dim = config.hidden_size, config.head_dim
-        kv_width = config.num_key_value_heads * head_dim
+        width = config.hidden_size
         self.layer = layer
-        self.head_dim = head_dim
-        self.is_grouped = config.num_key_value_heads != config.num_attention_heads
-        self.q_proj = operations.Linear(width, width, bias=False, **factory)
-        self.k_proj = operations.Linear(width, kv_width, bias=False, **factory)
-        self.v_proj = operations.Linear(width, kv_width, bias=False, **factory)
+        self.head_dim = config.head_dim
+        self.query_heads = config.num_attention_heads
+        self.key_heads = config.num_key_value_heads
+        fused = (self.query_heads + 2 * self.key_heads) * self.head_dim
+        self.qkv_proj = operations.Linear(width, fused, bias=False, **factory)
         self.o_proj = operations.Linear(width, width, bias=False, **factory)
 
-    def forward(self, x: torch.Tensor, cache: KVCache, start: int) -> torch.Tensor:
-        """Map ``[B, T, D]`` at positions ``start ..`` to the same shape, extending the cache."""
-        query, key, value = (
-            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )  # [B, heads, T, head_dim]
-        length = x.shape[1]
-        cos, sin = cache.cos[start : start + length], cache.sin[start : start + length]
-        keys, values = cache.write(self.layer, start, _rotate(key, cos, sin), value)
+    def forward(self, x: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:
+        """Map ``[B, T, D]`` to the same shape, extending the cache."""
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        turned, value = heads.split((self.query_heads + self.key_heads, self.key_heads), dim=1)
+        swapped = turned.roll(self.head_dim // 2, -1)
+        turned = torch.addcmul(turned * place.cos, swapped, place.sin)
+        query, key = turned.split((self.query_heads, self.key_heads), dim=1)
+        cache.write(self.layer, place.index, key, value)
+        if place.mask is not None:
+            length = place.mask.shape[0]
+            key = cache.keys[self.layer, :, :, :length]
+            value = cache.values[self.layer, :, :, :length]
         mixed = F.scaled_dot_product_attention(
-            _rotate(query, cos, sin),
-            keys,
-            values,
-            attn_mask=_causal_mask(length, start, x.device),
-            is_causal=length > 1 and start == 0,
-            enable_gqa=self.is_grouped,
+            query,
+            key,
+            value,
+            attn_mask=None if place.mask is None else place.mask.expand(*query.shape[:3], -1),
+            is_causal=place.mask is None,
+            enable_gqa=self.query_heads != self.key_heads,
         )
         out: torch.Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
-
-
-def _causal_mask(length: int, start: int, device: torch.device) -> torch.Tensor | None:
-    """Return a mask only where torch's own causal one does not fit: several tokens, not at 0."""
-    if length == 1 or start == 0:
-        return None
-    allowed = torch.ones(length, start + length, dtype=torch.bool, device=device)
-    return allowed.tril(diagonal=start)
 
 
 class LlamaMlp(nn.Module):
@@ -210,13 +234,13 @@ class LlamaMlp(nn.Module):
     def __init__(self, config: LlamaConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         width, hidden = config.hidden_size, config.intermediate_size
-        self.gate_proj = operations.Linear(width, hidden, bias=False, **factory)
-        self.up_proj = operations.Linear(width, hidden, bias=False, **factory)
+        self.gate_up_proj = operations.Linear(width, 2 * hidden, bias=False, **factory)
         self.down_proj = operations.Linear(hidden, width, bias=False, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, T, D]`` to the same shape."""
-        out: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: torch.Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 
@@ -231,9 +255,9 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = operations.RMSNorm(width, eps=eps, **factory)
         self.mlp = LlamaMlp(config, operations, **factory)
 
-    def forward(self, x: torch.Tensor, cache: KVCache, start: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:
         """Map ``[B, T, D]`` to the same shape, extending the cache."""
-        x = x + self.self_attn(self.input_layernorm(x), cache, start)
+        x = x + self.self_attn(self.input_layernorm(x), cache, place)
         out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -268,23 +292,55 @@ class Llama(nn.Module):
             config.hidden_size, config.vocab_size, bias=False, **factory
         )
 
-    def forward(
-        self, token_ids: torch.Tensor, cache: KVCache, start: int, all_positions: bool = False
+    def prefill(
+        self, token_ids: torch.Tensor, cache: KVCache, all_positions: bool = False
     ) -> torch.Tensor:
-        """Return logits of the token that follows.
+        """Read a prompt in one pass and return logits of the token that follows.
 
         Args:
-            token_ids: int64 ``[B, T]``, standing at positions ``start .. start + T - 1``.
-            cache: holds positions ``0 .. start - 1`` and receives these.
-            start: how many positions the cache already holds.
-            all_positions: also return those of every earlier position.
+            token_ids: int64 ``[B, T]``, standing at positions 0 to T - 1.
+            cache: receives them; one row fills every row of it.
+            all_positions: also return the logits at every earlier position.
 
         Returns:
             ``[B, vocab_size]``, or ``[B, T, vocab_size]`` with ``all_positions``.
         """
-        x = self.model.embed_tokens(token_ids)  # [B, T, D]
+        length = token_ids.shape[1]
+        index = torch.arange(length, device=token_ids.device)
+        place = _Place(index, cache.cos[:length], cache.sin[:length], mask=None)
+        x = self._trunk(token_ids, cache, place)
+        return self._logits(x if all_positions else x[:, -1])
+
+    def decode(
+        self, token_ids: torch.Tensor, cache: KVCache, position: torch.Tensor, length: int
+    ) -> torch.Tensor:
+        """Go on by one token a row, without waiting for the device.
+
+        Args:
+            token_ids: int64 ``[B]``.
+            cache: holds every earlier position and receives these.
+            position: where the tokens stand, int64 ``[1]``.
+            length: how much of the cache to look at, `attended_length` of ``position + 1``.
+
+        Returns:
+            Logits of the token that follows, ``[B, vocab_size]``.
+        """
+        later = torch.arange(length, device=position.device) > position
+        mask = torch.zeros(length, device=position.device, dtype=cache.keys.dtype)
+        place = _Place(
+            index=position,
+            cos=cache.cos.index_select(0, position),
+            sin=cache.sin.index_select(0, position),
+            mask=mask.masked_fill_(later, -torch.inf),
+        )
+        return self._logits(self._trunk(token_ids[:, None], cache, place)[:, -1])
+
+    def _trunk(self, token_ids: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:
+        x: torch.Tensor = self.model.embed_tokens(token_ids)  # [B, T, D]
         for layer in self.model.layers:
-            x = layer(x, cache, start)
-        x = self.model.norm(x if all_positions else x[:, -1])
-        logits: torch.Tensor = self.lm_head(x)
+            x = layer(x, cache, place)
+        return x
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(self.model.norm(x))
         return logits

@@ -126,6 +126,9 @@ class SeedLLM:
     ) -> list[Reply]:
         """Answer a prompt once for each generator.
 
+        In float32 a reply is the one that its generator gives alone. In 16 bits rounding depends on
+        how many are made together, so there it may be another.
+
         Args:
             prompt: what the user says; ``<image>`` marks where each picture goes, pictures without
                 a mark go first.
@@ -133,7 +136,8 @@ class SeedLLM:
             chat: the conversation so far.
             options: how tokens are chosen.
             generators: CPU generators, one a variation; none is the same as one seeded with 0.
-            on_token: called after each token; what it raises ends the generation.
+            on_token: called after each token on a CPU, after every few elsewhere; what it raises
+                ends the generation.
 
         Returns:
             One reply a generator, in order.
@@ -176,7 +180,7 @@ class SeedLLM:
             variations: replies made at once.
         """
         config, size = self.config, self.dtype.itemsize
-        cache = config.cache_bytes(variations + 1, tokens, self.dtype)
+        cache = config.cache_bytes(variations, tokens, self.dtype)
         prefill = tokens * (4 * config.hidden_size + 3 * config.intermediate_size) * size
         logits = variations * config.vocab_size * (size + 4 * 4)
         return cache + prefill + logits

@@ -17,7 +17,7 @@ import torch
 from . import checkpoints
 from .codes import CODEBOOK_SIZES
 from .errors import CheckpointError
-from .llama import Llama, LlamaConfig
+from .llama import Llama, LlamaConfig, names_in_file
 from .prompt import LLAMA_2, VICUNA, PromptTemplate
 from .vocab import Vocabulary
 
@@ -71,6 +71,7 @@ def read_llm_folder(
         _weights(checkpoints.weight_files(folder, ("model", "pytorch_model")), config),
         device,
         folder,
+        names_in_file,
     )
     return LlmFolder(
         module=module,

@@ -167,10 +167,10 @@ def load_tokenizer(
     module = checkpoints.assemble(
         lambda layers: TokenizerModel(config, layers, device="meta", dtype=dtype),
         operations,
-        checkpoints.join_tower_biases(tensors),
+        tensors,
         device,
         source,
-        checkpoints.upstream_tokenizer_name,
+        checkpoints.upstream_tokenizer_names,
     )
     return SeedTokenizer(config, module, device, dtype)
 

@@ -40,9 +40,10 @@ def save_published(tensors, folder, extra=None):
 
 
 def outputs(path, pixels):
+    """Codes and weights; an embedding's last bits depend on where the weights lie in memory."""
     tokenizer = seed_core.load_tokenizer(path)
-    codes = tokenizer.encode(pixels)
-    return codes.tolist(), tokenizer.embed(codes).tolist()
+    weights = {name: value.tolist() for name, value in tokenizer.module.state_dict().items()}
+    return tokenizer.encode(pixels).tolist(), weights
 
 
 def test_the_published_pair_equals_the_merged_file(merged, tiny_tensors, tiny_config, pixels):
@@ -173,6 +174,18 @@ def test_a_truncated_file_is_one_clear_error(tiny_tensors, tiny_config, form, sh
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match=f"model.{form}"):
         seed_core.load_tokenizer(path)
+
+
+def test_a_truncated_file_of_the_old_form_is_one_clear_error_wherever_it_ends(tmp_path):
+    """It is a row of pickles, so each length breaks another part of torch's reader."""
+    path = tmp_path / "old.pth"
+    tensors = {"a": torch.ones(3), "b": torch.arange(2)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="old.pth"):
+            list(checkpoints.read_tensors(path))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -312,14 +325,18 @@ def mapped_ranges(path):
     return ranges
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mappings")
-@pytest.mark.parametrize("form", ["safetensors", "pt"])
-def test_weights_are_views_of_their_file_not_copies(tiny_tensors, tiny_config, form):
+needs_maps = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="reads Linux's list of mappings"
+)
+
+
+@needs_maps
+def test_weights_are_views_of_their_file_not_copies(tiny_tensors, tiny_config):
     """At the file's own precision a network costs no memory beyond the mapped file.
 
     All but the fused biases of the tower, which are put together from two tensors.
     """
-    path = save_as(form, tiny_tensors, tiny_config)
+    path = save_as("safetensors", tiny_tensors, tiny_config)
     module = seed_core.load_tokenizer(path).module
     ranges = mapped_ranges(path)
     copied = {
@@ -328,6 +345,17 @@ def test_weights_are_views_of_their_file_not_copies(tiny_tensors, tiny_config, f
         if not any(start <= value.data_ptr() < end for start, end in ranges)
     }
     assert copied == {f"visual_encoder.blocks.{i}.attn.qkv.bias" for i in range(2)}
+
+
+@needs_maps
+def test_a_pickled_file_is_let_go_once_its_weights_are_read(tiny_tensors, tiny_config, monkeypatch):
+    """Its one mapping holds all of it, fused and unknown tensors too; and is renewed as it is read."""
+    monkeypatch.setattr(checkpoints, "_MAPPED_AT_ONCE", 4096)
+    path = save_as("pt", tiny_tensors, tiny_config)
+    module = seed_core.load_tokenizer(path).module
+    assert mapped_ranges(path) == []
+    again = seed_core.load_tokenizer(save_as("safetensors", tiny_tensors, tiny_config)).module
+    assert all(map(torch.equal, module.state_dict().values(), again.state_dict().values()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -7,14 +7,18 @@ that they are certain.
 import pytest
 import torch
 
+from seed_core import generation
 from seed_core.errors import GenerationError, OptionError
 from seed_core.generation import (
+    DecodeLoop,
     DecodeRequest,
     GenerationOptions,
     ImageTokens,
     generate_tokens,
     sample,
+    until_end,
 )
+from seed_core.graphs import GraphedCalls
 from seed_core.llama import Llama, LlamaConfig
 
 CPU = torch.device("cpu")
@@ -335,6 +339,13 @@ def test_numbers_that_are_not_finite_are_one_clear_error(network):
         run(network)
 
 
+def test_numbers_that_cease_to_be_finite_on_the_way_are_one_clear_error(network):
+    """A picture's begin marker is the first token; what follows from it is no number."""
+    network.model.embed_tokens.weight[BEGIN] = torch.nan
+    with pytest.raises(GenerationError, match="not finite"):
+        run(network, generators(1, 2), reply="image", max_new_tokens=40)
+
+
 # --- progress ---
 
 
@@ -404,3 +415,60 @@ def test_the_defaults_are_the_reference_scripts():
     options = GenerationOptions()
     assert (options.temperature, options.top_p, options.top_k) == (1.0, 0.5, 50)
     assert (options.max_new_tokens, options.reply) == (512, "auto")
+
+
+# --- graphs ---
+
+
+def test_a_step_never_asks_the_device_for_a_value(network):
+    """On the meta device there are none: whatever would wait for the device raises."""
+    meta = torch.device("meta")
+    options = GenerationOptions(max_new_tokens=40)
+    request = DecodeRequest(PROMPT, IMAGES, frozenset({END}), options, generators(1, 2))
+    with torch.inference_mode():
+        loop = DecodeLoop(network.to(meta), request, meta, torch.float32)
+        loop.begin()
+        for _ in range(39):
+            loop.step(GraphedCalls(enabled=False))
+    assert loop.done == 40
+
+
+def test_a_step_leaves_its_state_where_it_is(network):
+    """A captured graph reads and writes the addresses it was captured with."""
+
+    def places(value):
+        if isinstance(value, torch.Tensor):
+            yield value.data_ptr()
+        elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
+            for part in vars(value).values():
+                yield from places(part)
+
+    options = GenerationOptions(max_new_tokens=40)
+    request = DecodeRequest(PROMPT, IMAGES, frozenset({END}), options, generators(1, 2))
+    with torch.inference_mode():
+        loop = DecodeLoop(network, request, CPU, torch.float32)
+        loop.begin()
+        before = list(places(loop))
+        for _ in range(39):
+            loop.step(GraphedCalls(enabled=False))
+    assert len(before) > 10
+    assert list(places(loop)) == before
+
+
+def test_looking_late_changes_no_reply(biased):
+    """As on a card: steps are queued in stretches, and one stretch ahead of what is known."""
+    network = biased([(END, 1.5)])
+    expected = run(network, generators(*range(4)), max_new_tokens=60)
+    assert max(map(len, expected)) < 50  # so that the loop ends before its last step
+    options = GenerationOptions(max_new_tokens=60, top_p=1.0, top_k=0)
+    request = DecodeRequest(PROMPT, IMAGES, frozenset({END}), options, generators(*range(4)))
+    with torch.inference_mode():
+        loop = DecodeLoop(network, request, CPU, torch.float32)
+        for snapshot in generation._one_ahead(
+            generation._snapshots(loop, GraphedCalls(enabled=False), steps_per_read=8)
+        ):
+            snapshot.wait()
+            if snapshot.ended.all():
+                break
+    assert [until_end(row, {END}) for row in snapshot.replies.tolist()] == expected
+    assert loop.done <= max(map(len, expected)) + 16

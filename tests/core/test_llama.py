@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seed_core.errors import CheckpointError
-from seed_core.llama import KVCache, Llama, LlamaConfig
+from seed_core.llama import ATTENTION_STEP, KVCache, Llama, LlamaConfig, names_in_file
 
 FIELDS = {
     "model_type": "llama",
@@ -60,8 +60,9 @@ def test_a_missing_field_is_named(field):
         LlamaConfig.from_dict(fields)
 
 
-def test_parameter_names_are_hugging_faces():
-    names = set(Llama(LlamaConfig.from_dict(FIELDS), device="meta").state_dict())
+def test_names_in_files_are_hugging_faces():
+    ours = Llama(LlamaConfig.from_dict(FIELDS), device="meta").state_dict()
+    names = {name for own in ours for name in names_in_file(own)}
     layer = {
         f"model.layers.{i}.{name}.weight"
         for i in range(2)
@@ -85,4 +86,4 @@ def test_the_estimate_of_the_cache_is_its_size():
     cache = KVCache(config, 3, 20, torch.device("cpu"), torch.float16)
     held = sum(x.numel() * x.element_size() for x in (cache.keys, cache.values))
     assert config.cache_bytes(3, 20, torch.float16) == held
-    assert cache.length == 20
+    assert cache.length == ATTENTION_STEP

@@ -4,14 +4,23 @@
 norm epsilon or head grouping is off by a hundredth and more.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from seed_core.checkpoints import assemble
 from seed_core.codes import NUM_CODES
 from seed_core.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
-from seed_core.llama import KVCache, Llama, LlamaConfig
+from seed_core.llama import (
+    ATTENTION_STEP,
+    KVCache,
+    Llama,
+    LlamaConfig,
+    attended_length,
+    names_in_file,
+)
 from seed_core.prompt import VICUNA, split_marks
 
 TOLERANCE = 1e-5
@@ -31,7 +40,7 @@ def hub_config(key_value_heads, **changes):
         "num_hidden_layers": 3,
         "num_attention_heads": 8,
         "num_key_value_heads": key_value_heads,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
@@ -59,9 +68,15 @@ def pair(request):
     fields = hub_config(request.param)
     theirs = reference_model(fields, seed=request.param)
     config = LlamaConfig.from_dict(fields)
-    ours = Llama(config, device="meta", dtype=torch.float32)
-    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
-    return SimpleNamespace(ours=ours.requires_grad_(False), theirs=theirs, config=config)
+    ours = assemble(
+        lambda layers: Llama(config, layers, device="meta", dtype=torch.float32),
+        torch.nn,
+        theirs.state_dict().items(),
+        CPU,
+        Path("transformers"),
+        names_in_file,
+    )
+    return SimpleNamespace(ours=ours, theirs=theirs, config=config)
 
 
 @pytest.fixture
@@ -74,41 +89,60 @@ def cache_for(pair, batch=2, length=48):
 
 
 def test_logits_of_every_position_equal_the_reference(pair, token_ids, relative_error):
-    ours = pair.ours(token_ids, cache_for(pair), 0, all_positions=True)
+    ours = pair.ours.prefill(token_ids, cache_for(pair), all_positions=True)
     assert relative_error(ours, pair.theirs(token_ids).logits) <= TOLERANCE
 
 
 def test_last_position_alone_is_the_last_of_all(pair, token_ids, relative_error):
-    ours = pair.ours(token_ids, cache_for(pair), 0)
+    ours = pair.ours.prefill(token_ids, cache_for(pair))
     assert relative_error(ours, pair.theirs(token_ids).logits[:, -1]) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "pieces", [[40], [1] * 40, [17, 1, 1, 20, 1]], ids=["whole", "steps", "mixed"]
-)
-def test_the_cache_gives_the_logits_of_one_pass(pair, token_ids, pieces, relative_error):
-    """Prefill, single steps, and stretches that start in the middle agree."""
-    cache, start, logits = cache_for(pair), 0, []
-    for length in pieces:
-        part = token_ids[:, start : start + length]
-        logits.append(pair.ours(part, cache, start, all_positions=True))
-        start += length
-    assert relative_error(torch.cat(logits, 1), pair.theirs(token_ids).logits) <= TOLERANCE
+@pytest.mark.parametrize("prompt", [1, 17, 39])
+def test_steps_after_a_prompt_give_the_logits_of_one_pass(pair, token_ids, prompt, relative_error):
+    cache = cache_for(pair)
+    logits = [pair.ours.prefill(token_ids[:, :prompt], cache)]
+    for position in range(prompt, token_ids.shape[1]):
+        logits.append(decode_at(pair, token_ids[:, position], cache, position))
+    expected = pair.theirs(token_ids).logits[:, prompt - 1 :]
+    assert relative_error(torch.stack(logits, 1), expected) <= TOLERANCE
+
+
+def decode_at(pair, token_ids, cache, position):
+    length = attended_length(position + 1)
+    return pair.ours.decode(token_ids, cache, torch.tensor([position]), length)
+
+
+def test_steps_cross_into_the_next_stretch_of_the_cache(pair, make_generator, relative_error):
+    """Attention looks at stretches of the cache; a reply must not notice where one ends."""
+    last = ATTENTION_STEP + 2
+    token_ids = torch.randint(0, VOCAB, (1, last + 1), generator=make_generator(4))
+    cache = cache_for(pair, batch=1, length=last + 1)
+    pair.ours.prefill(token_ids[:, : ATTENTION_STEP - 2], cache)
+    logits = [
+        decode_at(pair, token_ids[:, position], cache, position)
+        for position in range(ATTENTION_STEP - 2, last + 1)
+    ]
+    expected = pair.theirs(token_ids).logits[:, ATTENTION_STEP - 2 :]
+    assert relative_error(torch.stack(logits, 1), expected) <= TOLERANCE
 
 
 def test_a_longer_cache_changes_nothing(pair, token_ids):
-    short = pair.ours(token_ids, cache_for(pair, length=40), 0)
-    assert torch.equal(short, pair.ours(token_ids, cache_for(pair, length=200), 0))
+    logits = []
+    for length in (40, 4 * ATTENTION_STEP):
+        cache = cache_for(pair, length=length)
+        pair.ours.prefill(token_ids[:, :39], cache)
+        logits.append(decode_at(pair, token_ids[:, 39], cache, 39))
+    assert torch.equal(*logits)
 
 
-def test_repeated_rows_continue_a_shared_prompt(pair, token_ids, relative_error):
+def test_rows_continue_a_shared_prompt(pair, token_ids, relative_error):
     """One pass over the prompt, then rows with different continuations."""
-    cache = cache_for(pair, batch=1)
-    pair.ours(token_ids[:1], cache, 0)
-    cache.repeat_rows(3)
-    following = torch.tensor([[5], [77], [118]])
-    ours = pair.ours(following, cache, 40)
-    whole = torch.cat((token_ids[:1].expand(3, -1), following), dim=1)
+    cache = cache_for(pair, batch=3)
+    pair.ours.prefill(token_ids[:1], cache)
+    following = torch.tensor([5, 77, 118])
+    ours = decode_at(pair, following, cache, 40)
+    whole = torch.cat((token_ids[:1].expand(3, -1), following[:, None]), dim=1)
     assert relative_error(ours, pair.theirs(whole).logits[:, -1]) <= TOLERANCE
 
 
@@ -207,7 +241,7 @@ def test_seed_mini_logits_equal_transformers(
 ):
     prompt = torch.tensor([mini_prompt(mini_llm, sample_codes, text, pictures)])
     cache = KVCache(mini_llm.config, 1, prompt.shape[1], CPU, torch.float32)
-    ours = mini_llm.module(prompt, cache, 0, all_positions=True)
+    ours = mini_llm.module.prefill(prompt, cache, all_positions=True)
     assert relative_error(ours, mini_reference(prompt).logits) <= TOLERANCE
 
 

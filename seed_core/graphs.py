@@ -1,0 +1,76 @@
+"""CUDA graphs: the kernels of one call, recorded once and launched together ever after.
+
+A step of a small batch is hundreds of kernels of a few microseconds each; launched one by one they
+leave the card waiting for Python. Knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def can_capture(module: nn.Module, device: torch.device) -> bool:
+    """Tell whether calls of a network can be captured: its weights stay on a CUDA device.
+
+    Weights that a host streams to the device layer by layer lie elsewhere between two calls.
+    """
+    return device.type == "cuda" and all(p.device == device for p in module.parameters())
+
+
+class GraphedCalls:
+    """Calls functions of no arguments, as a CUDA graph from a function's second call on.
+
+    What a function reads and writes must stay where it is between calls, and it must not wait for
+    the device. Replays write to the same results, so use one before the next call.
+
+    Args:
+        enabled: False calls the functions plainly, with the same results.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._is_warm = False
+        self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    def __call__(self, key: Any, function: Callable[[], Any]) -> Any:
+        """Call ``function``; calls under one key must do the same work."""
+        if not self._enabled:
+            return function()
+        if not self._is_warm:
+            # Libraries set themselves up during the very first call, which cannot be captured.
+            self._is_warm = True
+            return function()
+        if key not in self._captured:
+            self._captured[key] = _capture(function)
+        graph, result = self._captured[key]
+        graph.replay()
+        return result
+
+    def close(self) -> None:
+        """Wait for the last replay and forget the graphs with their memory."""
+        if self._captured:
+            torch.cuda.current_stream().synchronize()
+            self._captured.clear()
+
+
+def _capture(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time. The
+    # error mode keeps what other threads ask of the device out of the capture.
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            result = function()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the capture is broken: the cause matters
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph, result
