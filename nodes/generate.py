@@ -87,7 +87,10 @@ def _sampling_inputs() -> list[Any]:
             tooltip="Choose among this many of the likeliest tokens. 0 is off.",
             advanced=True,
         ),
-        random_seed_input("gives the same reply."),
+        random_seed_input(
+            "with the same number of variations and precision, on the same device, gives the same "
+            "reply."
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from . import (
+    CodesError,
     DecodeOptions,
     GenerationOptions,
     SeedCodes,
@@ -25,7 +26,14 @@ from . import (
 )
 from .checkpoints import PRECISIONS, SEED_MINI
 from .generation import REPLIES
-from .picture_files import read_codes, read_picture, save_codes, save_pictures
+from .picture_files import (
+    check_output,
+    check_picture_output,
+    read_codes,
+    read_picture,
+    save_codes,
+    save_pictures,
+)
 from .preprocess import FITS
 
 
@@ -33,6 +41,7 @@ def run_demo(args: argparse.Namespace) -> None:
     """Write the contact sheet."""
     from .demo import make_sheet
 
+    check_picture_output(args.output)
     path = args.output.resolve()
     make_sheet(args.device).save(path)
     say(f"wrote {path}")
@@ -40,6 +49,7 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_encode(args: argparse.Namespace) -> None:
     """Pictures to a codes file."""
+    check_output(args.output)
     tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
     pixels = tokenizer.preprocess([read_picture(path) for path in args.pictures], args.fit)
     codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
@@ -49,10 +59,13 @@ def run_encode(args: argparse.Namespace) -> None:
 
 def run_decode(args: argparse.Namespace) -> None:
     """A codes file to pictures."""
+    check_picture_output(args.output)
     options = DecodeOptions(
         args.steps, args.guidance_scale, args.noise_level, args.width, args.height
     )
     codes = read_codes(args.codes)
+    if not len(codes):
+        raise CodesError(f"{args.codes} holds no picture to decode")
     dtype = PRECISIONS[args.precision]
     tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
     decoder = load_decoder(args.decoder, args.device, dtype)
@@ -66,6 +79,7 @@ def run_decode(args: argparse.Namespace) -> None:
 
 def run_chat(args: argparse.Namespace) -> None:
     """A prompt, with pictures or codes, to a reply."""
+    check_output(args.output)
     options = GenerationOptions(
         args.reply, args.max_new_tokens, args.temperature, args.top_p, args.top_k
     )

@@ -70,7 +70,7 @@ class SeedCodes:
         codebook_size: number of different codes the family has.
 
     Raises:
-        CodesError: see `check_codes`; also for an unknown family.
+        CodesError: see `check_codes`; also for an unknown family, or more codes than it has.
     """
 
     values: torch.Tensor
@@ -81,6 +81,11 @@ class SeedCodes:
         if self.family not in CODEBOOK_SIZES:
             raise CodesError(
                 f"unknown family {self.family!r}; known families: {', '.join(CODEBOOK_SIZES)}"
+            )
+        if not 1 <= self.codebook_size <= CODEBOOK_SIZES[self.family]:
+            raise CodesError(
+                f"{self.family} has {CODEBOOK_SIZES[self.family]} different codes; got a "
+                f"codebook_size of {self.codebook_size}"
             )
         object.__setattr__(self, "values", check_codes(self.values, self.codebook_size))
 

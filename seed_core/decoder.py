@@ -118,12 +118,14 @@ class SeedDecoder:
             float32 ``[B, 3, H, W]`` in 0..1, on the decoder's device.
 
         Raises:
-            OptionError: embeddings of another width, or counts that do not match.
+            OptionError: embeddings of another width, counts that do not match, or more steps or
+                noise than the decoder's schedulers have.
         """
         options = options or DecodeOptions()
         rows = self._rows(image_embedding)
         generators = _row_generators(generator, len(rows))
         negatives = self._negatives(negative, len(rows))
+        self._check_noise_level(options.noise_level)
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         calls = len(scheduler.timesteps)
@@ -175,6 +177,14 @@ class SeedDecoder:
                 f"{list(embedding.shape)}. Tokenizer and decoder must be of the same family."
             )
         return embedding.to(device=self.device, dtype=torch.float32)
+
+    def _check_noise_level(self, noise_level: int) -> None:
+        levels = self.noising_scheduler.config.num_train_timesteps
+        if noise_level >= levels:
+            raise OptionError(
+                f"noise_level {noise_level} is too high for this decoder, which was trained with "
+                f"0..{levels - 1}; use less"
+            )
 
     def _negatives(self, negative: torch.Tensor | None, rows: int) -> Sequence[torch.Tensor | None]:
         if negative is None:

@@ -22,7 +22,7 @@ class PromptError(SeedError, ValueError):
 
 
 class OptionError(SeedError, ValueError):
-    """An option outside its range."""
+    """An option outside its range, or an output path that cannot be written to."""
 
 
 class CheckpointError(SeedError, RuntimeError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from .codes import SeedCodes
-from .errors import CodesError, PictureError
+from .errors import CodesError, OptionError, PictureError
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -37,6 +38,37 @@ def read_codes(path: Path) -> SeedCodes:
         return SeedCodes.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CodesError(f"cannot read codes from {path}: {error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Refuse a path that no file can be written to, before anything is computed for it.
+
+    Raises:
+        OptionError: no such folder, or a folder in the file's place.
+    """
+    if not path.parent.is_dir():
+        raise OptionError(
+            f"there is no folder {path.parent} to write {path.name} to; make it first"
+        )
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder; give the name of a file")
+
+
+def check_picture_output(path: Path) -> None:
+    """Refuse a path that no picture can be written to; its suffix is the format.
+
+    Raises:
+        OptionError: see `check_output`; or a suffix that Pillow cannot write in color.
+    """
+    try:  # some formats have a writer that knows no color, or that waits for a plug-in
+        picture = Image.new("RGB", (1, 1))
+        picture.save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (KeyError, OSError, ValueError) as error:
+        raise OptionError(
+            f"{path.name} has no ending that pictures can be saved with; use one such as .png, "
+            ".jpg or .webp"
+        ) from error
+    check_output(path)
 
 
 def picture_from_pixels(pixels: torch.Tensor) -> Image.Image:

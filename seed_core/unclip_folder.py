@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from . import checkpoints
@@ -160,23 +159,33 @@ def _empty_prompt(folder: Path, unet: Any) -> torch.Tensor:
     width = unet.config.cross_attention_dim
     if not (folder / "text_encoder" / "config.json").is_file():
         return torch.zeros(1, 1, width)
+    words = folder / "tokenizer"
+    if not any((words / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        # transformers would go on with an empty vocabulary, and every picture be a little wrong
+        raise CheckpointError(f"{folder} has a text encoder, but no vocab.json in {words.name}")
+    encoded = _encode_nothing(words, folder / "text_encoder")
+    if encoded.shape[-1] != width:
+        raise CheckpointError(
+            f"{folder}: the text encoder is {encoded.shape[-1]} wide, the UNet takes {width}"
+        )
+    return encoded
+
+
+def _encode_nothing(words: Path, network: Path) -> torch.Tensor:
+    """Return what a text encoder makes of "", float32 ``[1, tokens, width]``."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
         load: Any = CLIPTextModel.from_pretrained  # its types do not know output_loading_info
-        encoder, report = load(
-            folder / "text_encoder", local_files_only=True, output_loading_info=True
+        encoder, report = load(network, local_files_only=True, output_loading_info=True)
+        tokens = tokenizer(
+            "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the text encoder cannot be read: {error}") from error
+        with torch.inference_mode():
+            encoded: torch.Tensor = encoder(tokens.input_ids)[0]
+    except Exception as error:  # of any kind: tokenizers raises nothing narrower
+        raise CheckpointError(f"{network} and {words} cannot be read: {error}") from error
     if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
-            f"{folder}: the text encoder lacks {len(missing)} tensors ({', '.join(missing[:10])})"
-        )
-    tokens = tokenizer(
-        "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        encoded: torch.Tensor = encoder(tokens.input_ids)[0]
+        raise CheckpointError(f"{network} lacks {len(missing)} tensors: {', '.join(missing[:10])}")
     return encoded.float().clone()

@@ -77,7 +77,9 @@ def test_chat_takes_codes_in_place_of_pictures(tmp_path, codes_file, capsys):
 
 
 def arguments_of(tmp_path):
-    empty, broken, foreign = (tmp_path / f"{n}" for n in ("empty.json", "broken.png", "v2.json"))
+    names = ("empty.json", "broken.png", "v2.json", "none.json")
+    empty, broken, foreign, none = (tmp_path / name for name in names)
+    none.write_text(SeedCodes.empty("seed-mini", 512).to_json(), encoding="utf-8")
     empty.write_text("", encoding="utf-8")
     broken.write_bytes(b"no picture")
     record = {"family": "seed-2", "codebook_size": 8192, "codes": [[8000] * 32]}
@@ -87,6 +89,7 @@ def arguments_of(tmp_path):
         "broken picture": (["encode", str(broken)], "broken.png"),
         "missing codes": (["decode", str(tmp_path / "gone.json")], "gone.json"),
         "empty codes": (["decode", str(empty)], "JSON"),
+        "codes of no picture": (["decode", str(none)], "none.json holds no picture"),
         "codes of another family": (["decode", str(foreign)], "seed-2"),
         "missing model": (["chat", "hi", "--model", str(tmp_path / "gone")], "gone"),
         "empty prompt": (["chat", ""], "empty"),
@@ -102,6 +105,7 @@ def arguments_of(tmp_path):
         "broken picture",
         "missing codes",
         "empty codes",
+        "codes of no picture",
         "codes of another family",
         "missing model",
         "empty prompt",
@@ -117,6 +121,28 @@ def test_a_mistake_is_one_sentence_and_status_1(case, tmp_path, capsys):
     assert captured.err.startswith("error: ")
     assert named in captured.err
     assert "Traceback" not in captured.err
+
+
+UNWRITABLE = [
+    (["demo"], "picture.xyz"),
+    (["demo"], "gone/picture.png"),
+    (["decode", "gone.json"], "picture.xyz"),
+    (["decode", "gone.json"], "gone/picture.png"),
+    (["encode", "gone.png"], "gone/codes.json"),
+    (["chat", ""], "gone/codes.json"),
+]
+
+
+@pytest.mark.parametrize(("command", "output"), UNWRITABLE)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(
+    command, output, tmp_path, capsys
+):
+    """Before what else is wrong with these commands, and so before a minute of computing."""
+    assert main([*command, "-o", str(tmp_path / output)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert output.split("/")[0] in captured.err
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["encode"], ["decode", "x", "--steps", "a"]])

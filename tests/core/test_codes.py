@@ -126,6 +126,12 @@ def test_broken_json_is_one_clear_error(text):
         SeedCodes.from_json(text)
 
 
+@pytest.mark.parametrize("value", [-1, 0, 8193, 10**30])
+def test_a_codebook_that_the_family_does_not_have_is_refused_with_both_sizes(value):
+    with pytest.raises(CodesError, match=f"seed-2 has 8192.*{value}"):
+        SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-2", value)
+
+
 @pytest.mark.parametrize("value", [1.7, 10**30, None, "1"])
 def test_json_values_that_are_no_codes_are_refused_not_rounded(value):
     row = [0] * 31 + [value]

@@ -1,15 +1,14 @@
-"""SeedDecoder on the bundled model: reproducible rows, sizes, options, folders."""
+"""SeedDecoder on the bundled model: reproducible rows, sizes, options."""
 
-import json
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import seed_core
 from seed_core import DecodeOptions, seeded_generators
-from seed_core.errors import CheckpointError, OptionError
+from seed_core.decoder import SeedDecoder
+from seed_core.errors import OptionError
 
 FAST = DecodeOptions(num_inference_steps=3, guidance_scale=2.0)
 
@@ -174,6 +173,44 @@ def test_an_option_out_of_range_is_refused_with_its_value(wrong):
         DecodeOptions(**wrong)
 
 
+@pytest.fixture
+def rescheduled(mini_decoder):
+    """The bundled networks with other schedulers."""
+    import diffusers
+
+    def make(scheduler=mini_decoder.scheduler, noise_levels=1000):
+        noising = diffusers.DDPMScheduler(noise_levels, beta_schedule="squaredcos_cap_v2")
+        parts = mini_decoder.module, scheduler, noising
+        return SeedDecoder(*parts, torch.device("cpu"), torch.float32)
+
+    return make
+
+
+def refused(decoder, embedding, options, message):
+    """The options are refused before any network is called."""
+    with pytest.raises(OptionError, match=message):
+        decoder.decode(
+            embedding[:1], options=options, on_step=lambda done, total: pytest.fail("computed")
+        )
+
+
+def test_more_steps_than_the_scheduler_has_are_refused(rescheduled, embedding):
+    """SD 2.1 unCLIP's scheduler counts from 1, and so ends one step beyond its table of 1000."""
+    import diffusers
+
+    scheduler = diffusers.PNDMScheduler(1000, skip_prk_steps=True, steps_offset=1)
+    most = DecodeOptions(num_inference_steps=1000)
+    refused(rescheduled(scheduler), embedding, most, "1000 steps.*1000; use fewer")
+
+
+def test_a_noise_level_beyond_the_decoders_table_is_refused(rescheduled, embedding):
+    decoder = rescheduled(noise_levels=100)
+    once = {"num_inference_steps": 1, "width": 64, "height": 64}
+    refused(decoder, embedding, DecodeOptions(noise_level=100, **once), r"100.*0\.\.99")
+    highest = decoder.decode(embedding[:1], options=DecodeOptions(noise_level=99, **once))
+    assert highest.isfinite().all()
+
+
 def test_the_defaults_are_the_references():
     options = DecodeOptions()
     assert (options.num_inference_steps, options.guidance_scale, options.noise_level) == (20, 10, 0)
@@ -224,100 +261,7 @@ def test_the_memory_estimate_grows_with_the_picture(mini_decoder):
     assert large >= 8 * own > 0
 
 
-# --- folders ---
-
-
-@pytest.fixture
-def folder(tmp_path, mini_folder):
-    copy = tmp_path / "decoder"
-    shutil.copytree(mini_folder / "decoder", copy)
-    return copy
-
-
-def test_a_folder_anywhere_loads_alike(folder, mini_decoder, embedding):
+def test_a_folder_anywhere_loads_alike(tmp_path, mini_folder, mini_decoder, embedding):
+    folder = shutil.copytree(mini_folder / "decoder", tmp_path / "decoder")
     picture = seed_core.load_decoder(str(folder)).decode(embedding[:1], options=FAST)
     torch.testing.assert_close(picture, mini_decoder.decode(embedding[:1], options=FAST), **SAME)
-
-
-def test_files_of_the_half_precision_variant_are_found(folder, embedding):
-    for part in ("unet", "vae"):
-        file = folder / part / "diffusion_pytorch_model.safetensors"
-        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert seed_core.load_decoder(folder).decode(embedding[:1], options=FAST).isfinite().all()
-
-
-def test_attention_names_of_old_files_are_read(folder, mini_decoder):
-    """SD 2.1's VAE was saved before diffusers renamed its attention layers."""
-    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    old = {}
-    for key, tensor in tensors.items():
-        for new_name, old_name in olds.items():
-            key = key.replace(f".{new_name}.", f".{old_name}.")
-        old[key] = tensor
-    assert old.keys() != tensors.keys()  # this VAE has attention
-    save_file(old, file)
-    state, expected = (
-        decoder.module.state_dict() for decoder in (seed_core.load_decoder(folder), mini_decoder)
-    )
-    assert all(torch.equal(state[key], expected[key]) for key in expected)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model_index.json",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors",
-        "scheduler/scheduler_config.json",
-        "image_noising_scheduler/scheduler_config.json",
-        "image_normalizer/diffusion_pytorch_model.safetensors",
-    ],
-)
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(CheckpointError) as caught:
-        seed_core.load_decoder(folder)
-    for part in name.split("/"):
-        assert part in str(caught.value)
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="no-such-decoder"):
-        seed_core.load_decoder(tmp_path / "no-such-decoder")
-
-
-def test_another_pipeline_is_refused_by_name(folder):
-    index = {"_class_name": "StableDiffusionPipeline"}
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="StableDiffusionPipeline"):
-        seed_core.load_decoder(folder)
-
-
-def test_an_unknown_scheduler_is_refused_by_name(folder):
-    config = {"_class_name": "os"}
-    (folder / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps(config), encoding="utf-8"
-    )
-    with pytest.raises(CheckpointError, match="'os'"):
-        seed_core.load_decoder(folder)
-
-
-def test_a_missing_weight_is_named(folder):
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    del tensors["conv_in.weight"]
-    save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=r"conv_in\.weight"):
-        seed_core.load_decoder(folder)
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "image_normalizer"])
-def test_a_truncated_file_is_one_clear_error(folder, part):
-    file = folder / part / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="diffusion_pytorch_model.safetensors"):
-        seed_core.load_decoder(folder)

@@ -1,0 +1,246 @@
+"""A decoder's folder: copies of the bundled one, older and damaged, and a tiny text encoder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seed_core.errors import CheckpointError
+from seed_core.unclip_folder import read_unclip_folder
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path, mini_folder):
+    copy = tmp_path / "decoder"
+    shutil.copytree(mini_folder / "decoder", copy)
+    return copy
+
+
+def read(folder):
+    return read_unclip_folder(folder, torch.device("cpu"), torch.float32)
+
+
+def change_tensors(file, change):
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def equal(module, other):
+    state, expected = module.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[key], expected[key]) for key in state
+    )
+
+
+# --- networks ---
+
+
+def test_files_of_the_half_precision_variant_are_found(folder, mini_decoder):
+    for part in ("unet", "vae"):
+        file = folder / part / WEIGHTS
+        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert equal(read(folder).module, mini_decoder.module)
+
+
+def test_attention_names_of_old_files_are_read(folder, mini_decoder):
+    """SD 2.1's VAE was saved before diffusers renamed its attention layers."""
+    file = folder / "vae" / WEIGHTS
+    tensors = load_file(file)
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for key, tensor in tensors.items():
+        for new_name, old_name in olds.items():
+            key = key.replace(f".{new_name}.", f".{old_name}.")
+        old[key] = tensor
+    assert old.keys() != tensors.keys()  # this VAE has attention
+    save_file(old, file)
+    assert equal(read(folder).module, mini_decoder.module)
+
+
+def test_a_missing_weight_is_named(folder):
+    change_tensors(folder / "unet" / WEIGHTS, lambda tensors: tensors.pop("conv_in.weight"))
+    with pytest.raises(CheckpointError, match=r"conv_in\.weight"):
+        read(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_normalizer"])
+def test_a_truncated_file_is_one_clear_error(folder, part):
+    file = folder / part / WEIGHTS
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=WEIGHTS):
+        read(folder)
+
+
+# --- numbers ---
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_normaliser_without_one_of_its_numbers_is_refused_by_name(folder, name):
+    change_tensors(folder / "image_normalizer" / WEIGHTS, lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=f"image_normalizer lacks '{name}'"):
+        read(folder)
+
+
+def test_a_normaliser_of_another_decoder_is_refused_with_both_widths(folder):
+    """The bundled UNet's label is 512 wide: an embedding of 256, and its noise level."""
+
+    def cut(tensors):
+        tensors.update({name: value[:, :100].clone() for name, value in tensors.items()})
+
+    change_tensors(folder / "image_normalizer" / WEIGHTS, cut)
+    with pytest.raises(CheckpointError, match="labels 512 wide.*100, so 200"):
+        read(folder)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "unet/config.json",
+        f"unet/{WEIGHTS}",
+        "vae/config.json",
+        f"vae/{WEIGHTS}",
+        "scheduler/scheduler_config.json",
+        "image_noising_scheduler/scheduler_config.json",
+        f"image_normalizer/{WEIGHTS}",
+    ],
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        read(folder)
+    for part in name.split("/"):
+        assert part in str(caught.value)
+
+
+def test_a_missing_folder_is_named_with_its_address(tmp_path):
+    with pytest.raises(CheckpointError, match="no-such-decoder.*https://"):
+        read(tmp_path / "no-such-decoder")
+
+
+def test_another_pipeline_is_refused_by_name(folder):
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="StableDiffusionPipeline"):
+        read(folder)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
+@pytest.mark.parametrize("name", ["os", "NoSuchScheduler", None])
+def test_an_unknown_scheduler_is_refused_by_name(folder, part, name):
+    file = folder / part / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": name}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"{part} names the scheduler '{name}'"):
+        read(folder)
+
+
+# --- the empty prompt ---
+
+
+@pytest.fixture
+def text_folder(folder, isolated_random_state):
+    """The folder with a text encoder of 12 tokens, as wide as the bundled UNet wants it.
+
+    transformers fills what a file lacks with random numbers of the global generator.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=4,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=12,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    words, pairs = folder / "tokenizer" / "vocab.json", folder / "tokenizer" / "merges.txt"
+    words.parent.mkdir()
+    ids = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}
+    words.write_text(json.dumps(ids), encoding="utf-8")
+    pairs.write_text("#version: 0.2\n", encoding="utf-8")
+    (words.parent / "tokenizer_config.json").write_text('{"model_max_length": 12}')
+    return folder
+
+
+def test_without_a_text_encoder_the_empty_prompt_is_zeros(folder):
+    assert torch.equal(read(folder).module.text, torch.zeros(1, 1, 32))
+
+
+def test_the_empty_prompt_is_what_the_text_encoder_makes_of_it(text_folder):
+    """One begin token, then nothing but end tokens."""
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel.from_pretrained(text_folder / "text_encoder")
+    with torch.inference_mode():
+        expected = encoder(torch.tensor([[0] + [1] * 11])).last_hidden_state
+    # A few products of two layers: rounding alone.
+    torch.testing.assert_close(read(text_folder).module.text, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_text_encoder_is_one_clear_error(text_folder, share):
+    file = text_folder / "text_encoder" / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match="text_encoder"):
+        read(text_folder)
+
+
+@pytest.mark.parametrize("part", ["token_embedding", "layers.1.mlp.fc2", "final_layer_norm"])
+def test_an_incomplete_text_encoder_is_refused_by_what_it_lacks(text_folder, part):
+    """transformers would fill the gap with random numbers and a warning."""
+
+    def drop(tensors):
+        for key in [key for key in tensors if part in key]:
+            del tensors[key]
+
+    change_tensors(text_folder / "text_encoder" / "model.safetensors", drop)
+    with pytest.raises(CheckpointError, match=f"text_encoder lacks.*{part}"):
+        read(text_folder)
+
+
+def test_a_text_encoder_without_its_vocabulary_is_refused(text_folder):
+    """transformers would make an empty vocabulary, and every picture would be a little wrong."""
+    for name in ("vocab.json", "merges.txt"):
+        (text_folder / "tokenizer" / name).unlink()
+    with pytest.raises(CheckpointError, match=r"vocab\.json"):
+        read(text_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("text_encoder/config.json", "[]"),
+        ("text_encoder/config.json", '{"hidden_size": "wide"}'),
+        ("tokenizer/vocab.json", '{"<|start'),
+        ("tokenizer/vocab.json", '{"<|startoftext|>": 900, "<|endoftext|>": 901}'),
+        ("tokenizer/tokenizer_config.json", "{}"),
+    ],
+)
+def test_damage_around_the_text_encoder_is_one_clear_error(text_folder, name, content):
+    """Every one of these is another kind of exception in transformers."""
+    (text_folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="text_encoder"):
+        read(text_folder)
+
+
+def test_a_text_encoder_of_another_width_is_refused_with_both(text_folder):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig.from_pretrained(text_folder / "text_encoder")
+    config.hidden_size = 24
+    CLIPTextModel(config).save_pretrained(text_folder / "text_encoder")
+    with pytest.raises(CheckpointError, match="24 wide.*32"):
+        read(text_folder)
