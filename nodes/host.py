@@ -65,9 +65,9 @@ def choose_dtype(precision: str, preferred: str) -> torch.dtype:
 class LoadedModel:
     """A model on a wire: the core object and the host's patcher that moves its weights."""
 
-    def __init__(self, core: Any):
+    def __init__(self, core: Any, keep_whole: bool = False):
         self.core = core
-        self.patcher = _patcher(core.module)
+        self.patcher = _patcher(core.module, keep_whole and _fits_whole(core.module))
 
     def ready(self, memory_required: int) -> Any:
         """Have the weights on the device, with room for the work, and return the core object."""
@@ -79,15 +79,19 @@ class LoadedModel:
 _loaded: "weakref.WeakValueDictionary[tuple[Any, ...], LoadedModel]" = weakref.WeakValueDictionary()
 
 
-def load_model(load: Callable[..., Any], key: tuple[Any, ...]) -> LoadedModel:
+def load_model(
+    load: Callable[..., Any], key: tuple[Any, ...], keep_whole: bool = False
+) -> LoadedModel:
     """Load a model, or share the one that another loader node still holds under the same key.
 
     Only the wires keep a model alive: when the last one is gone, so is the model.
-    `load(device=...)` makes the core object.
+    `load(device=...)` makes the core object. `keep_whole` is for a network that is called hundreds
+    of times in a row: where it fits, it is brought to the card whole and stays there.
     """
     model = _loaded.get(key)
     if model is None:
-        model = LoadedModel(load(device=comfy.model_management.unet_offload_device()))
+        core = load(device=comfy.model_management.unet_offload_device())
+        model = LoadedModel(core, keep_whole)
         model.patcher.cached_patcher_init = (_reload_patcher, (load,))
         _loaded[key] = model
     return model
@@ -98,7 +102,17 @@ def cast_operations() -> Any:
     return comfy.ops.manual_cast
 
 
+def _fits_whole(module: torch.nn.Module) -> bool:
+    """Whether a network fits on the device beside what the host keeps free for computing."""
+    device = comfy.model_management.get_torch_device()
+    room = comfy.model_management.get_total_memory(device)
+    room -= comfy.model_management.minimum_inference_memory()
+    return comfy.model_management.module_size(module) < room
+
+
 def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
+    # Dynamic memory fetches every layer at every call, from the card too, so a step of a few
+    # milliseconds takes several times as long and cannot be captured as a graph.
     # Looked up at every call: the host rebinds the name at start, and old hosts have only one.
     plain = comfy.model_patcher.ModelPatcher
     kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)

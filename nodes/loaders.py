@@ -29,7 +29,8 @@ def _load(core_loader: Any, kind: ModelKind, choice: str, precision: str, **opti
     dtype = host.choose_dtype(precision, PREFERRED_DTYPE[kind])
     load = partial(core_loader, source, dtype=dtype, **options)
     try:
-        return host.load_model(load, (kind.folder, dtype, model_files.fingerprint(source)))
+        key = (kind.folder, dtype, model_files.fingerprint(source))
+        return host.load_model(load, key, keep_whole=kind is LLM)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{model_files.how_to_get(kind)}") from error
 

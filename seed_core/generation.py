@@ -283,14 +283,15 @@ class _Snapshot:
     """The replies at one moment, copied to the CPU; on a CUDA device without waiting for it."""
 
     def __init__(self, loop: DecodeLoop) -> None:
-        is_cuda = loop.replies.device.type == "cuda"
+        device = loop.replies.device
+        is_cuda = device.type == "cuda"
         self.replies, self.ended, self._is_finite = (
             tensor.to("cpu", non_blocking=is_cuda, copy=True)
             for tensor in (loop.replies[:, : loop.done], loop.ended, loop.is_finite)
         )
         self._arrived = torch.cuda.Event() if is_cuda else None
         if self._arrived is not None:
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
         """Wait for the copy.
@@ -353,7 +354,8 @@ def generate_tokens(
         GenerationError: see `reply_length`; or logits that are no numbers.
     """
     loop = DecodeLoop(model, request, device, dtype)
-    calls = GraphedCalls(can_capture(model, device) if use_graphs is None else use_graphs)
+    enabled = can_capture(model, device) if use_graphs is None else use_graphs
+    calls = GraphedCalls(device, enabled)
     snapshots = _snapshots(loop, calls, 1 if device.type == "cpu" else STEPS_PER_READ)
     try:
         for snapshot in _one_ahead(snapshots) if device.type == "cuda" else snapshots:

@@ -7,11 +7,14 @@ leave the card waiting for Python. Knows nothing of what is computed.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+
+log = logging.getLogger(__name__)
 
 
 def can_capture(module: nn.Module, device: torch.device) -> bool:
@@ -19,20 +22,22 @@ def can_capture(module: nn.Module, device: torch.device) -> bool:
 
     Weights that a host streams to the device layer by layer lie elsewhere between two calls.
     """
-    return device.type == "cuda" and all(p.device == device for p in module.parameters())
+    return device.type == "cuda" and all(parameter.is_cuda for parameter in module.parameters())
 
 
 class GraphedCalls:
-    """Calls functions of no arguments, as a CUDA graph from a function's second call on.
+    """Calls functions of no arguments, each as a CUDA graph once it is known to work.
 
     What a function reads and writes must stay where it is between calls, and it must not wait for
     the device. Replays write to the same results, so use one before the next call.
 
     Args:
+        device: where the functions compute.
         enabled: False calls the functions plainly, with the same results.
     """
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self._device = device
         self._enabled = enabled
         self._is_warm = False
         self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
@@ -46,7 +51,12 @@ class GraphedCalls:
             self._is_warm = True
             return function()
         if key not in self._captured:
-            self._captured[key] = _capture(function)
+            try:
+                self._captured[key] = self._capture(function)
+            except RuntimeError as error:
+                log.warning("no CUDA graph on this card, which makes steps slower: %s", error)
+                self._enabled = False
+                return function()
         graph, result = self._captured[key]
         graph.replay()
         return result
@@ -54,23 +64,22 @@ class GraphedCalls:
     def close(self) -> None:
         """Wait for the last replay and forget the graphs with their memory."""
         if self._captured:
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream(self._device).synchronize()
             self._captured.clear()
 
-
-def _capture(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time. The
-    # error mode keeps what other threads ask of the device out of the capture.
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            result = function()
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # the capture is broken: the cause matters
-                graph.capture_end()
-            raise
-        graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph, result
+    def _capture(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time.
+        # The error mode keeps what other threads ask of the device out of the capture.
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                result = function()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # broken by now; its cause matters more
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return graph, result

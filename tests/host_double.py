@@ -152,6 +152,9 @@ def _management() -> dict[str, Any]:
         **{name: lambda: CPU for name in devices},
         "should_use_fp16": lambda device: False,
         "should_use_bf16": lambda device: False,
+        "get_total_memory": lambda device: 8 * 2**30,
+        "minimum_inference_memory": lambda: 2**30,
+        "module_size": lambda module: sum(x.nbytes for x in module.state_dict().values()),
         "loads": loads,
         "load_models_gpu": lambda models, memory_required=0: loads.append(
             (models, memory_required)

@@ -429,7 +429,7 @@ def test_a_step_never_asks_the_device_for_a_value(network):
         loop = DecodeLoop(network.to(meta), request, meta, torch.float32)
         loop.begin()
         for _ in range(39):
-            loop.step(GraphedCalls(enabled=False))
+            loop.step(GraphedCalls(CPU, enabled=False))
     assert loop.done == 40
 
 
@@ -450,7 +450,7 @@ def test_a_step_leaves_its_state_where_it_is(network):
         loop.begin()
         before = list(places(loop))
         for _ in range(39):
-            loop.step(GraphedCalls(enabled=False))
+            loop.step(GraphedCalls(CPU, enabled=False))
     assert len(before) > 10
     assert list(places(loop)) == before
 
@@ -465,7 +465,7 @@ def test_looking_late_changes_no_reply(biased):
     with torch.inference_mode():
         loop = DecodeLoop(network, request, CPU, torch.float32)
         for snapshot in generation._one_ahead(
-            generation._snapshots(loop, GraphedCalls(enabled=False), steps_per_read=8)
+            generation._snapshots(loop, GraphedCalls(CPU, enabled=False), steps_per_read=8)
         ):
             snapshot.wait()
             if snapshot.ended.all():

@@ -169,3 +169,24 @@ def test_the_host_can_make_a_second_copy(mini):
     copy = make(*arguments, disable_dynamic=True)
     assert copy.model is not mini.tokenizer.patcher.model
     assert type(copy.model) is type(mini.tokenizer.patcher.model)
+
+
+@pytest.mark.parametrize(("spare", "kind"), [(1, "ModelPatcher"), (0, "CoreModelPatcher")])
+def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeypatch, spare, kind):
+    """The host's dynamic memory fetches a layer at each call, and there are hundreds a second."""
+    host = pack.host
+    management, patchers = host.comfy.model_management, host.comfy.model_patcher
+
+    class Dynamic(patchers.ModelPatcher):
+        pass
+
+    Dynamic.__name__ = "CoreModelPatcher"
+    monkeypatch.setattr(patchers, "CoreModelPatcher", Dynamic)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
+    monkeypatch.setattr(management, "get_total_memory", lambda device: 1000 + size + spare)
+    dtype = torch.bfloat16  # in which no other test holds them
+    size = management.module_size(pack.seed_core.load_llm("seed-mini", dtype=dtype).module)
+    (llm,) = run("SEEDLLaMALoader", model=BUNDLED, precision="bf16")
+    assert type(llm.patcher).__name__ == kind
+    (decoder,) = run("SEEDDecoderLoader", decoder=BUNDLED, precision="bf16")
+    assert type(decoder.patcher).__name__ == "CoreModelPatcher"
