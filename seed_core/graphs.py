@@ -39,23 +39,25 @@ class GraphedCalls:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self._device = device
         self._enabled = enabled
-        self._is_warm = False
+        self._warm: set[Any] = set()
         self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, key: Any, function: Callable[[], Any]) -> Any:
         """Call ``function``; calls under one key must do the same work."""
         if not self._enabled:
             return function()
-        if not self._is_warm:
+        if not self._warm:
             # Libraries set themselves up during the very first call, which cannot be captured.
-            self._is_warm = True
+            self._warm.add(key)
             return function()
         if key not in self._captured:
             try:
                 self._captured[key] = self._capture(function)
             except RuntimeError as error:
-                log.warning("no CUDA graph on this card, which makes steps slower: %s", error)
-                self._enabled = False
+                if key in self._warm:
+                    log.warning("no CUDA graph on this card, which makes steps slower: %s", error)
+                    self._enabled = False
+                self._warm.add(key)  # the plain call may be the set-up that another shape lacked
                 return function()
         graph, result = self._captured[key]
         graph.replay()

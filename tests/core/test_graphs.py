@@ -66,6 +66,32 @@ def test_a_card_that_cannot_capture_goes_on_plainly_and_says_so_once(monkeypatch
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_a_later_shape_may_need_a_plain_call_of_its_own(monkeypatch, caplog):
+    """cuDNN plans a product of a new shape when it is first called, which a capture may forbid."""
+    seen, captured = set(), []
+
+    def capture(self, function):
+        if function.key not in seen:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        captured.append(function.key)
+        return Replay(function), "captured"
+
+    class Call:
+        def __init__(self, key):
+            self.key = key
+
+        def __call__(self):
+            seen.add(self.key)
+            return "plain"
+
+    monkeypatch.setattr(GraphedCalls, "_capture", capture)
+    calls = GraphedCalls(CPU, enabled=True)
+    results = [calls(key, Call(key)) for key in "aabbb"]
+    assert results == ["plain", "captured", "plain", "captured", "captured"]
+    assert captured == ["a", "b"]
+    assert caplog.records == []
+
+
 def test_what_a_captured_function_raises_passes_through(monkeypatch):
     """Stop raises inside the host's layers, also while they are being captured."""
 
