@@ -4,6 +4,7 @@
 host moves weights and lays out pictures, and nothing of what the models compute.
 """
 
+import json
 import os
 import time
 import weakref
@@ -20,10 +21,10 @@ import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..seed_core import SeedCodes
+from ..seed_core import SeedCodes, fp8, fp8_files
+from ..seed_core.checkpoints import LLM_PRECISIONS
 from ..seed_core.errors import OptionError, PictureError
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TEXT_INTERVAL = 0.25  # seconds between two live texts
 
 # --- model folders -----------------------------------------------------------------------------
@@ -46,20 +47,15 @@ def model_folders(name: str) -> list[str]:
 
 def choose_dtype(precision: str, preferred: str) -> torch.dtype:
     """The dtype of a precision widget; "auto" is fp32 on a CPU, else `preferred` if it is fast."""
-    if precision == "fp8":
-        raise OptionError(
-            "precision fp8 needs a model file that was converted to fp8, which this version cannot "
-            "read yet. Choose auto, bf16 or fp16."
-        )
     if precision != "auto":
-        return DTYPES[precision]
+        return LLM_PRECISIONS[precision]
     device = comfy.model_management.get_torch_device()
     is_fast = {
         "fp16": comfy.model_management.should_use_fp16(device),
         "bf16": comfy.model_management.should_use_bf16(device),
     }
     fast = [name for name in (preferred, "fp16", "bf16") if is_fast[name]]
-    return DTYPES[fast[0] if fast else "fp32"]
+    return LLM_PRECISIONS[fast[0] if fast else "fp32"]
 
 
 class LoadedModel:
@@ -100,6 +96,43 @@ def load_model(
 def cast_operations() -> Any:
     """Layers that the host can keep in main memory and stream to the device."""
     return comfy.ops.manual_cast
+
+
+def fp8_operations() -> Any:
+    """Such layers for weights stored in fp8, which stay so wherever the host keeps them."""
+    if not hasattr(comfy.ops, "mixed_precision_ops"):
+        raise OptionError(
+            "this ComfyUI is too old for models in fp8: update it, or choose precision bf16 or fp16"
+        )
+    device = comfy.model_management.get_torch_device()
+    has_units = comfy.model_management.supports_fp8_compute(device)
+    operations = comfy.ops.mixed_precision_ops(
+        compute_dtype=fp8.COMPUTING_DTYPE, disabled=() if has_units else (fp8_files.FORMAT,)
+    )
+    quantized = comfy.ops.QuantizedTensor
+
+    class Linear(operations.Linear):
+        def __init__(self, *sizes: int, device: Any = None, **options: Any):
+            # The host moves what is loaded to this device, and on "meta" that would be the end.
+            super().__init__(*sizes, **options)
+
+        def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any):
+            if f"{prefix}weight{fp8.SCALE_SUFFIX}" in state_dict:
+                text = json.dumps(fp8_files.LAYER).encode()
+                state_dict[f"{prefix}comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not has_units or not isinstance(self.weight, quantized):
+                return super().forward(x)
+            # By itself the host rounds activations to fp8 unscaled; those of LLaMA do not fit.
+            rows = x.flatten(0, -2)
+            scale = fp8.activation_scale(rows).reshape(())
+            product = super().forward(quantized.from_float(rows, self.layout_type, scale=scale))
+            return product.unflatten(0, x.shape[:-1])
+
+    operations.Linear = Linear
+    return operations
 
 
 def _fits_whole(module: torch.nn.Module) -> bool:

@@ -35,13 +35,13 @@ def _load(core_loader: Any, kind: ModelKind, choice: str, precision: str, **opti
         raise CheckpointError(f"{error}\n{model_files.how_to_get(kind)}") from error
 
 
-def _precision(options: list[str], usual: str) -> io.Combo.Input:
+def _precision(options: list[str], usual: str, more: str = "") -> io.Combo.Input:
     return io.Combo.Input(
         "precision",
         options=options,
         default="auto",
         tooltip=f"Number format of the weights while they compute. auto: fp32 on a CPU, {usual} on "
-        "a graphics card that is fast at it. Change it only to save memory or to compare.",
+        f"a graphics card that is fast at it. {more}Change it only to save memory or to compare.",
         advanced=True,
     )
 
@@ -110,7 +110,12 @@ class SeedLlamaLoader(io.ComfyNode):
                     tooltip="A Hugging Face folder inside models/seed_llm (with config.json and "
                     "safetensors). seed-mini comes with the pack.",
                 ),
-                _precision(LLM_PRECISIONS, "bf16"),
+                _precision(
+                    LLM_PRECISIONS,
+                    "bf16",
+                    "fp8 needs a folder that was converted to it (see the help page), for which "
+                    "it is also what auto means. ",
+                ),
             ],
             outputs=[SeedLlmWire.Output("llm", tooltip="The loaded model, for SEED Generate.")],
         )
@@ -125,7 +130,10 @@ class SeedLlamaLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, precision: str) -> io.NodeOutput:
-        return io.NodeOutput(_load(load_llm, LLM, model, precision, **CASTING))
+        options = CASTING
+        if precision in ("auto", "fp8") and model_files.is_fp8(model):
+            precision, options = "fp8", {"operations": host.fp8_operations()}
+        return io.NodeOutput(_load(load_llm, LLM, model, precision, **options))
 
 
 class SeedDecoderLoader(io.ComfyNode):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..seed_core.checkpoints import WEIGHT_SUFFIXES
 from ..seed_core.errors import CheckpointError
+from ..seed_core.llm_folder import has_fp8_weights
 from ..seed_core.tokenizer import VISION_TOWER_FILES
 from . import host
 
@@ -82,6 +83,14 @@ def check(kind: ModelKind, choice: str) -> bool | str:
     except CheckpointError as error:
         return str(error)
     return True
+
+
+def is_fp8(choice: str) -> bool:
+    """Whether a language model is stored in fp8; what is wrong with its files is for the loader."""
+    try:
+        return has_fp8_weights(find(LLM, choice))
+    except CheckpointError:
+        return False
 
 
 def fingerprint_choice(kind: ModelKind, choice: str) -> str:

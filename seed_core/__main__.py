@@ -1,4 +1,4 @@
-"""The command line: ``python -m seed_core demo|encode|decode|chat``.
+"""The command line: ``python -m seed_core demo|encode|decode|chat|convert``.
 
 Parses arguments, reads and writes files, and leaves the rest to the library.
 """
@@ -24,7 +24,9 @@ from . import (
     load_tokenizer,
     seeded_generators,
 )
-from .checkpoints import PRECISIONS, SEED_MINI
+from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
+from .convert import convert_llm
+from .fp8 import computing_dtype
 from .generation import REPLIES
 from .picture_files import (
     check_output,
@@ -83,10 +85,10 @@ def run_chat(args: argparse.Namespace) -> None:
     options = GenerationOptions(
         args.reply, args.max_new_tokens, args.temperature, args.top_p, args.top_k
     )
-    dtype = PRECISIONS[args.precision]
+    dtype = LLM_PRECISIONS[args.precision]
     codes: SeedCodes | None = read_codes(args.codes) if args.codes else None
     if args.picture:
-        tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
+        tokenizer = load_tokenizer(args.tokenizer, args.device, computing_dtype(dtype))
         pixels = tokenizer.preprocess([read_picture(path) for path in args.picture])
         codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
     llm = load_llm(args.model, args.device, dtype)
@@ -96,6 +98,16 @@ def run_chat(args: argparse.Namespace) -> None:
     if len(reply.codes):
         save_codes(SeedCodes(reply.codes, llm.family, llm.codebook_size), args.output)
         say(f"wrote the codes of {len(reply.codes)} picture(s) to {args.output}")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Write a SEED-LLaMA folder in another precision; fp8 halves its size and its memory."""
+
+    def on_tensor(done: int, total: int) -> None:
+        sys.stderr.write(f"\r{done} of {total} tensors" + ("\n" if done == total else ""))
+
+    convert_llm(args.source, args.output, LLM_PRECISIONS[args.precision], on_tensor)
+    say(f"wrote {args.output}")
 
 
 def say(line: str) -> None:
@@ -108,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = argparse.ArgumentParser(prog="python -m seed_core")
     parser.add_argument("--verbose", action="store_true", help="log what is read and ignored")
-    commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat")
+    commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat|convert")
 
     def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
@@ -139,9 +151,12 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--model", default=SEED_MINI, help="a SEED-LLaMA folder")
     _add_generation_options(chat)
 
+    _add_convert_options(commands.add_parser("convert", help=run_convert.__doc__))
+
     for command in (encode, decode, chat):
+        precisions = LLM_PRECISIONS if command is chat else PRECISIONS
         command.add_argument("--tokenizer", default=SEED_MINI, help="a tokenizer file or folder")
-        command.add_argument("--precision", choices=PRECISIONS, default="fp32")
+        command.add_argument("--precision", choices=precisions, default="fp32")
     for command in (decode, chat):
         command.add_argument("--seed", type=int, default=0, help="random seed")
     return parser
@@ -175,6 +190,14 @@ def _add_generation_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, default=defaults.temperature)
     command.add_argument("--top-p", type=float, default=defaults.top_p)
     command.add_argument("--top-k", type=int, default=defaults.top_k)
+
+
+def _add_convert_options(command: argparse.ArgumentParser) -> None:
+    command.description = run_convert.__doc__
+    command.set_defaults(run=run_convert)
+    command.add_argument("source", help="a SEED-LLaMA folder in any precision")
+    command.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
+    command.add_argument("--precision", choices=LLM_PRECISIONS, default="fp8")
 
 
 def main(arguments: list[str] | None = None) -> int:

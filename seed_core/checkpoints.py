@@ -15,7 +15,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from . import fp8
 from .errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The number formats a network can be loaded in, by their usual names."""
+
+LLM_PRECISIONS = {**PRECISIONS, "fp8": fp8.FP8}
+"""Those of the language model. fp8 is that of its weights; the rest of it computes in bf16."""
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", *PICKLED_SUFFIXES)
@@ -117,6 +121,7 @@ def assemble(
     device: torch.device,
     source: Path,
     names_in_file: Callable[[str], tuple[str | None, ...]] = _same_name,
+    scales: Mapping[str, torch.Tensor] | None = None,
 ) -> Module:
     """Build a network on the meta device and assign ``tensors`` to it, in the network's dtypes.
 
@@ -129,12 +134,15 @@ def assemble(
         source: the file or folder, for messages.
         names_in_file: the network's name of a tensor to the file's; several are joined by rows, and
             None among them stands for zeros.
+        scales: of quantised weights, by the network's names of those weights, which keep the dtype
+            they come in; the network's layers take both.
 
     Raises:
         CheckpointError: missing tensors, or one of another shape, by their names in the file.
     """
     # A host's layers may hold no weights before they are loaded, so torch's tell the shapes.
     expected = build(nn).state_dict()
+    scales = scales or {}
     pieces = {name: names_in_file(name) for name in expected}
     owners = {key: name for name, keys in pieces.items() for key in keys if key is not None}
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -146,20 +154,30 @@ def assemble(
             unknown.append(key)
             continue
         parts = found.setdefault(name, {})
-        parts[key] = tensor.to(device=device, dtype=expected[name].dtype)
+        parts[key] = tensor.to(device, None if name in scales else expected[name].dtype)
         if all(other is None or other in parts for other in pieces[name]):
             state[name] = _join(pieces[name], found.pop(name), expected[name], source)
     if unknown:
         log.debug("%s: ignored %d unknown tensors: %s", source, len(unknown), ", ".join(unknown))
     given = {key for name in state for key in pieces[name]}.union(*found.values())
-    if missing := [key for key in owners if key not in given]:
+    check_complete(owners, given, source)
+    state |= {f"{name}{fp8.SCALE_SUFFIX}": scale.to(device) for name, scale in scales.items()}
+    module = build(operations)
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def check_complete(wanted: Iterable[str], given: Collection[str | None], source: Path) -> None:
+    """Refuse a file that lacks tensors.
+
+    Raises:
+        CheckpointError: naming those that are missing.
+    """
+    if missing := [key for key in wanted if key not in given]:
         raise CheckpointError(
             f"{source}: {_some(missing, 'tensors')} missing. The file is incomplete or belongs to "
             "another model."
         )
-    module = build(operations)
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False).eval()
 
 
 def _join(
@@ -199,12 +217,21 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     # What was read of a mapped file counts as memory until the mapping ends, and that is when its
     # last tensor is gone: one mapping a tensor.
     for key in read_keys(path):
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensor = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
-        yield key, tensor
+        yield key, read_tensor(path, key)
+
+
+def read_tensor(path: Path, key: str) -> torch.Tensor:
+    """Return one tensor of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    return tensor
 
 
 def _pickled_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

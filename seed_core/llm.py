@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from . import checkpoints
+from . import fp8, linear
 from .chat import Part, SeedChat
 from .codes import NUM_CODES, SeedCodes, codes_values
 from .errors import CodesError, PromptError
@@ -29,7 +28,7 @@ from .generation import (
     until_end,
 )
 from .llama import LlamaConfig
-from .llm_folder import LlmFolder, read_llm_folder
+from .llm_folder import LlmFolder, find_llm_folder, read_llm_folder
 from .prompt import join_parts, split_marks
 
 
@@ -78,7 +77,7 @@ class SeedLLM:
     Attributes:
         module: the network; a host may move it.
         device: where generation computes.
-        dtype: precision of the network.
+        dtype: precision of activations, and of weights unless those are in fp8.
         vocab: its vocabulary.
         template: how it wants a conversation written.
         family: the family of codes it reads and writes.
@@ -239,7 +238,7 @@ def load_llm(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    operations: Any = nn,
+    operations: Any = linear,
 ) -> SeedLLM:
     """Load a SEED-LLaMA.
 
@@ -247,13 +246,15 @@ def load_llm(
         path: ``"seed-mini"`` for the bundled one; or a Hugging Face folder with config.json, one or
             many weight files, ``tokenizer.model`` and ``added_tokens.json``; or a file in one.
         device: where to put the weights.
-        dtype: float32, float16 or bfloat16.
-        operations: where layers come from, ``torch.nn`` or a host's equivalent.
+        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a folder that was converted to
+            fp8, whose weights then stay so and everything else is bfloat16.
+        operations: where layers come from, our own `linear` or a host's equivalent.
 
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
+        OptionError: float8_e4m3fn asked for, and weights that are not.
     """
-    folder = checkpoints.bundled("llm") if path == checkpoints.SEED_MINI else Path(path)
-    folder = folder.parent if folder.is_file() else folder
     device = torch.device(device)
-    return SeedLLM(read_llm_folder(folder, device, dtype, operations), device, dtype)
+    layers = fp8 if dtype == fp8.FP8 and operations is linear else operations
+    parts = read_llm_folder(find_llm_folder(path), device, dtype, layers)
+    return SeedLLM(parts, device, fp8.computing_dtype(dtype))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from . import checkpoints
+from . import checkpoints, fp8, fp8_files
 from .codes import CODEBOOK_SIZES
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 from .llama import Llama, LlamaConfig, names_in_file
 from .prompt import LLAMA_2, VICUNA, PromptTemplate
 from .vocab import Vocabulary
@@ -26,6 +27,13 @@ VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
 
 _LAYERS_14B = 40
 """Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template."""
+
+VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
+
+HEAD = "lm_head.weight"
+"""What no file has where the table of embeddings is the head too."""
+
+_WEIGHT_STEMS = ("model", "pytorch_model")
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,77 @@ class LlmFolder:
     end_ids: frozenset[int]
 
 
+def find_llm_folder(path: str | Path) -> Path:
+    """Return the folder of a model.
+
+    Args:
+        path: ``"seed-mini"`` for the bundled one; or a folder, or a file in one.
+    """
+    folder = checkpoints.bundled("llm") if path == checkpoints.SEED_MINI else Path(path)
+    return folder.parent if folder.is_file() else folder
+
+
+def has_fp8_weights(path: str | Path) -> bool:
+    """Tell whether a model's weights are stored in fp8, from the headers of its files.
+
+    Raises:
+        CheckpointError: no weights there, or damaged ones.
+    """
+    return fp8_files.has_scales(weight_files(find_llm_folder(path)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a model's folder."""
+    return checkpoints.weight_files(folder, _WEIGHT_STEMS)
+
+
 def read_llm_folder(
     folder: Path, device: torch.device, dtype: torch.dtype, operations: Any
 ) -> LlmFolder:
     """Load every part of a SEED-LLaMA folder.
 
+    Weights stored in fp8 stay so where ``dtype`` is float8_e4m3fn, and become what it is otherwise.
+
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
+        OptionError: fp8 asked for, and no weights that are.
+    """
+    config, vocab, fields = read_description(folder)
+    files = weight_files(folder)
+    stored = fp8_files.read_scales(files)
+    products = matrix_products(config)
+    scales = _common_scales(products, stored, folder) if dtype == fp8.FP8 else {}
+    if dtype == fp8.FP8 and not scales:
+        raise OptionError(
+            f"precision fp8 needs weights that were converted to fp8; those of {folder} are not. "
+            f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
+        )
+    kept = {key for name in scales for key in products[name]}
+    tensors = fp8_files.dequantized(read_weights(files), stored, folder, kept)
+    factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
+    module = checkpoints.assemble(
+        lambda layers: Llama(config, layers, **factory),
+        operations,
+        _with_head(tensors) if config.tie_word_embeddings else tensors,
+        device,
+        folder,
+        names_in_file,
+        scales,
+    )
+    return LlmFolder(
+        module=module,
+        vocab=vocab,
+        template=LLAMA_2 if config.num_hidden_layers == _LAYERS_14B else VICUNA,
+        family=_family(vocab.codebook_size),
+        end_ids=_end_ids(folder, fields) | {vocab.eos},
+    )
+
+
+def read_description(folder: Path) -> tuple[LlamaConfig, Vocabulary, dict[str, Any]]:
+    """Return a model's sizes, its vocabulary, and all that its config.json says.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or another model's.
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}; get a SEED-LLaMA from {LLM_LINK}")
@@ -65,21 +137,36 @@ def read_llm_folder(
             f"{folder}: the vocabulary files have {vocab.size} token ids, the weights "
             f"{config.vocab_size}. Use tokenizer.model and added_tokens.json of the same model."
         )
-    module = checkpoints.assemble(
-        lambda layers: Llama(config, layers, device="meta", dtype=dtype),
-        operations,
-        _weights(checkpoints.weight_files(folder, ("model", "pytorch_model")), config),
-        device,
-        folder,
-        names_in_file,
-    )
-    return LlmFolder(
-        module=module,
-        vocab=vocab,
-        template=LLAMA_2 if config.num_hidden_layers == _LAYERS_14B else VICUNA,
-        family=_family(vocab.codebook_size),
-        end_ids=_end_ids(folder, fields) | {vocab.eos},
-    )
+    return config, vocab, fields
+
+
+def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
+    """Return the weight of each matrix product: the network's name of it to those in files."""
+    layers = Llama(config, device="meta").named_modules()
+    weights = [f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Linear)]
+    return {name: names_in_file(name) for name in weights}
+
+
+def _common_scales(
+    products: dict[str, tuple[str, ...]], stored: dict[str, torch.Tensor], folder: Path
+) -> dict[str, torch.Tensor]:
+    """Return the scale of each quantised product, by the network's name of its weight.
+
+    Raises:
+        CheckpointError: tensors that are one product here, and have more than one scale.
+    """
+    scales = {}
+    for name, keys in products.items():
+        found = {float(stored[key]) if key in stored else None for key in keys}
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{folder} was converted to fp8 by another program: {', '.join(keys)} have "
+                "different scales, and here they must have one in common. Load it with another "
+                f"precision, or convert it again, {fp8_files.HOW_TO_CONVERT}"
+            )
+        if keys[0] in stored:
+            scales[name] = stored[keys[0]]
+    return scales
 
 
 def _family(codebook_size: int) -> str:
@@ -94,7 +181,7 @@ def _family(codebook_size: int) -> str:
 
 
 def _vocabulary(folder: Path) -> Vocabulary:
-    files = folder / "tokenizer.model", folder / "added_tokens.json"
+    files = [folder / name for name in VOCABULARY_FILES]
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(
             f"the folder {folder} lacks {' and '.join(missing)}; copy them there from "
@@ -103,12 +190,17 @@ def _vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(*files)
 
 
-def _weights(files: list[Path], config: LlamaConfig) -> checkpoints.Tensors:
-    for file in files:
-        for key, tensor in checkpoints.read_tensors(file):
-            yield key, tensor
-            if config.tie_word_embeddings and key == "model.embed_tokens.weight":
-                yield "lm_head.weight", tensor
+def read_weights(files: list[Path]) -> checkpoints.Tensors:
+    """Yield the tensors of all weight files, one at a time."""
+    return (pair for file in files for pair in checkpoints.read_tensors(file))
+
+
+def _with_head(tensors: checkpoints.Tensors) -> checkpoints.Tensors:
+    """Yield the table of embeddings as the head too."""
+    for key, tensor in tensors:
+        yield key, tensor
+        if key == "model.embed_tokens.weight":
+            yield HEAD, tensor
 
 
 def _end_ids(folder: Path, fields: dict[str, Any]) -> frozenset[int]:

@@ -1,10 +1,14 @@
-"""A tokenizer small enough to build in a test, saved as its files are published."""
+"""A tokenizer and a language model small enough to build in a test, saved as they are published."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from seed_core.llama import Llama, LlamaConfig, names_in_file
 
 TINY_CONFIG = {
     "family": "seed-2",
@@ -107,3 +111,38 @@ def tiny_config(tmp_path: Path) -> Path:
     """The folder tmp_path with the tiny tokenizer's config.json in it."""
     (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
     return tmp_path
+
+
+# --- a language model ---
+
+TINY_LLM = {
+    "model_type": "llama",
+    "vocab_size": 1538,  # of seed-mini's vocabulary
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.fixture
+def llm_folder(tmp_path: Path, mini_folder: Path, make_generator) -> Path:
+    """A random network whose keys and values are shared, in float32 in a folder of its own."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for name in ("tokenizer.model", "added_tokens.json", "generation_config.json"):
+        shutil.copy(mini_folder / "llm" / name, folder)
+    (folder / "config.json").write_text(json.dumps(TINY_LLM), encoding="utf-8")
+    random, config = make_generator(5), LlamaConfig.from_dict(TINY_LLM)
+    widths = {"k_proj": 16, "v_proj": 16}  # two heads of eight, where a query has four
+    tensors = {}
+    for name, tensor in Llama(config, device="meta").state_dict().items():
+        for key in names_in_file(name):
+            rows = len(tensor) if len(names_in_file(name)) == 1 else 48 if "mlp" in key else 32
+            rows = next((width for part, width in widths.items() if part in key), rows)
+            tensors[key] = 0.2 * torch.randn(rows, *tensor.shape[1:], generator=random)
+    save_file(tensors, folder / "model.safetensors")
+    return folder

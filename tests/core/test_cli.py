@@ -76,6 +76,23 @@ def test_chat_takes_codes_in_place_of_pictures(tmp_path, codes_file, capsys):
     assert capsys.readouterr().out.strip() == "It is a cat."
 
 
+def test_convert_writes_a_folder_that_chat_loads_in_fp8(tmp_path, capsys):
+    output = tmp_path / "mini-fp8"
+    assert main(["convert", "seed-mini", "-o", str(output)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"wrote {output}\n"
+    assert captured.err.endswith("67 of 67 tensors\n")
+    chat = ["chat", "What is this?", "--picture", FOX, "--temperature", "0"]
+    assert main([*chat, "--model", str(output), "--precision", "fp8"]) == 0
+    assert capsys.readouterr().out == "It is a fox.\n"
+
+
+def test_convert_leaves_a_folder_with_something_in_it_alone(tmp_path, codes_file, capsys):
+    assert main(["convert", "seed-mini", "-o", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [codes_file]
+
+
 def arguments_of(tmp_path):
     names = ("empty.json", "broken.png", "v2.json", "none.json")
     empty, broken, foreign, none = (tmp_path / name for name in names)
@@ -92,6 +109,7 @@ def arguments_of(tmp_path):
         "codes of no picture": (["decode", str(none)], "none.json holds no picture"),
         "codes of another family": (["decode", str(foreign)], "seed-2"),
         "missing model": (["chat", "hi", "--model", str(tmp_path / "gone")], "gone"),
+        "fp8 of other weights": (["chat", "hi", "--precision", "fp8"], "convert FOLDER"),
         "empty prompt": (["chat", ""], "empty"),
         "mark without picture": (["chat", "what is <image>?"], "<image>"),
         "option out of range": (["chat", "hi", "--top-p", "7"], "top_p"),
@@ -108,6 +126,7 @@ def arguments_of(tmp_path):
         "codes of no picture",
         "codes of another family",
         "missing model",
+        "fp8 of other weights",
         "empty prompt",
         "mark without picture",
         "option out of range",
@@ -145,7 +164,18 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_else(
     assert output.split("/")[0] in captured.err
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["encode"], ["decode", "x", "--steps", "a"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["encode"],
+        ["decode", "x", "--steps", "a"],
+        ["convert", "seed-mini"],
+        ["encode", "x", "--precision", "fp8"],
+        ["decode", "x", "--precision", "fp8"],
+    ],
+)
 def test_a_wrong_command_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

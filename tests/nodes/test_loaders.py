@@ -133,11 +133,6 @@ def test_two_loaders_share_a_model_and_the_last_wire_ends_it(pack, run):
     assert not [key for key in pack.host._loaded if torch.bfloat16 in key]
 
 
-def test_fp8_says_that_it_needs_a_converted_file(pack, run):
-    with pytest.raises(pack.seed_core.OptionError, match="converted to fp8"):
-        run("SEEDLLaMALoader", precision="fp8")
-
-
 @pytest.mark.parametrize(
     ("fast", "preferred", "chosen"),
     [

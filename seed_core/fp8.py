@@ -1,0 +1,129 @@
+"""Weights of eight bits: float8_e4m3fn values with one float32 scale a tensor, and their products.
+
+A weight is its values times its scale; ComfyUI stores them the same way. Knows how such weights are
+made and multiplied, nothing of files (see ``fp8_files``) nor of which weights a network has in it.
+Like ``linear``, the module is where layers come from.
+
+Sources: arXiv 2209.05433 (FP8 formats); Comfy-Org/ComfyUI at 4f874c5e, QUANTIZATION.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import linear
+
+Embedding = nn.Embedding
+RMSNorm = nn.RMSNorm
+
+FP8 = torch.float8_e4m3fn
+COMPUTING_DTYPE = torch.bfloat16
+"""Precision of everything but the quantised weights: what activations and the other weights have."""
+
+SCALE_SUFFIX = "_scale"
+"""A weight's name with this is the name of its scale."""
+
+_LARGEST = torch.finfo(FP8).max
+_SMALLEST_SCALE = 1e-12
+"""Of activations, so that rows of zeros are not divided by zero."""
+
+_MULTIPLE = 16
+"""What every side of a product of 8-bit matrices must be a multiple of."""
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of activations where weights are loaded as ``dtype``."""
+    return COMPUTING_DTYPE if dtype == FP8 else dtype
+
+
+def scale_of(largest: float) -> torch.Tensor:
+    """Return the scale, float32 ``[]``, that maps the largest magnitude of a weight to 448."""
+    return torch.tensor(max(largest / _LARGEST, torch.finfo(torch.float32).tiny))
+
+
+def quantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the float8 values nearest to ``weight / scale``."""
+    return (weight.to(torch.float32) / scale).to(FP8)
+
+
+def dequantize(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return ``weight * scale``, computed in float32 and rounded once."""
+    return weight.to(torch.float32).mul_(scale).to(dtype)
+
+
+class Linear(linear.Linear):
+    """A linear layer whose weight is float8 with a scale where its state dict has one.
+
+    Attributes:
+        weight_scale: float32 ``[]``; None where the weight is a plain one.
+    """
+
+    weight_scale: torch.Tensor | None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.register_buffer("weight_scale", None)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # Without a buffer in its place the scale would count as unexpected.
+        if f"{prefix}weight{SCALE_SUFFIX}" in state_dict:
+            self.weight_scale = torch.empty((), device=self.weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[..., in_features]`` to ``[..., out_features]``, in the precision of ``x``."""
+        if self.weight_scale is None:
+            return super().forward(x)
+        fits = self.bias is None and not any(side % _MULTIPLE for side in self.weight.shape)
+        if fits and has_fp8_units(x.device):
+            return scaled_product(x, self.weight, self.weight_scale)
+        return F.linear(x, dequantize(self.weight, self.weight_scale, x.dtype), self.bias)
+
+
+def has_fp8_units(device: torch.device) -> bool:
+    """Tell whether a device multiplies float8 matrices: NVIDIA's from Ada (8.9) on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def activation_scale(rows: torch.Tensor) -> torch.Tensor:
+    """Return the scale of ``[M, D]``, float32 ``[1, 1]``.
+
+    It has dimensions because one without any would be rounded to the precision of the rows when
+    they are divided by it.
+    """
+    largest = torch.linalg.vector_norm(rows, torch.inf, keepdim=True, dtype=torch.float32)
+    scale: torch.Tensor = (largest / _LARGEST).clamp_(min=_SMALLEST_SCALE)
+    return scale
+
+
+def scaled_product(
+    x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
+    """Multiply as float8, without waiting for the device.
+
+    Args:
+        x: ``[..., in_features]``; all of it is rounded to float8 with one scale of its own.
+        weight: float8 ``[out_features, in_features]``.
+        weight_scale: float32 ``[]``.
+
+    Returns:
+        ``[..., out_features]`` in the precision of ``x``.
+    """
+    rows = x.flatten(0, -2)  # [M, in]
+    scale = activation_scale(rows)
+    count = rows.shape[0]
+    # Rows are independent: what the unused last ones hold reaches no result.
+    padded = rows.new_empty(-(-count // _MULTIPLE) * _MULTIPLE, rows.shape[1], dtype=FP8)
+    torch.div(rows, scale, out=padded[:count])
+    product: torch.Tensor = torch._scaled_mm(
+        padded, weight.t(), scale_a=scale, scale_b=weight_scale, out_dtype=x.dtype
+    )
+    return product[:count].view(*x.shape[:-1], -1)
