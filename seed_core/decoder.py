@@ -12,7 +12,6 @@ Sources: arXiv 2204.06125 (unCLIP); StableUnCLIPImg2ImgPipeline of diffusers; AI
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,16 @@ from typing import Any
 import torch
 
 from . import checkpoints
+from .denoiser import Denoiser
 from .errors import OptionError
 from .unclip_folder import UnclipModel, read_unclip_folder
+
+_TILED_ABOVE = 2.0
+"""Pictures of more than so many times the decoder's own area go through the VAE in tiles.
+
+A tile knows nothing of the others, and its colors may differ a little, so moderately large pictures
+stay whole: with SD 2.1 (own 768) up to 1086 pixels square, 3.6 GB in 16 bits. 2048 would be 13 GB.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,9 @@ class SeedDecoder:
         self.embedding_dim = module.mean.shape[-1]
         self._vae_factor = 2 ** (len(module.vae.config.block_out_channels) - 1)
         self.size = int(module.unet.config.sample_size) * self._vae_factor
+        # A tile of a large picture is one of the decoder's own size.
+        module.vae.tile_sample_min_size = self.size
+        module.vae.tile_latent_min_size = self.size // self._vae_factor
 
     @torch.inference_mode()
     def decode(
@@ -102,7 +112,7 @@ class SeedDecoder:
         """Make one picture for each row.
 
         For each row the generator is asked for the noise of its embedding, of its negative, then of
-        its latents.
+        its latents; for every row before the first step, at which some schedulers ask for more.
 
         Args:
             image_embedding: ``[B, embedding_dim]``, un-normalised.
@@ -122,44 +132,53 @@ class SeedDecoder:
                 noise than the decoder's schedulers have.
         """
         options = options or DecodeOptions()
-        rows = self._rows(image_embedding)
-        generators = _row_generators(generator, len(rows))
-        negatives = self._negatives(negative, len(rows))
+        positives = self._rows(image_embedding)
+        generators = _row_generators(generator, len(positives))
+        negatives = self._negatives(negative, len(positives))
         self._check_noise_level(options.noise_level)
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(options.num_inference_steps, device=self.device)
-        calls = len(scheduler.timesteps)
-        if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
-            raise OptionError(
-                f"{options.num_inference_steps} steps are too many for this decoder's scheduler, "
-                f"which was trained with {scheduler.config.num_train_timesteps}; use fewer"
-            )
-        pictures = []
-        for i, row in enumerate(rows):
-            label = self._label(row, negatives[i], options, generators[i])
-            scheduler.set_timesteps(options.num_inference_steps, device=self.device)
+        scheduler = self._scheduler(options.num_inference_steps)
+        width, height = self._pixel_size(options)
+        *noise, latents = self._draws(generators, negatives is not None, width, height)
+        labels = self._labels(positives, negatives, noise, options)
+        pixels = torch.empty(len(positives), 3, height, width, device=self.device)
+        module, calls = self.module, len(scheduler.timesteps)
+        denoiser = Denoiser(
+            module.unet,
+            scheduler,
+            module.text,
+            labels,
+            latents.to(self.dtype),
+            options.guidance_scale,
+        )
+        try:
+            for i, row_generator in enumerate(generators):
 
-            def step_done(done: int, first: int = i * calls) -> None:
-                if on_step is not None:
-                    on_step(first + done, calls * len(rows))
+                def step_done(done: int, first: int = i * calls) -> None:
+                    if on_step is not None:
+                        on_step(first + done, calls * len(positives))
 
-            latents = self._denoise(label, options, scheduler, generators[i], step_done)
-            pictures.append(self._to_pixels(latents))
-        if not pictures:
-            width, height = self._pixel_size(options)
-            return torch.empty(0, 3, height, width, device=self.device)
-        return torch.cat(pictures)
+                pixels[i] = self._to_pixels(denoiser.run(i, row_generator, step_done))[0]
+        finally:
+            denoiser.close()
+        return pixels
 
     def memory_required(self, width: int = 0, height: int = 0) -> int:
         """Return the bytes of working memory one picture needs; 0 is the decoder's own size."""
         width, height = width or self.size, height or self.size
         area = width * height
-        # The VAE's last block works at full size on maps twice its narrowest width: input, norm,
-        # convolution and workspace come to about sixteen narrow ones. The UNet works on a pair of
-        # latents 1 / vae_factor as wide, at about ten maps of its narrowest width.
-        vae = area * 16 * self.module.vae.config.block_out_channels[0]
-        unet = 2 * area // self._vae_factor**2 * 10 * self.module.unet.config.block_out_channels[0]
-        return int(max(vae, unet)) * self.dtype.itemsize
+        # Measured in maps of one width. The VAE is widest at full size: there its last but one
+        # width, in about four maps, and six where sixteen bits are computed in more. The UNet
+        # works on a pair of latents with about 27 of its narrowest ones; captured as a graph it
+        # keeps them while the VAE works.
+        vae_width = self.module.vae.config.block_out_channels[:2][-1]
+        vae = 6 * vae_width * (self.size**2 if self._is_tiled(width, height) else area)
+        unet_width = self.module.unet.config.block_out_channels[0]
+        unet = 30 * unet_width * (2 * area // self._vae_factor**2)
+        return int(vae + unet) * self.dtype.itemsize
+
+    def _is_tiled(self, width: int, height: int) -> bool:
+        own: int = self.size**2
+        return width * height > _TILED_ABOVE * own
 
     def _pixel_size(self, options: DecodeOptions) -> tuple[int, int]:
         width, height = options.width or self.size, options.height or self.size
@@ -186,84 +205,84 @@ class SeedDecoder:
                 f"0..{levels - 1}; use less"
             )
 
-    def _negatives(self, negative: torch.Tensor | None, rows: int) -> Sequence[torch.Tensor | None]:
+    def _scheduler(self, steps: int) -> Any:
+        """Return a copy of the scheduler with its time steps set."""
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(steps)
+        if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
+            raise OptionError(
+                f"{steps} steps are too many for this decoder's scheduler, which was trained with "
+                f"{scheduler.config.num_train_timesteps}; use fewer"
+            )
+        return scheduler
+
+    def _negatives(self, negative: torch.Tensor | None, rows: int) -> torch.Tensor | None:
         if negative is None:
-            return [None] * rows
+            return None
         checked = self._rows(negative)
         if len(checked) not in (1, rows):
             raise OptionError(
                 f"there are {len(checked)} negative pictures for {rows}: give one for all, or one "
                 "for each"
             )
-        return list(checked.expand(rows, -1))
+        return checked.expand(rows, -1)
 
-    def _label(
+    def _draws(
+        self, generators: Sequence[torch.Generator], has_negatives: bool, width: int, height: int
+    ) -> list[torch.Tensor]:
+        """Return the noise of embeddings, of negatives if there are any, and the first latents.
+
+        Each float32 with one row a generator. Drawn on the CPU, so that every device and precision
+        starts from the same noise.
+        """
+        factor, channels = self._vae_factor, self.module.unet.config.in_channels
+        shapes: list[tuple[int, ...]] = [(self.embedding_dim,)] * (2 if has_negatives else 1)
+        shapes.append((channels, height // factor, width // factor))
+        draws = [torch.empty(len(generators), *shape) for shape in shapes]
+        for row, generator in enumerate(generators):
+            for drawn, shape in zip(draws, shapes, strict=True):
+                drawn[row] = _randn((1, *shape), generator)[0]
+        return [drawn.to(self.device) for drawn in draws]
+
+    def _labels(
         self,
-        embedding: torch.Tensor,
-        negative: torch.Tensor | None,
+        positives: torch.Tensor,
+        negatives: torch.Tensor | None,
+        noise: Sequence[torch.Tensor],
         options: DecodeOptions,
-        generator: torch.Generator,
     ) -> torch.Tensor:
-        """Return the UNet's class label ``[2, 2D]``, negative first; ``[1, 2D]`` unguided."""
-        positive = self._noised(embedding, options.noise_level, generator)
-        if negative is not None:
-            other = self._noised(negative, options.noise_level, generator)
-        else:
-            other = torch.zeros_like(positive)
+        """Return class labels ``[B, 2, 2D]``, negatives first; ``[B, 1, 2D]`` unguided."""
+        labels = self._noised(positives, noise[0], options.noise_level)
         if options.guidance_scale <= 1:
-            return positive.to(self.dtype)
-        return torch.cat((other, positive)).to(self.dtype)
+            return labels[:, None].to(self.dtype)
+        if negatives is None:
+            others = torch.zeros_like(labels)
+        else:
+            others = self._noised(negatives, noise[1], options.noise_level)
+        return torch.stack((others, labels), dim=1).to(self.dtype)
 
     def _noised(
-        self, embedding: torch.Tensor, noise_level: int, generator: torch.Generator
+        self, embeddings: torch.Tensor, noise: torch.Tensor, noise_level: int
     ) -> torch.Tensor:
-        """Return an embedding ``[D]`` with its noise and noise level, ``[1, 2D]`` float32."""
+        """Return embeddings ``[B, D]`` with their noise and its level, ``[B, 2D]`` float32."""
         from diffusers.models.embeddings import get_timestep_embedding
 
         mean, std = (x.to(self.device) for x in (self.module.mean, self.module.std))
-        noise = _randn((1, self.embedding_dim), generator, self.device)
         level = torch.tensor([noise_level], device=self.device)
-        scaled = (embedding[None] - mean) / std
+        scaled = (embeddings - mean) / std
         noised: torch.Tensor = self.noising_scheduler.add_noise(scaled, noise, level)
         level_embedding = get_timestep_embedding(
             level, self.embedding_dim, flip_sin_to_cos=True, downscale_freq_shift=0
         )
-        return torch.cat((noised * std + mean, level_embedding), dim=1)
-
-    def _denoise(
-        self,
-        label: torch.Tensor,
-        options: DecodeOptions,
-        scheduler: Any,
-        generator: torch.Generator,
-        step_done: Callable[[int], None],
-    ) -> torch.Tensor:
-        """Return the latents ``[1, C, h, w]`` of one picture."""
-        unet, pair = self.module.unet, len(label)
-        width, height = self._pixel_size(options)
-        shape = (1, unet.config.in_channels, height // self._vae_factor, width // self._vae_factor)
-        latents: torch.Tensor = _randn(shape, generator, self.device).to(self.dtype)
-        latents = latents * scheduler.init_noise_sigma
-        text = self.module.text.to(latents).expand(pair, -1, -1)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
-        for i, timestep in enumerate(scheduler.timesteps):
-            model_input = scheduler.scale_model_input(latents.expand(pair, -1, -1, -1), timestep)
-            prediction = unet(
-                model_input, timestep, encoder_hidden_states=text, class_labels=label
-            ).sample
-            if pair == 2:
-                away, toward = prediction.chunk(2)
-                prediction = away + options.guidance_scale * (toward - away)
-            stepped = scheduler.step(prediction, timestep, latents, **extra)
-            latents = stepped.prev_sample
-            step_done(i + 1)
-        return latents
+        return torch.cat((noised * std + mean, level_embedding.expand(len(noised), -1)), dim=1)
 
     def _to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Return float32 ``[1, 3, H, W]`` in 0..1."""
         vae = self.module.vae
-        decoded: torch.Tensor = vae.decode(latents / vae.config.scaling_factor).sample.float()
+        height, width = (side * self._vae_factor for side in latents.shape[-2:])
+        # Not enable_tiling(): it would stay with the network.
+        decode = vae.tiled_decode if self._is_tiled(width, height) else vae.decode
+        decoded: torch.Tensor = decode(latents / vae.config.scaling_factor).sample.float()
         return decoded.div(2).add(0.5).clamp(0, 1)
 
 
@@ -279,11 +298,8 @@ def _row_generators(
     return generator
 
 
-def _randn(
-    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> torch.Tensor:
-    """Draw float32 on the CPU, so that every device and precision starts from the same noise."""
-    return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+def _randn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def load_decoder(

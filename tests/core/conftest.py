@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,19 @@ def llm_folder(tmp_path: Path, mini_folder: Path, make_generator) -> Path:
             tensors[key] = 0.2 * torch.randn(rows, *tensor.shape[1:], generator=random)
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture
+def peak_memory(tmp_path: Path) -> Callable[[Callable[[], object]], int]:
+    """Most bytes of tensors that a function holds at once, as torch's allocator reports them."""
+
+    def measure(function: Callable[[], object]) -> int:
+        trace = tmp_path / "trace.json"
+        with torch.profiler.profile(profile_memory=True) as profile:
+            function()
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+        held = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+        return max(accumulate(size for _, size in held))
+
+    return measure

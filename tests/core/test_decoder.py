@@ -7,6 +7,7 @@ import torch
 
 import seed_core
 from seed_core import DecodeOptions, seeded_generators
+from seed_core import decoder as decoder_module
 from seed_core.decoder import SeedDecoder
 from seed_core.errors import OptionError
 
@@ -121,6 +122,59 @@ def test_width_and_height(mini_decoder, embedding, width, height):
     options = DecodeOptions(num_inference_steps=1, width=width, height=height)
     picture = mini_decoder.decode(embedding[:1], options=options)
     assert picture.shape == (1, 3, height or 128, width or 128)
+
+
+@pytest.fixture
+def decoded_by(mini_decoder, monkeypatch):
+    """Sides of the latents that the VAE's own decoder was given, one entry a call."""
+    seen, vae_decoder = [], mini_decoder.module.vae.decoder
+    forward = vae_decoder.forward
+
+    def watched(latents):
+        seen.append(tuple(latents.shape[-2:]))
+        return forward(latents)
+
+    monkeypatch.setattr(vae_decoder, "forward", watched)
+    return seen
+
+
+def test_a_picture_up_to_twice_the_own_area_is_decoded_whole(mini_decoder, embedding, decoded_by):
+    for width, height in ((0, 0), (160, 192), (512, 64)):
+        options = DecodeOptions(num_inference_steps=1, width=width, height=height)
+        mini_decoder.decode(embedding[:1], options=options)
+    assert decoded_by == [(16, 16), (24, 20), (8, 64)]
+
+
+def test_a_larger_picture_is_decoded_in_tiles_of_the_own_size(
+    mini_decoder, embedding, decoded_by, monkeypatch
+):
+    """Tiles differ from the whole where norms average over less; the picture stays the same.
+
+    Between pictures of other codes the mean difference is five times as large.
+    """
+    options = DecodeOptions(num_inference_steps=3, guidance_scale=2.0, width=256, height=256)
+    tiled = mini_decoder.decode(embedding[:1], options=options)
+    assert len(decoded_by) > 1
+    assert max(decoded_by) == (16, 16)
+    again = mini_decoder.decode(embedding[:1], options=options)
+    assert torch.equal(tiled, again)
+    monkeypatch.setattr(decoder_module, "_TILED_ABOVE", 100)
+    decoded_by.clear()
+    whole = mini_decoder.decode(embedding[:1], options=options)
+    assert decoded_by == [(32, 32)]
+    difference = (tiled - whole).abs()
+    assert difference.mean() < 0.03
+    assert difference.quantile(0.99) < 0.15
+    other = mini_decoder.decode(embedding[1:2], options=options)
+    assert (other - whole).abs().mean() > 0.09
+
+
+def test_tiles_leave_nothing_behind(mini_decoder, embedding):
+    before = mini_decoder.decode(embedding[:1], options=FAST)
+    large = DecodeOptions(num_inference_steps=1, width=192, height=192)
+    mini_decoder.decode(embedding[:1], options=large)
+    assert torch.equal(mini_decoder.decode(embedding[:1], options=FAST), before)
+    assert not mini_decoder.module.vae.use_tiling
 
 
 def test_no_row_gives_no_picture(mini_decoder):
@@ -256,9 +310,26 @@ def test_a_loaded_decoder_needs_no_gradients(mini_decoder):
 
 
 def test_the_memory_estimate_grows_with_the_picture(mini_decoder):
-    own, large = mini_decoder.memory_required(0, 0), mini_decoder.memory_required(512, 512)
+    own, double = mini_decoder.memory_required(0, 0), mini_decoder.memory_required(256, 128)
     assert own == mini_decoder.memory_required(128, 128)
-    assert large >= 8 * own > 0
+    assert double == 2 * own > 0
+
+
+def test_tiles_bound_the_memory_of_the_vae(mini_decoder):
+    """Only the latents' share grows on."""
+    whole, large, larger = (mini_decoder.memory_required(side, side) for side in (176, 512, 1024))
+    assert large < 3 * whole
+    assert larger == pytest.approx(4 * large, rel=0.5)
+
+
+@pytest.mark.parametrize(("side", "most"), [(64, 2.0), (128, 2.0), (256, 3.0)])
+def test_the_memory_estimate_is_above_what_a_picture_takes(
+    side, most, mini_decoder, embedding, peak_memory
+):
+    """Not far above: on a card it also counts a captured UNet, which weighs most beside tiles."""
+    options = DecodeOptions(num_inference_steps=2, guidance_scale=2.0, width=side, height=side)
+    measured = peak_memory(lambda: mini_decoder.decode(embedding[:1], options=options))
+    assert measured <= mini_decoder.memory_required(side, side) <= most * measured
 
 
 def test_a_folder_anywhere_loads_alike(tmp_path, mini_folder, mini_decoder, embedding):
