@@ -76,13 +76,13 @@ class SeedEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel, image: torch.Tensor, fit: str) -> io.NodeOutput:
-        """Encode one picture at a time, so that codes never depend on the rest of the batch."""
-        pictures = host.image_to_pixels(image).split(1)
-        core = tokenizer.ready(tokenizer.core.memory_required(1))
-        progress = host.Progress(len(pictures))
+        """Encode chunk by chunk, with a look at Stop after each."""
+        pixels = host.image_to_pixels(image)
+        core = tokenizer.ready(tokenizer.core.memory_required(len(pixels)))
+        progress = host.Progress(len(pixels))
         rows: list[torch.Tensor] = []
-        for picture in pictures:
-            rows.append(core.encode(core.preprocess(picture, fit)))
-            progress.step(len(rows), len(pictures))
+        for chunk in pixels.split(core.pictures_at_once):
+            rows.append(core.encode(core.preprocess(chunk, fit)))
+            progress.step(sum(map(len, rows)), len(pixels))
         codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core)
         return io.NodeOutput(codes)

@@ -203,11 +203,11 @@ def codes_to_wire(values: torch.Tensor, model: Any) -> SeedCodes:
 
 
 def image_to_pixels(image: torch.Tensor) -> torch.Tensor:
-    """IMAGE [B, H, W, C] to RGB [B, 3, H, W]; grey is repeated, alpha dropped (as the reference)."""
+    """View IMAGE [B, H, W, C] as RGB [B, 3, H, W]; grey repeated, alpha dropped (as the reference)."""
     if image.ndim != 4 or image.shape[0] == 0:
         raise PictureError(f"expected pictures [B, H, W, C], got a tensor of {tuple(image.shape)}")
     rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)
-    return rgb.movedim(-1, 1).float().clamp(0.0, 1.0)
+    return rgb.movedim(-1, 1)
 
 
 def pixels_to_image(pixels: torch.Tensor) -> torch.Tensor:

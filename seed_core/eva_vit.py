@@ -134,9 +134,13 @@ class EvaVit(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return image features ``[B, P, D]`` of pixels ``[B, 3, S, S]``, class token first."""
-        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # [B, P - 1, D]
-        cls_token = self.cls_token.to(patches).expand(len(patches), -1, -1)
-        x = torch.cat((cls_token, patches), dim=1) + self.pos_embed.to(patches)
+        x = self._embed(pixels)
         for block in self.blocks:
             x = block(x)
         return x
+
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the tokens ``[B, P, D]`` that the first block sees."""
+        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # [B, P - 1, D]
+        cls_token = self.cls_token.to(patches).expand(len(patches), -1, -1)
+        return torch.cat((cls_token, patches), dim=1) + self.pos_embed.to(patches)

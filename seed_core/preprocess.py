@@ -79,9 +79,11 @@ def _pictures_from_tensor(images: torch.Tensor) -> list[Image.Image]:
             "expected pictures as [batch, channels, height, width] with 1, 3 or 4 channels; "
             f"got {list(images.shape)}"
         )
-    if not bool(torch.isfinite(images).all()):
+    return [_picture_from_tensor(image) for image in images]
+
+
+def _picture_from_tensor(image: torch.Tensor) -> Image.Image:
+    if not bool(torch.isfinite(image).all()):
         raise PictureError("a picture holds numbers that are not finite (NaN or infinity)")
-    levels = images[:, :3].float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
-    if levels.shape[1] == 1:
-        levels = levels.expand(-1, 3, -1, -1)
-    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in levels]
+    levels = image[:3].float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy())

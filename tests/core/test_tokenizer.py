@@ -1,5 +1,7 @@
 """SeedTokenizer on the bundled model: codes, embeddings, precision, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -7,7 +9,8 @@ from PIL import Image
 import seed_core
 from seed_core import SeedCodes, checkpoints
 from seed_core.errors import CodesError, PictureError
-from seed_core.tokenizer_network import TokenizerConfig
+from seed_core.tokenizer import SeedTokenizer
+from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +45,23 @@ def test_the_codes_of_a_bundled_picture_never_drift(sample_codes):
     assert sample_codes[0, :14].tolist() == expected
 
 
-def test_encoding_does_not_depend_on_the_batch(mini_tokenizer, pixels, codes):
-    """Also across the chunks that a large batch is cut into."""
-    assert len(pixels) > 16
+@pytest.mark.parametrize("at_once", [1, 5, 64])
+def test_encoding_does_not_depend_on_the_batch(at_once, mini_tokenizer, pixels, codes, monkeypatch):
+    """Also across the chunks that a large batch is cut into, which a CPU has of one picture only."""
     one_by_one = torch.cat([mini_tokenizer.encode(row[None]) for row in pixels])
     assert torch.equal(one_by_one, codes)
+    monkeypatch.setattr(SeedTokenizer, "pictures_at_once", at_once)
+    assert torch.equal(mini_tokenizer.encode(pixels), codes)
     assert torch.equal(mini_tokenizer.encode(pixels.flip(0)), codes.flip(0))
+
+
+def test_a_card_takes_many_pictures_at_once_and_a_cpu_one(mini_tokenizer):
+    parts = mini_tokenizer.config, mini_tokenizer.module
+    on_a_card = SeedTokenizer(*parts, torch.device("cuda"), torch.float16)
+    assert mini_tokenizer.pictures_at_once == 1
+    assert on_a_card.pictures_at_once >= 16
+    asked = on_a_card.memory_required(on_a_card.pictures_at_once)
+    assert asked == on_a_card.memory_required(1000)
 
 
 def test_embedding_has_the_models_width_in_float32(mini_tokenizer, codes):
@@ -138,8 +152,30 @@ def test_the_published_sizes_are_the_defaults():
 
 def test_the_memory_estimate_grows_and_then_stays(mini_tokenizer):
     """Large batches are cut, so memory is that of one chunk."""
-    one, many, more = (mini_tokenizer.memory_required(count) for count in (1, 16, 160))
+    one, many, more = (mini_tokenizer.memory_required(count) for count in (1, 64, 640))
     assert 0 < one < many == more
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_memory_estimate_is_above_what_encoding_takes(
+    count, mini_tokenizer, pixels, peak_memory, monkeypatch
+):
+    monkeypatch.setattr(SeedTokenizer, "pictures_at_once", 64)
+    measured = peak_memory(lambda: mini_tokenizer.encode(pixels[:count]))
+    assert measured <= mini_tokenizer.memory_required(count) <= 2 * measured
+
+
+def test_the_memory_estimate_holds_at_the_width_of_seed_2(make_generator, peak_memory):
+    """One block stands for all: they are alike, and what one takes the next takes again."""
+    config = TokenizerConfig.seed_2()
+    vision, qformer = (replace(part, depth=1) for part in (config.vision, config.qformer))
+    config = replace(config, vision=vision, qformer=qformer, decode_depth=1)
+    module = TokenizerModel(config, device="meta").to_empty(device="cpu").requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.02, generator=make_generator())
+    tokenizer = SeedTokenizer(config, module, torch.device("cpu"), torch.float32)
+    measured = peak_memory(lambda: tokenizer.encode(torch.zeros(1, 3, 224, 224)))
+    assert measured <= tokenizer.memory_required(1) <= 2 * measured
 
 
 def test_loading_and_encoding_leave_global_state_alone():

@@ -27,6 +27,28 @@ def test_one_row_a_picture_in_order(run, mini, fox, fox_codes):
     assert not torch.equal(codes.values[0], codes.values[1])
 
 
+def test_a_batch_goes_through_in_the_tokenizers_chunks(
+    pack, run, mini, fox, fox_codes, management, monkeypatch
+):
+    """Room is asked for once; progress and Stop come after each chunk."""
+    asked, shown = [], []
+    monkeypatch.setattr(type(mini.tokenizer.core), "pictures_at_once", 2)
+    monkeypatch.setattr(management, "load_models_gpu", lambda m, memory_required: asked.append(m))
+    monkeypatch.setattr(pack.host.Progress, "step", lambda self, *step: shown.append(step))
+    batch = fox.expand(5, -1, -1, -1)
+    (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=batch)
+    assert torch.equal(codes.values, fox_codes.values.expand(5, -1))
+    assert shown == [(2, 5), (4, 5), (5, 5)]
+    assert len(asked) == 1
+
+
+def test_numbers_outside_the_range_are_cut_off(run, mini, fox, fox_codes):
+    """Upscalers overshoot."""
+    image = torch.where(fox == 1, 1.4, fox)
+    (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=image)
+    assert torch.equal(codes.values, fox_codes.values)
+
+
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_fit_reaches_core(pack, run, mini, fox, fit):
     wide = torch.cat((fox, fox.flip(1)), dim=2)
