@@ -31,6 +31,9 @@ A tile knows nothing of the others, and its colors may differ a little, so moder
 stay whole: with SD 2.1 (own 768) up to 1086 pixels square, 3.6 GB in 16 bits. 2048 would be 13 GB.
 """
 
+_FIT_ODD_SIZES = {"CrossAttnUpBlock2D", "UpBlock2D"}
+"""diffusers' blocks that can double a map to the odd size that its counterpart had."""
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -96,6 +99,8 @@ class SeedDecoder:
         self.embedding_dim = module.mean.shape[-1]
         self._vae_factor = 2 ** (len(module.vae.config.block_out_channels) - 1)
         self.size = int(module.unet.config.sample_size) * self._vae_factor
+        fits = set(module.unet.config.up_block_types) <= _FIT_ODD_SIZES
+        self._side_multiple = self._vae_factor * (1 if fits else 2**module.unet.num_upsamplers)
         # A tile of a large picture is one of the decoder's own size.
         module.vae.tile_sample_min_size = self.size
         module.vae.tile_latent_min_size = self.size // self._vae_factor
@@ -182,9 +187,9 @@ class SeedDecoder:
 
     def _pixel_size(self, options: DecodeOptions) -> tuple[int, int]:
         width, height = options.width or self.size, options.height or self.size
-        if width % self._vae_factor or height % self._vae_factor:
+        if width % self._side_multiple or height % self._side_multiple:
             raise OptionError(
-                f"this decoder makes pictures whose sides are multiples of {self._vae_factor} "
+                f"this decoder makes pictures whose sides are multiples of {self._side_multiple} "
                 f"pixels; got {width} x {height}"
             )
         return width, height

@@ -336,3 +336,13 @@ def test_a_folder_anywhere_loads_alike(tmp_path, mini_folder, mini_decoder, embe
     folder = shutil.copytree(mini_folder / "decoder", tmp_path / "decoder")
     picture = seed_core.load_decoder(str(folder)).decode(embedding[:1], options=FAST)
     torch.testing.assert_close(picture, mini_decoder.decode(embedding[:1], options=FAST), **SAME)
+
+
+@pytest.mark.parametrize(("width", "height"), [(176, 128), (128, 144), (136, 136)])
+def test_a_size_that_the_networks_cannot_make_is_refused_with_the_step(
+    mini_decoder, embedding, width, height
+):
+    """seed-mini's UNet halves twice and cannot double to an odd side."""
+    options = DecodeOptions(num_inference_steps=1, width=width, height=height)
+    with pytest.raises(OptionError, match=f"multiples of 32.*{width} x {height}"):
+        mini_decoder.decode(embedding[:1], options=options)
