@@ -180,7 +180,9 @@ class SeedLLM:
         """
         config, size = self.config, self.dtype.itemsize
         cache = config.cache_bytes(variations, tokens, self.dtype)
-        prefill = tokens * (4 * config.hidden_size + 3 * config.intermediate_size) * size
+        # Beside the residual and its norm: q, k, v and the rotated ones, or gate, up and products.
+        widest = max(9 * config.hidden_size, 4 * config.intermediate_size)
+        prefill = tokens * (2 * config.hidden_size + widest) * size
         logits = variations * config.vocab_size * (size + 4 * 4)
         return cache + prefill + logits
 
