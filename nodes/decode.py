@@ -52,8 +52,8 @@ def _painting_inputs() -> list[Any]:
 
 
 def _rare_inputs() -> list[Any]:
-    size = "of the picture in pixels, a multiple of 8. 0 is the decoder's own size: 768 for SD 2.1 "
-    size += "unCLIP, 128 for seed-mini."
+    size = "of the picture in pixels, a multiple of 8 (of 32 with seed-mini). 0 is the decoder's "
+    size += "own size: 768 for SD 2.1 unCLIP, 128 for seed-mini."
     return [
         io.Int.Input(
             "noise_level",

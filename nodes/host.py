@@ -63,7 +63,7 @@ class LoadedModel:
 
     def __init__(self, core: Any, keep_whole: bool = False):
         self.core = core
-        self.patcher = _patcher(core.module, keep_whole and _fits_whole(core.module))
+        self.patcher = _patcher(core.module, keep_whole and _fits_whole(core))
 
     def ready(self, memory_required: int) -> Any:
         """Have the weights on the device, with room for the work, and return the core object."""
@@ -98,13 +98,23 @@ def cast_operations() -> Any:
     return comfy.ops.manual_cast
 
 
+def prefers_fp8() -> bool:
+    """Whether weights stored in fp8 should stay so: on every card that can hold them."""
+    device = comfy.model_management.get_torch_device()
+    return device.type != "cpu" and comfy.model_management.supports_cast(device, fp8.FP8)
+
+
 def fp8_operations() -> Any:
     """Such layers for weights stored in fp8, which stay so wherever the host keeps them."""
-    if not hasattr(comfy.ops, "mixed_precision_ops"):
+    find_layout = getattr(comfy.ops, "get_layout_class", None)
+    if find_layout is None or find_layout("TensorCoreFP8Layout") is None:
         raise OptionError(
-            "this ComfyUI is too old for models in fp8: update it, or choose precision bf16 or fp16"
+            "this ComfyUI has no layers for models in fp8: update it and what its requirements.txt "
+            "names, or choose precision bf16 or fp16"
         )
     device = comfy.model_management.get_torch_device()
+    if not comfy.model_management.supports_cast(device, fp8.FP8):
+        raise OptionError(f"{device} cannot hold fp8 weights: choose precision bf16 or fp16")
     has_units = comfy.model_management.supports_fp8_compute(device)
     operations = comfy.ops.mixed_precision_ops(
         compute_dtype=fp8.COMPUTING_DTYPE, disabled=() if has_units else (fp8_files.FORMAT,)
@@ -135,12 +145,13 @@ def fp8_operations() -> Any:
     return operations
 
 
-def _fits_whole(module: torch.nn.Module) -> bool:
-    """Whether a network fits on the device beside what the host keeps free for computing."""
+def _fits_whole(llm: Any) -> bool:
+    """Whether a language model fits on the device, with its longest conversation."""
+    needed = comfy.model_management.module_size(llm.module)
+    needed += llm.memory_required(llm.config.max_position_embeddings)
     device = comfy.model_management.get_torch_device()
     room = comfy.model_management.get_total_memory(device)
-    room -= comfy.model_management.minimum_inference_memory()
-    return comfy.model_management.module_size(module) < room
+    return needed < room - comfy.model_management.minimum_inference_memory()
 
 
 def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:

@@ -114,7 +114,7 @@ class SeedLlamaLoader(io.ComfyNode):
                     LLM_PRECISIONS,
                     "bf16",
                     "fp8 needs a folder that was converted to it (see the help page), for which "
-                    "it is also what auto means. ",
+                    "it is also what auto means on a graphics card. ",
                 ),
             ],
             outputs=[SeedLlmWire.Output("llm", tooltip="The loaded model, for SEED Generate.")],
@@ -131,7 +131,8 @@ class SeedLlamaLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, precision: str) -> io.NodeOutput:
         options = CASTING
-        if precision in ("auto", "fp8") and model_files.is_fp8(model):
+        wanted = precision == "fp8" or (precision == "auto" and host.prefers_fp8())
+        if wanted and model_files.is_fp8(model):
             precision, options = "fp8", {"operations": host.fp8_operations()}
         return io.NodeOutput(_load(load_llm, LLM, model, precision, **options))
 

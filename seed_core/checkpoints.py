@@ -234,6 +234,11 @@ def read_tensor(path: Path, key: str) -> torch.Tensor:
     return tensor
 
 
+def read_weights(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of several files, as `read_tensors` does."""
+    return (pair for file in files for pair in read_tensors(file))
+
+
 def _pickled_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield copies, and map the file anew from time to time, as one mapping holds all of it."""
     content = _read_pickled(path)

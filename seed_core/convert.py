@@ -112,7 +112,7 @@ class _Conversion:
 
     def _read(self, wanted: set[str]) -> checkpoints.Tensors:
         """Yield the tensors named, quantised ones in float32."""
-        tensors = llm_folder.read_weights(self._files)
+        tensors = checkpoints.read_weights(self._files)
         for key, tensor in fp8_files.dequantized(tensors, self._stored, self._folder):
             if key in wanted:
                 yield key, tensor.contiguous()

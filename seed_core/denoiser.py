@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .graphs import GraphedCalls, can_capture
+from .graphs import GraphedCalls, can_capture, returns_memory
 
 
 class Denoiser:
@@ -48,7 +48,8 @@ class Denoiser:
         self._label = labels.new_empty(labels.shape[1:])
         self._sample = latents.new_empty(pair, *latents.shape[1:])
         self._timestep = torch.empty((), dtype=scheduler.timesteps.dtype, device=device)
-        self._calls = GraphedCalls(device, can_capture(unet, device))
+        enabled = can_capture(unet, device) and returns_memory()
+        self._calls = GraphedCalls(device, enabled)
         self._pace = _Pace(device)
 
     def run(

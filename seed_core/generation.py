@@ -21,7 +21,7 @@ from .llama import KVCache, Llama, attended_length
 REPLIES = ("auto", "text", "image")
 
 STEPS_PER_READ = 8
-"""On a card, steps between two looks at the tokens: a reply may run up to twice as many too far."""
+"""With graphs, steps between two looks at the tokens: a reply may run twice as many too far."""
 
 
 @dataclass(frozen=True)
@@ -274,8 +274,8 @@ class DecodeLoop:
         self.is_finite &= logits.sum(dtype=torch.float32).isfinite()
         self._grammar.advance(token_ids)
         self._token_ids.copy_(token_ids)
-        self.replies.index_copy_(1, self._step, token_ids[:, None])
-        self.ended |= torch.isin(token_ids, self._end_ids)
+        self.replies[:, self._step] = token_ids[:, None]
+        self.ended |= (token_ids[:, None] == self._end_ids).any(-1)
         self._step += 1
 
 
@@ -343,8 +343,8 @@ def generate_tokens(
         device: where to compute.
         dtype: the network's precision.
         on_step: called with the token ids so far, int64 ``[rows, steps]`` on the CPU, and the most
-            steps there can be; after each step on a CPU, after every few elsewhere. What it raises
-            ends the generation.
+            steps there can be; after every few steps with graphs, after each without. What it
+            raises ends the generation.
         use_graphs: whether steps run as CUDA graphs; None is wherever they can.
 
     Returns:
@@ -356,9 +356,9 @@ def generate_tokens(
     loop = DecodeLoop(model, request, device, dtype)
     enabled = can_capture(model, device) if use_graphs is None else use_graphs
     calls = GraphedCalls(device, enabled)
-    snapshots = _snapshots(loop, calls, 1 if device.type == "cpu" else STEPS_PER_READ)
+    snapshots = _snapshots(loop, calls, STEPS_PER_READ if enabled else 1)
     try:
-        for snapshot in _one_ahead(snapshots) if device.type == "cuda" else snapshots:
+        for snapshot in _one_ahead(snapshots) if enabled else snapshots:
             snapshot.wait()
             if on_step is not None:
                 on_step(snapshot.replies, loop.steps)

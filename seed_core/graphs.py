@@ -2,12 +2,14 @@
 
 A step of a small batch is hundreds of kernels of a few microseconds each; launched one by one they
 leave the card waiting for Python. Knows nothing of what is computed.
+
+Source: "CUDA semantics, CUDA Graphs" of torch's documentation.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +18,32 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
+_is_broken = False
+"""Whether a capture failed: torch may not recover from that, so none is tried again."""
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+"""One to capture on for each card, as cuBLAS keeps a workspace for every stream it has seen."""
+
 
 def can_capture(module: nn.Module, device: torch.device) -> bool:
-    """Tell whether calls of a network can be captured: its weights stay on a CUDA device.
+    """Tell whether calls of a network can be captured: its weights stay on an NVIDIA card.
 
-    Weights that a host streams to the device layer by layer lie elsewhere between two calls.
+    Weights that a host streams to the card layer by layer lie elsewhere between two calls.
     """
-    return device.type == "cuda" and all(parameter.is_cuda for parameter in module.parameters())
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and all(parameter.is_cuda for parameter in module.parameters())
+
+
+def returns_memory() -> bool:
+    """Tell whether what a graph computed in is free again once the graph is gone.
+
+    CUDA's own allocator keeps it for other graphs, out of reach for everything else.
+    """
+    return torch.cuda.get_allocator_backend() == "native"
 
 
 class GraphedCalls:
-    """Calls functions of no arguments, each as a CUDA graph once it is known to work.
+    """Calls functions of no arguments, each as a CUDA graph from its second call on.
 
     What a function reads and writes must stay where it is between calls, and it must not wait for
     the device. Replays write to the same results, so use one before the next call.
@@ -44,44 +61,75 @@ class GraphedCalls:
 
     def __call__(self, key: Any, function: Callable[[], Any]) -> Any:
         """Call ``function``; calls under one key must do the same work."""
-        if not self._enabled:
+        if not self._enabled or _is_broken:
             return function()
-        if not self._warm:
-            # Libraries set themselves up during the very first call, which cannot be captured.
+        if key not in self._warm:
+            # Libraries plan and allocate when they first see a shape, which a capture forbids.
             self._warm.add(key)
+            return self._on_capture_stream(function)
+        if key not in self._captured and not self._capture(key, function):
             return function()
-        if key not in self._captured:
-            try:
-                self._captured[key] = self._capture(function)
-            except RuntimeError as error:
-                if key in self._warm:
-                    log.warning("no CUDA graph on this card, which makes steps slower: %s", error)
-                    self._enabled = False
-                self._warm.add(key)  # the plain call may be the set-up that another shape lacked
-                return function()
         graph, result = self._captured[key]
         graph.replay()
         return result
 
     def close(self) -> None:
-        """Wait for the last replay and forget the graphs with their memory."""
+        """Wait for the last replay and forget the graphs."""
         if self._captured:
             torch.cuda.current_stream(self._device).synchronize()
             self._captured.clear()
 
-    def _capture(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time.
-        # The error mode keeps what other threads ask of the device out of the capture.
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+    def _on_capture_stream(self, function: Callable[[], Any]) -> Any:
+        stream = _streams.get(self._device)
+        if stream is None:
+            stream = _streams[self._device] = torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                result = function()
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # broken by now; its cause matters more
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        return graph, result
+            result = function()
+        current.wait_stream(stream)
+        return result
+
+    def _capture(self, key: Any, function: Callable[[], Any]) -> bool:
+        """Capture a call; tell whether that worked.
+
+        Raises:
+            Exception: what the function raised, if it was not the capture that made it fail.
+        """
+        global _is_broken
+        try:
+            self._captured[key] = self._on_capture_stream(lambda: _record(function, self._pool()))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _is_broken = True
+            log.warning(
+                "CUDA graphs failed on this card and are off until the next start, which makes "
+                "replies slower: %s",
+                error,
+            )
+            return False
+        return True
+
+    def _pool(self) -> Any:
+        """Return the memory that all graphs of this object compute in, one after the other."""
+        for graph, _ in self._captured.values():
+            return graph.pool()
+        return torch.cuda.graph_pool_handle()
+
+
+def _record(function: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+    # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time. The
+    # error mode keeps what other threads ask of the device out of the capture.
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        result = function()
+    except BaseException as error:
+        # Stop, for one: the capture itself is sound and has to end. Tensors made during it must be
+        # gone by then, and the frames of the error hold them.
+        traceback.clear_frames(error.__traceback__)
+        graph.capture_end()
+        raise
+    graph.capture_end()
+    return graph, result

@@ -146,9 +146,8 @@ class KVCache:
         self, layer: int, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Store ``[B, heads, T, head_dim]`` at positions ``[T]``; one row goes to every row."""
-        rows = (self.keys.shape[1], -1, -1, -1)
-        self.keys[layer].index_copy_(2, index, key.expand(rows))
-        self.values[layer].index_copy_(2, index, value.expand(rows))
+        self.keys[layer][:, :, index] = key
+        self.values[layer][:, :, index] = value
 
 
 def attended_length(used: int) -> int:

@@ -125,8 +125,8 @@ class SeedLLM:
     ) -> list[Reply]:
         """Answer a prompt once for each generator.
 
-        In float32 a reply is the one that its generator gives alone. In 16 bits rounding depends on
-        how many are made together, so there it may be another.
+        In float32 a reply is the one that its generator gives alone, up to rounding. In 16 bits that
+        depends much more on how many are made together, so there it may well be another.
 
         Args:
             prompt: what the user says; ``<image>`` marks where each picture goes, pictures without
@@ -135,8 +135,8 @@ class SeedLLM:
             chat: the conversation so far.
             options: how tokens are chosen.
             generators: CPU generators, one a variation; none is the same as one seeded with 0.
-            on_token: called after each token on a CPU, after every few elsewhere; what it raises
-                ends the generation.
+            on_token: called after each token, or every few where steps run as CUDA graphs; what it
+                raises ends the generation.
 
         Returns:
             One reply a generator, in order.

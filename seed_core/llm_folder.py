@@ -101,7 +101,7 @@ def read_llm_folder(
             f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
         )
     kept = {key for name in scales for key in products[name]}
-    tensors = fp8_files.dequantized(read_weights(files), stored, folder, kept)
+    tensors = fp8_files.dequantized(checkpoints.read_weights(files), stored, folder, kept)
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     module = checkpoints.assemble(
         lambda layers: Llama(config, layers, **factory),
@@ -188,11 +188,6 @@ def _vocabulary(folder: Path) -> Vocabulary:
             f"{VOCABULARY_LINK}"
         )
     return Vocabulary(*files)
-
-
-def read_weights(files: list[Path]) -> checkpoints.Tensors:
-    """Yield the tensors of all weight files, one at a time."""
-    return (pair for file in files for pair in checkpoints.read_tensors(file))
 
 
 def _with_head(tensors: checkpoints.Tensors) -> checkpoints.Tensors:

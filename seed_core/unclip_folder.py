@@ -107,8 +107,7 @@ def _load_network(folder: Path, kind: Any, device: torch.device, dtype: torch.dt
             network = kind.from_config(config)
         return nn.Module.to(network, dtype=dtype)  # diffusers' own method warns about each cast
 
-    files = checkpoints.weight_files(folder, _WEIGHTS)
-    tensors = (item for file in files for item in checkpoints.read_tensors(file))
+    tensors = checkpoints.read_weights(checkpoints.weight_files(folder, _WEIGHTS))
     return checkpoints.assemble(build, nn, _rename_attention(tensors), device, folder)
 
 
@@ -125,8 +124,7 @@ def _rename_attention(tensors: checkpoints.Tensors) -> checkpoints.Tensors:
 
 def _normalizer(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of image embeddings, float32 ``[1, D]``."""
-    files = checkpoints.weight_files(folder, _WEIGHTS)
-    tensors = dict(item for file in files for item in checkpoints.read_tensors(file))
+    tensors = dict(checkpoints.read_weights(checkpoints.weight_files(folder, _WEIGHTS)))
     try:
         return tensors["mean"].float().reshape(1, -1), tensors["std"].float().reshape(1, -1)
     except KeyError as error:

@@ -1,10 +1,14 @@
 """Captured calls: when they are captured, when they are not, and that tokens stay the same."""
 
+import contextlib
 import logging
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from seed_core import graphs
 from seed_core.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
 from seed_core.graphs import GraphedCalls, can_capture
 from seed_core.llama import Llama, LlamaConfig
@@ -12,100 +16,140 @@ from seed_core.llama import Llama, LlamaConfig
 CPU = torch.device("cpu")
 
 
-class Replay:
-    """Stands for a captured graph: a replay does the same work again."""
+class Card:
+    """What torch.cuda has of graphs and streams, without a card; `done` is what happened on it."""
 
-    def __init__(self, function):
-        self.replay = function
+    OutOfMemoryError = torch.cuda.OutOfMemoryError
+
+    def __init__(self):
+        self.done = []
+        self.is_capturing = False
+        self.forbids = lambda: False  # whether a capture goes wrong
+
+    def CUDAGraph(self):  # noqa: N802 - torch's name
+        return Graph(self)
+
+    def Stream(self, device):  # noqa: N802 - torch's name
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    current_stream = Stream
+
+    def stream(self, stream):
+        return contextlib.nullcontext()
+
+    def graph_pool_handle(self):
+        return object()
+
+
+class Graph:
+    def __init__(self, card):
+        self.card = card
+
+    def capture_begin(self, pool, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.shared = pool
+        self.card.is_capturing = True
+        self.card.done.append("begin")
+
+    def capture_end(self):
+        self.card.is_capturing = False
+        self.card.done.append("end")
+        if self.card.forbids():
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def pool(self):
+        return self.shared
+
+    def replay(self):
+        self.card.done.append("replay")
 
 
 @pytest.fixture
-def captures(monkeypatch):
-    """Captures that succeed without a card; the functions that were captured."""
-    captured = []
-
-    def capture(self, function):
-        captured.append(function)
-        return Replay(function), "captured"
-
-    monkeypatch.setattr(GraphedCalls, "_capture", capture)
-    return captured
+def card(monkeypatch):
+    card = Card()
+    monkeypatch.setattr(graphs.torch, "cuda", card)
+    monkeypatch.setattr(graphs, "_streams", {})
+    monkeypatch.setattr(graphs, "_is_broken", False)
+    return card
 
 
-def test_the_first_call_is_plain_and_later_ones_replay(captures):
-    """Libraries set themselves up in the first call; capturing that fails on a card."""
-    done, calls = [], GraphedCalls(CPU, enabled=True)
-    results = [calls("a", lambda: done.append("a") or "plain") for _ in range(3)]
-    assert results == ["plain", "captured", "captured"]
-    assert done == ["a", "a", "a"]
-    assert len(captures) == 1
+def work(card, name="work"):
+    """A step; while it is captured its kernels are noted, not run."""
+
+    def function():
+        if not card.is_capturing:
+            card.done.append(name)
+        return name
+
+    return function
 
 
-def test_another_key_is_another_graph_and_needs_no_plain_call_of_its_own(captures):
-    done, calls = [], GraphedCalls(CPU, enabled=True)
-    for key in "aabbab":
-        calls(key, lambda key=key: done.append(key))
-    assert done == list("aabbab")
-    assert len(captures) == 2
-
-
-def test_calls_that_are_not_enabled_are_plain(captures):
-    calls = GraphedCalls(CPU, enabled=False)
-    assert [calls("a", lambda: "plain") for _ in range(3)] == ["plain"] * 3
-    assert captures == []
-
-
-def test_a_card_that_cannot_capture_goes_on_plainly_and_says_so_once(monkeypatch, caplog):
-    def capture(self, function):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(GraphedCalls, "_capture", capture)
+def test_the_first_call_is_plain_the_second_captured_and_later_ones_replay(card):
+    """Libraries plan and allocate in the first call; capturing that fails on a card."""
     calls = GraphedCalls(CPU, enabled=True)
+    assert [calls("a", work(card)) for _ in range(4)] == ["work"] * 4
+    assert card.done == ["work", "begin", "end", "replay", "replay", "replay"]
+
+
+def test_another_key_is_another_graph_in_the_same_memory(card):
+    calls = GraphedCalls(CPU, enabled=True)
+    for key in "aabbab":
+        calls(key, work(card, key))
+    one = ["begin", "end", "replay"]
+    assert card.done == ["a", *one, "b", *one, "replay", "replay"]
+    assert len({id(graph.shared) for graph, _ in calls._captured.values()}) == 1
+
+
+def test_calls_that_are_not_enabled_are_plain(card):
+    calls = GraphedCalls(CPU, enabled=False)
+    assert [calls("a", work(card)) for _ in range(3)] == ["work"] * 3
+    assert card.done == ["work"] * 3
+
+
+def test_a_card_that_cannot_capture_is_not_asked_again_and_that_is_said_once(card, caplog):
+    """torch does not always recover from a failed capture, so there is no second one."""
+    card.forbids = lambda: True
     with caplog.at_level(logging.WARNING):
-        assert [calls("a", lambda: "plain") for _ in range(4)] == ["plain"] * 4
+        for _ in range(2):
+            calls = GraphedCalls(CPU, enabled=True)
+            assert [calls("a", work(card)) for _ in range(3)] == ["work"] * 3
+    assert card.done == ["work", "begin", "end", *["work"] * 5]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_a_later_shape_may_need_a_plain_call_of_its_own(monkeypatch, caplog):
-    """cuDNN plans a product of a new shape when it is first called, which a capture may forbid."""
-    seen, captured = set(), []
-
-    def capture(self, function):
-        if function.key not in seen:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        captured.append(function.key)
-        return Replay(function), "captured"
-
-    class Call:
-        def __init__(self, key):
-            self.key = key
-
-        def __call__(self):
-            seen.add(self.key)
-            return "plain"
-
-    monkeypatch.setattr(GraphedCalls, "_capture", capture)
-    calls = GraphedCalls(CPU, enabled=True)
-    results = [calls(key, Call(key)) for key in "aabbb"]
-    assert results == ["plain", "captured", "plain", "captured", "captured"]
-    assert captured == ["a", "b"]
-    assert caplog.records == []
+class StopError(Exception):
+    """The host raises its own inside any of its layers."""
 
 
-def test_what_a_captured_function_raises_passes_through(monkeypatch):
-    """Stop raises inside the host's layers, also while they are being captured."""
+def test_stop_during_a_capture_ends_the_capture_and_passes_through(card):
+    """What the step had made must be gone by then: it never really ran."""
+    seen = []
 
-    class StopError(Exception):
-        pass
-
-    def stop():
+    def stopped():
+        made = torch.zeros(3)
+        seen.append(weakref.ref(made))
         raise StopError
 
-    monkeypatch.setattr(GraphedCalls, "_capture", lambda self, function: function())
     calls = GraphedCalls(CPU, enabled=True)
-    calls("a", lambda: None)
+    calls("a", work(card))
     with pytest.raises(StopError):
-        calls("a", stop)
+        calls("a", stopped)
+    assert card.done == ["work", "begin", "end"]
+    assert seen[0]() is None
+    assert not card.is_capturing
+    assert calls("a", work(card)) == "work"  # and the next reply is captured again
+    assert card.done[3:] == ["begin", "end", "replay"]
+
+
+def test_running_out_of_memory_is_no_failed_capture(card):
+    def greedy():
+        raise torch.cuda.OutOfMemoryError
+
+    calls = GraphedCalls(CPU, enabled=True)
+    calls("a", work(card))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        calls("a", greedy)
+    assert not graphs._is_broken
 
 
 def test_weights_off_the_card_are_not_captured():

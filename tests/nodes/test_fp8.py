@@ -52,7 +52,8 @@ def distance(logits, expected):
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp8"])
-def test_a_converted_model_stays_in_fp8(load, precision):
+def test_a_converted_model_stays_in_fp8(pack, load, precision, monkeypatch):
+    monkeypatch.setattr(pack.host, "prefers_fp8", lambda: True)  # as on a card
     core = load(precision).core
     assert core.dtype == torch.bfloat16
     state = core.module.state_dict()
@@ -60,6 +61,18 @@ def test_a_converted_model_stays_in_fp8(load, precision):
     assert len(fp8) == 4 * 4  # products of a layer, layers
     assert state["lm_head.weight"].dtype == torch.bfloat16
     assert not any(tensor.is_meta for tensor in state.values())
+
+
+def test_on_a_cpu_auto_is_what_it_says(load):
+    core = load("auto").core
+    assert {tensor.dtype for tensor in core.module.state_dict().values()} == {torch.float32}
+
+
+def test_a_device_without_fp8_is_refused_by_name(pack, load, management, monkeypatch):
+    monkeypatch.setattr(management, "supports_cast", lambda device, dtype: False)
+    assert not pack.host.prefers_fp8()
+    with pytest.raises(pack.seed_core.OptionError, match="cpu cannot hold fp8"):
+        load("fp8")
 
 
 def test_the_host_computes_what_the_library_does(pack, load, converted, logits_of):
@@ -131,7 +144,10 @@ def test_a_model_that_was_not_converted_is_refused_with_the_command(pack, run):
         run("SEEDLLaMALoader", precision="fp8")
 
 
-def test_a_host_without_such_layers_is_one_clear_error(pack, run, converted, monkeypatch):
-    monkeypatch.delattr(pack.host.comfy.ops, "mixed_precision_ops", raising=False)
-    with pytest.raises(pack.seed_core.OptionError, match="too old for models in fp8"):
-        run("SEEDLLaMALoader", model=converted.name)
+@pytest.mark.parametrize("find_layout", [None, lambda name: None], ids=["old", "incomplete"])
+def test_a_host_without_such_layers_is_one_clear_error(
+    pack, run, converted, monkeypatch, find_layout
+):
+    monkeypatch.setattr(pack.host.comfy.ops, "get_layout_class", find_layout, raising=False)
+    with pytest.raises(pack.seed_core.OptionError, match="no layers for models in fp8"):
+        run("SEEDLLaMALoader", model=converted.name, precision="fp8")

@@ -180,7 +180,8 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
     monkeypatch.setattr(management, "get_total_memory", lambda device: 1000 + size + spare)
     dtype = torch.bfloat16  # in which no other test holds them
-    size = management.module_size(pack.seed_core.load_llm("seed-mini", dtype=dtype).module)
+    core = pack.seed_core.load_llm("seed-mini", dtype=dtype)
+    size = management.module_size(core.module) + core.memory_required(512)  # its longest reply
     (llm,) = run("SEEDLLaMALoader", model=BUNDLED, precision="bf16")
     assert type(llm.patcher).__name__ == kind
     (decoder,) = run("SEEDDecoderLoader", decoder=BUNDLED, precision="bf16")

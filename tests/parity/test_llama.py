@@ -146,16 +146,33 @@ def test_rows_continue_a_shared_prompt(pair, token_ids, relative_error):
     assert relative_error(ours, pair.theirs(whole).logits[:, -1]) <= TOLERANCE
 
 
-def decode(pair, prompt, **options):
+def decode(pair, prompt, end=2, **options):
     request = DecodeRequest(
         prompt=prompt,
         tokens=IMAGES,
-        end_ids=frozenset({2}),
+        end_ids=frozenset({end}),
         options=GenerationOptions(temperature=0, **options),
         generators=[torch.Generator().manual_seed(0)],
     )
     with torch.inference_mode():
         return generate_tokens(pair.ours, request, CPU, torch.float32)[0]
+
+
+def test_512_greedy_tokens_equal_transformers(pair, make_generator):
+    """Across several stretches of the cache, and far from the prompt; the end token cannot come."""
+    prompt = torch.randint(3, 80, (1, 12), generator=make_generator(7))
+    theirs = pair.theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=512,
+        eos_token_id=IMAGES.begin,
+        pad_token_id=0,
+        suppress_tokens=list(range(80, VOCAB)),
+    )[0, 12:]
+    reply = decode(pair, prompt[0].tolist(), end=IMAGES.begin, reply="text", max_new_tokens=512)
+    assert len(reply) == 512
+    assert reply == theirs.tolist()
 
 
 @pytest.mark.parametrize("seed", range(4))
