@@ -55,6 +55,12 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
     return weight.to(torch.float32).mul_(scale).to(dtype)
 
 
+def scratch_bytes(module: nn.Module) -> int:
+    """Return the memory of the largest product of a network where its weight is dequantised."""
+    sizes = [x.numel() for x in module.state_dict().values() if x.dtype == FP8]
+    return max(sizes, default=0) * (torch.float32.itemsize + COMPUTING_DTYPE.itemsize)
+
+
 class Linear(linear.Linear):
     """A linear layer whose weight is float8 with a scale where its state dict has one.
 

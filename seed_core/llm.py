@@ -184,7 +184,7 @@ class SeedLLM:
         widest = max(9 * config.hidden_size, 4 * config.intermediate_size)
         prefill = tokens * (2 * config.hidden_size + widest) * size
         logits = variations * config.vocab_size * (size + 4 * 4)
-        return cache + prefill + logits
+        return cache + prefill + logits + fp8.scratch_bytes(self.module)
 
     def _ask(
         self, prompt: str, codes: torch.Tensor | SeedCodes | None, chat: SeedChat | None

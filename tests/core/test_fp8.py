@@ -157,3 +157,10 @@ def test_a_cards_product_can_be_captured(layer, make_generator):
         x.mul_(30)
         graph.replay()
         assert_product(x, weight, product)
+
+
+def test_the_scratch_of_a_network_is_its_largest_quantised_weight_dequantised(layer):
+    """In float32 and, rounded from that, in bfloat16; plain weights need none."""
+    plain = torch.nn.Linear(100, 100, device="meta")
+    assert fp8.scratch_bytes(plain) == 0
+    assert fp8.scratch_bytes(torch.nn.ModuleList([plain, layer[0]])) == 48 * 32 * (4 + 2)
