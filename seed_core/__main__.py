@@ -1,4 +1,4 @@
-"""The command line: ``python -m seed_core demo|encode|decode|chat|convert``.
+"""The command line: ``python -m seed_core demo|encode|decode|chat|convert|bench``.
 
 Parses arguments, reads and writes files, and leaves the rest to the library.
 """
@@ -110,6 +110,21 @@ def run_convert(args: argparse.Namespace) -> None:
     say(f"wrote {args.output}")
 
 
+def run_bench(args: argparse.Namespace) -> None:
+    """Measure speed and memory beside transformers and diffusers."""
+    from .bench import BenchOptions, run_bench, save_report
+
+    if args.json:
+        check_output(args.json)
+    only = tuple(args.only.split(",")) if args.only else ()
+    options = BenchOptions(
+        args.size, args.device, args.precision, only, args.repeat, args.tokens, args.steps
+    )
+    report = run_bench(options, say)
+    if args.json:
+        save_report(report, args.json)
+
+
 def say(line: str) -> None:
     """Print a result, whatever the console's encoding can show."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -120,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = argparse.ArgumentParser(prog="python -m seed_core")
     parser.add_argument("--verbose", action="store_true", help="log what is read and ignored")
-    commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat|convert")
+    commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat|convert|bench")
 
     def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
@@ -152,6 +167,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generation_options(chat)
 
     _add_convert_options(commands.add_parser("convert", help=run_convert.__doc__))
+
+    _add_bench_options(add("bench", run_bench))
 
     for command in (encode, decode, chat):
         precisions = LLM_PRECISIONS if command is chat else PRECISIONS
@@ -198,6 +215,16 @@ def _add_convert_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="a SEED-LLaMA folder in any precision")
     command.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
     command.add_argument("--precision", choices=LLM_PRECISIONS, default="fp8")
+
+
+def _add_bench_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", default="mini", help="mini, 300m, 8b or 14b")
+    command.add_argument("--precision", choices=LLM_PRECISIONS, help="fp16 on cuda, otherwise fp32")
+    command.add_argument("--only", help="some of load,encode,decode,draw")
+    command.add_argument("--repeat", type=int, default=3, help="measurements of each thing")
+    command.add_argument("--tokens", type=int, default=128, help="new tokens of a timed reply")
+    command.add_argument("--steps", type=int, default=20, help="diffusion steps of a picture")
+    command.add_argument("--json", type=Path, help="also write every figure to this file")
 
 
 def main(arguments: list[str] | None = None) -> int:

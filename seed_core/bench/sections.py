@@ -1,0 +1,305 @@
+"""The measurements, one function a part of the table: load, encode, decode, draw.
+
+Each runs ours, frees it, then runs the peer. A peer that fails becomes a text in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from ..codes import NUM_CODES
+from ..decoder import DecodeOptions, SeedDecoder
+from ..generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
+from ..graphs import can_capture
+from ..llama import KVCache, Llama
+from ..tokenizer import SeedTokenizer
+from . import peers
+from .meter import Meter
+from .subject import MINI, Subject
+from .table import LIMIT, OURS, Figure, Table
+
+BATCHES = (1, 8, 64)
+VARIATIONS = (1, 4, 8)
+
+_TRANSFORMERS = "transformers"
+_CACHES = {_TRANSFORMERS: None, "transformers, static": "static"}
+_TOWER = "transformers' Blip2 tower"
+_PREFILL = "prefill"
+_END = 2
+"""The token that ends replies; nobody may choose it here, so that all replies are equally long."""
+
+_PROMPT = 16
+"""Tokens of the prompt that replies begin with."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is measured.
+
+    Attributes:
+        tokens: new tokens of a timed reply; equality is checked over four times as many.
+        steps: diffusion steps of a picture.
+    """
+
+    tokens: int = 128
+    steps: int = 20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every section needs."""
+
+    subject: Subject
+    meter: Meter
+    table: Table
+    work: Work
+
+    def speed(self, measure: str, who: str, amount: int, call: Callable[[], object]) -> None:
+        """Add the tokens a second of a call that makes or reads so many; ours must not fail."""
+        rate = partial(self.meter.rate, amount, "tokens/s", call)
+        self.table.add(measure, who, rate() if who.startswith(OURS) else attempt(rate))
+
+    def peer(self, measure: str, who: str, call: Callable[[], None]) -> None:
+        """Run a peer's part of the table; add why where it cannot go on."""
+        if isinstance(failure := attempt(call), str):
+            self.table.add(measure, who, failure)
+
+    @property
+    def longest(self) -> int:
+        """Tokens over which ours and the peer's are compared."""
+        return min(4 * self.work.tokens, self.subject.config.max_position_embeddings - _PROMPT)
+
+
+def load(bench: Bench) -> None:
+    """Time and memory of loading each part; random weights are put in place the same way."""
+    subject = bench.subject
+    origin = "from its files" if subject.size == MINI else "random weights put in place"
+    _loading(bench, "language model", subject.llama, lambda: peers.load_llama(subject), origin)
+    if subject.size == MINI:
+        _loading(bench, "decoder", subject.decoder, lambda: peers.load_pipeline(subject), origin)
+        _loading(bench, "tokenizer", subject.tokenizer, None, origin)
+
+
+def _loading(
+    bench: Bench,
+    part: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object] | None,
+    origin: str,
+) -> None:
+    who = "diffusers" if part == "decoder" else "transformers"
+    for measure, figure in bench.meter.loading(ours).items():
+        bench.table.add(f"load {part}, {measure}", OURS, figure, origin)
+    if theirs is None:
+        return
+    found = attempt(lambda: bench.meter.loading(theirs))
+    figures = {"time": found} if isinstance(found, str) else found
+    for measure, peer in figures.items():
+        bench.table.add(f"load {part}, {measure}", who, peer, origin)
+
+
+def encode(bench: Bench) -> None:
+    """Pictures a second, ours and with transformers' tower in the place of ours."""
+    tokenizer = bench.subject.tokenizer()
+    shape = (max(BATCHES), 3, tokenizer.image_size, tokenizer.image_size)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(tokenizer.device)
+    _encoding(bench, OURS, tokenizer, pixels)
+    codes = tokenizer.encode(pixels[:8])
+
+    def theirs() -> None:
+        peers.put_tower(tokenizer)
+        _encoding(bench, _TOWER, tokenizer, pixels)
+        same = _count(tokenizer.encode(pixels[:8]) == codes, "codes")
+        bench.table.add("equal codes", _TOWER, same, f"of {codes.numel()}")
+
+    bench.meter.free()
+    bench.peer("encode", _TOWER, theirs)
+
+
+def _encoding(bench: Bench, who: str, tokenizer: SeedTokenizer, pixels: torch.Tensor) -> None:
+    for batch in BATCHES:
+        some = pixels[:batch]
+        rate = bench.meter.rate(batch, "pictures/s", partial(tokenizer.encode, some))
+        bench.table.add(f"encode, batch {batch}", who, rate)
+
+
+def _count(equal: torch.Tensor, unit: str) -> Figure:
+    return Figure.of([float(equal.sum())], unit)
+
+
+def decode(bench: Bench) -> None:
+    """Tokens a second: of a prompt that is read, and of replies that are written."""
+    ours, weights = _our_decoding(bench)
+    bench.meter.free()
+    bandwidth = bench.meter.bandwidth(weights)
+    note = f"{bandwidth.median / 1e9:.0f} GB/s, {weights / 1e6:,.0f} MB of weights a token"
+    for rows in VARIATIONS:
+        bench.table.add(_writing(rows), LIMIT, bandwidth.times(rows / weights, "tokens/s"), note)
+    bench.peer("decode", _TRANSFORMERS, lambda: _their_decoding(bench, ours))
+
+
+def _writing(rows: int) -> str:
+    return f"decode, {rows} variation{'s' if rows > 1 else ''}"
+
+
+def _our_decoding(bench: Bench) -> tuple[list[int], int]:
+    """Measure ours; return its greedy tokens, and the bytes it reads for a token."""
+    subject, model, tokens = bench.subject, bench.subject.llama(), bench.work.tokens
+    start, text = _start(subject), _long_prompt(subject)
+    graphs = can_capture(model, subject.device)
+
+    def write(rows: int, use_graphs: bool, new_tokens: int = tokens) -> list[int]:
+        return our_tokens(subject, model, start, rows, new_tokens, use_graphs=use_graphs)
+
+    bench.speed(_PREFILL, OURS, len(text), lambda: _read(subject, model, text))
+    for rows in VARIATIONS:
+        bench.speed(_writing(rows), OURS, rows * tokens, partial(write, rows, graphs))
+        if graphs:
+            plain = f"{OURS}, no CUDA graphs"
+            bench.speed(_writing(rows), plain, rows * tokens, partial(write, rows, False))
+    embedding = model.model.embed_tokens.weight.nbytes
+    weights = sum(p.nbytes for p in model.parameters()) - embedding
+    return write(1, graphs, bench.longest), weights
+
+
+def _their_decoding(bench: Bench, ours: list[int]) -> None:
+    """Measure transformers, and count the greedy tokens it has in common with ours."""
+    subject, model, tokens = bench.subject, peers.load_llama(bench.subject), bench.work.tokens
+    start, text = _start(subject), _long_prompt(subject)
+
+    def write(rows: int, cache: str | None, new_tokens: int = tokens) -> list[int]:
+        return peers.generate(model, start, rows, new_tokens, _END, cache)
+
+    bench.speed(_PREFILL, _TRANSFORMERS, len(text), lambda: peers.prefill(model, text))
+    for who, cache in _CACHES.items():
+        for rows in VARIATIONS:
+            bench.speed(_writing(rows), who, rows * tokens, partial(write, rows, cache))
+            bench.meter.free()
+        theirs = attempt(partial(write, 1, cache, bench.longest))
+        equal = theirs if isinstance(theirs, str) else _equal(ours, theirs)
+        bench.table.add("equal greedy tokens", who, equal, f"of {len(ours)}")
+    if subject.device.type == "cuda":
+        torch.compiler.reset()  # what was compiled for the static cache holds on to the weights
+
+
+def _equal(ours: Sequence[int], theirs: Sequence[int]) -> Figure:
+    """Return how many tokens are the same before the first that is not."""
+    same = torch.tensor(ours) == torch.tensor(theirs)
+    return _count(same.cumprod(0), "tokens")
+
+
+def draw(bench: Bench) -> None:
+    """Seconds a picture: prompt, the tokens of a picture, its embedding, its pixels."""
+    subject, steps = bench.subject, bench.work.steps
+    tokenizer, decoder = subject.tokenizer(), subject.decoder()
+    measure = f"draw, {decoder.size} pixels, {steps} steps"
+    bench.table.add(measure, OURS, _our_drawing(bench, tokenizer, decoder))
+    bench.meter.free()
+    theirs = attempt(lambda: _their_drawing(bench, tokenizer, decoder))
+    note = "transformers' tokens, our embedding, StableUnCLIPImg2ImgPipeline"
+    bench.table.add(measure, "transformers, diffusers", theirs, note)
+
+
+def _our_drawing(bench: Bench, tokenizer: SeedTokenizer, decoder: SeedDecoder) -> Figure:
+    subject, start = bench.subject, _start(bench.subject)
+    model, images = subject.llama(), subject.images
+    options = DecodeOptions(num_inference_steps=bench.work.steps)
+    graphs = can_capture(model, subject.device)
+
+    def picture() -> torch.Tensor:
+        token_ids = our_tokens(subject, model, start, 1, NUM_CODES + 2, images, use_graphs=graphs)
+        embedding = tokenizer.embed(torch.tensor([token_ids[1:-1]]) - images.first_code)
+        return decoder.decode(embedding, options=options)
+
+    return bench.meter.seconds(picture)
+
+
+def _their_drawing(bench: Bench, tokenizer: SeedTokenizer, decoder: SeedDecoder) -> Figure:
+    start, steps = _start(bench.subject), bench.work.steps
+    model, pipeline = peers.load_llama(bench.subject), peers.pipeline_around(decoder)
+    codes = torch.zeros(1, NUM_CODES, dtype=torch.int64)  # its own tokens may be no picture
+
+    def picture() -> torch.Tensor:
+        peers.generate(model, start, 1, NUM_CODES + 2, _END)
+        return peers.draw(pipeline, decoder, tokenizer.embed(codes), steps)
+
+    return bench.meter.seconds(picture)
+
+
+def our_tokens(
+    subject: Subject,
+    model: Llama,
+    prompt: Sequence[int],
+    rows: int,
+    new_tokens: int,
+    images: ImageTokens | None = None,
+    use_graphs: bool = False,
+) -> list[int]:
+    """Return the greedy tokens of the first of several equal rows, as generation.py makes them.
+
+    Args:
+        subject: the size.
+        model: our language model.
+        prompt: token ids.
+        rows: how many are made together.
+        new_tokens: how many follow the prompt.
+        images: which ids are pictures, to have one; None for a reply in which every id but `_END`
+            may come, for the peer has no picture grammar.
+        use_graphs: whether steps are CUDA graphs.
+    """
+    request = DecodeRequest(
+        prompt=prompt,
+        tokens=images or ImageTokens(_END, _END, 0, 0, NUM_CODES),
+        end_ids=frozenset({-1}),
+        options=GenerationOptions("image" if images else "auto", new_tokens, temperature=0),
+        generators=[torch.Generator() for _ in range(rows)],
+    )
+    with torch.inference_mode():
+        return generate_tokens(
+            model, request, subject.device, subject.dtype, use_graphs=use_graphs
+        )[0]
+
+
+def _read(subject: Subject, model: Llama, prompt: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        cache = KVCache(subject.config, 1, len(prompt), subject.device, subject.dtype)
+        return model.prefill(torch.tensor([prompt], device=subject.device), cache)
+
+
+def _start(subject: Subject) -> list[int]:
+    return _prompt(subject, _PROMPT)
+
+
+def _long_prompt(subject: Subject) -> list[int]:
+    return _prompt(subject, subject.config.max_position_embeddings // 4)
+
+
+def _prompt(subject: Subject, length: int) -> list[int]:
+    """Return text tokens at random; ``_END`` is not among them."""
+    generator = torch.Generator().manual_seed(0)
+    high = subject.images.first_code
+    return torch.randint(_END + 1, high, (length,), generator=generator).tolist()
+
+
+def attempt(call: Callable[[], Result]) -> Result | str:
+    """Call a peer; return what it raised as a text."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - a peer may fail in any way, and the rest goes on
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first}"[:120]
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "load": load,
+    "encode": encode,
+    "decode": decode,
+    "draw": draw,
+}

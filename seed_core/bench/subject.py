@@ -1,0 +1,192 @@
+"""What is measured: our networks in the bundled or a published size.
+
+The bundled ones come from their files; all others are filled with random numbers on the device,
+tensor by tensor and by name, so that a peer can be given the same ones later. Files are not needed.
+
+Source of the sizes: the config files of AILab-CVC/seed-llama-8b-sft and -14b-sft, of SEED's
+tokenizer and of Stable Diffusion 2.1 unCLIP.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import checkpoints, fp8, linear
+from ..codes import CODEBOOK_SIZES, NUM_CODES
+from ..decoder import SeedDecoder, load_decoder
+from ..generation import ImageTokens
+from ..llama import Llama, LlamaConfig, names_in_file
+from ..llm import load_llm
+from ..llm_folder import matrix_products
+from ..tokenizer import SeedTokenizer, load_tokenizer
+from ..tokenizer_network import TokenizerConfig, TokenizerModel
+from ..unclip_folder import UnclipModel
+
+MINI = "mini"
+
+
+def _published(hidden: int, intermediate: int, layers: int, heads: int, eps: float) -> LlamaConfig:
+    return LlamaConfig(40194, hidden, intermediate, layers, heads, heads, 2048, eps)
+
+
+_RANDOM = {
+    "300m": _published(1024, 2816, 20, 16, 1e-6),
+    "8b": _published(4096, 11008, 32, 32, 1e-6),
+    "14b": _published(5120, 13824, 40, 40, 1e-5),
+}
+SIZES = (MINI, *_RANDOM)
+LANGUAGE_ONLY = ("300m",)
+"""Sizes that have no tokenizer and no decoder."""
+
+_UNET = {
+    "sample_size": 96,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "class_embed_type": "projection",
+    "projection_class_embeddings_input_dim": 2048,
+}
+_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 768,
+}
+_SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+_EMPTY_PROMPT = (1, 77, 1024)
+
+_SPREAD = 0.02
+"""Standard deviation of the random weights: that of untrained language models."""
+
+_FP8_SCALE = torch.tensor(2.0**-11)
+"""Ten deviations are the largest fp8 number then; a power of two, so that bf16 holds them all."""
+
+_SOURCE = Path("random numbers")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One size on one device.
+
+    Attributes:
+        size: one of `SIZES`.
+        device: where it computes.
+        precision: how the language model's weights are loaded; float8_e4m3fn not for the mini one.
+    """
+
+    size: str
+    device: torch.device
+    precision: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return fp8.computing_dtype(self.precision)
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Sizes of the language model."""
+        if self.size != MINI:
+            return _RANDOM[self.size]
+        return LlamaConfig.from_dict(
+            checkpoints.read_json(checkpoints.bundled("llm") / "config.json")
+        )
+
+    @property
+    def images(self) -> ImageTokens:
+        """Which token ids are pictures: codes and the two markers close every vocabulary."""
+        codebook = CODEBOOK_SIZES["seed-mini" if self.size == MINI else "seed-2"]
+        begin = self.config.vocab_size - 2
+        return ImageTokens(begin, begin + 1, begin - codebook, codebook, NUM_CODES)
+
+    def llama_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the random weights of the language model by their names in a file.
+
+        In the precision computed in, but no finer than they are loaded.
+        """
+        quantized = self._quantized()
+        for name, like in Llama(self.config, nn, device="meta").state_dict().items():
+            parts = names_in_file(name)
+            for part in parts:
+                drawn = self._random(part, (len(like) // len(parts), *like.shape[1:]))
+                if name in quantized:
+                    drawn = fp8.dequantize(self._store(drawn), _FP8_SCALE, self.dtype)
+                yield part, drawn
+
+    def llama(self) -> Llama:
+        """Return our language model."""
+        if self.size == MINI:
+            return load_llm(checkpoints.SEED_MINI, self.device, self.precision).module
+        quantized = self._quantized()
+        stored = {part for name in quantized for part in names_in_file(name)}
+        return checkpoints.assemble(
+            lambda layers: Llama(self.config, layers, device="meta", dtype=self.dtype),
+            fp8 if quantized else linear,
+            ((key, self._store(x) if key in stored else x) for key, x in self.llama_tensors()),
+            self.device,
+            _SOURCE,
+            names_in_file,
+            dict.fromkeys(quantized, _FP8_SCALE),
+        )
+
+    def _quantized(self) -> list[str]:
+        """Return our names of the weights that are loaded in fp8."""
+        return list(matrix_products(self.config)) if self.precision == fp8.FP8 else []
+
+    def _store(self, weight: torch.Tensor) -> torch.Tensor:
+        return fp8.quantize(weight, _FP8_SCALE)
+
+    def tokenizer(self) -> SeedTokenizer:
+        """Return our image tokenizer."""
+        if self.size == MINI:
+            return load_tokenizer(checkpoints.SEED_MINI, self.device, self.dtype)
+        config = TokenizerConfig.seed_2()
+        module = self._fill(lambda: TokenizerModel(config, device="meta", dtype=self.dtype))
+        return SeedTokenizer(config, module, self.device, self.dtype)
+
+    def decoder(self) -> SeedDecoder:
+        """Return our unCLIP decoder."""
+        if self.size == MINI:
+            return load_decoder(checkpoints.SEED_MINI, self.device, self.dtype)
+        diffusers: Any = importlib.import_module("diffusers")
+        unet = self._fill(lambda: self._empty(diffusers.UNet2DConditionModel, _UNET))
+        vae = self._fill(lambda: self._empty(diffusers.AutoencoderKL, _VAE))
+        mean, std = torch.zeros(1, 1024), torch.ones(1, 1024)
+        module = UnclipModel(unet, vae, mean, std, torch.zeros(_EMPTY_PROMPT)).to(self.device)
+        scheduler = diffusers.PNDMScheduler(**_SCHEDULER)
+        noising = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        return SeedDecoder(module, scheduler, noising, self.device, self.dtype)
+
+    def _empty(self, kind: Any, config: dict[str, Any]) -> Any:
+        with torch.device("meta"):
+            return nn.Module.to(kind(**config), dtype=self.dtype)
+
+    def _fill(self, build: Callable[[], Any]) -> Any:
+        shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        tensors = ((name, self._random(name, tuple(shape))) for name, shape in shapes.items())
+        return checkpoints.assemble(lambda _: build(), nn, tensors, self.device, _SOURCE)
+
+    def _random(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return the numbers that always belong to this name; those of norms lie around 1."""
+        generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
+        drawn = torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
+        is_norm = len(shape) == 1 and name.endswith("weight")
+        return drawn.mul_(_SPREAD).add_(float(is_norm))
