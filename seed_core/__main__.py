@@ -52,9 +52,7 @@ def run_demo(args: argparse.Namespace) -> None:
 def run_encode(args: argparse.Namespace) -> None:
     """Pictures to a codes file."""
     check_output(args.output)
-    tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
-    pixels = tokenizer.preprocess([read_picture(path) for path in args.pictures], args.fit)
-    codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
+    codes = _encode(args, args.pictures, PRECISIONS[args.precision], args.fit)
     save_codes(codes, args.output)
     say(f"wrote the codes of {len(codes)} picture(s) to {args.output}")
 
@@ -69,12 +67,12 @@ def run_decode(args: argparse.Namespace) -> None:
     if not len(codes):
         raise CodesError(f"{args.codes} holds no picture to decode")
     dtype = PRECISIONS[args.precision]
-    tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
+    negatives = [read_codes(args.negative)] if args.negative else []
+    embedding, *away = _embed(args, [codes, *negatives])
     decoder = load_decoder(args.decoder, args.device, dtype)
-    negative = tokenizer.embed(read_codes(args.negative)) if args.negative else None
-    pixels = decoder.decode(
-        tokenizer.embed(codes), negative, options, seeded_generators(args.seed, len(codes))
-    )
+    generators = seeded_generators(args.seed, len(codes))
+    negative = away[0] if away else None
+    pixels = decoder.decode(embedding, negative, options, generators)
     for path in save_pictures(pixels, args.output):
         say(f"wrote {path}")
 
@@ -88,9 +86,7 @@ def run_chat(args: argparse.Namespace) -> None:
     dtype = LLM_PRECISIONS[args.precision]
     codes: SeedCodes | None = read_codes(args.codes) if args.codes else None
     if args.picture:
-        tokenizer = load_tokenizer(args.tokenizer, args.device, computing_dtype(dtype))
-        pixels = tokenizer.preprocess([read_picture(path) for path in args.picture])
-        codes = SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
+        codes = _encode(args, args.picture, computing_dtype(dtype))
     llm = load_llm(args.model, args.device, dtype)
     generator = seeded_generators(args.seed, 1)[0]
     reply = llm.generate(args.prompt, codes, options=options, generator=generator)
@@ -98,6 +94,22 @@ def run_chat(args: argparse.Namespace) -> None:
     if len(reply.codes):
         save_codes(SeedCodes(reply.codes, llm.family, llm.codebook_size), args.output)
         say(f"wrote the codes of {len(reply.codes)} picture(s) to {args.output}")
+
+
+# The tokenizer ends with these functions, so that it need not fit beside the next model.
+
+
+def _encode(
+    args: argparse.Namespace, pictures: list[Path], dtype: torch.dtype, fit: str = FITS[0]
+) -> SeedCodes:
+    tokenizer = load_tokenizer(args.tokenizer, args.device, dtype)
+    pixels = tokenizer.preprocess([read_picture(path) for path in pictures], fit)
+    return SeedCodes(tokenizer.encode(pixels), tokenizer.family, tokenizer.codebook_size)
+
+
+def _embed(args: argparse.Namespace, codes: list[SeedCodes]) -> list[torch.Tensor]:
+    tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
+    return [tokenizer.embed(each) for each in codes]
 
 
 def run_convert(args: argparse.Namespace) -> None:

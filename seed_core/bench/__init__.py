@@ -67,7 +67,7 @@ class BenchOptions:
     def sections(self) -> tuple[str, ...]:
         """Return the parts that the size has."""
         language_only = self.size in LANGUAGE_ONLY
-        return ("load", "decode") if language_only else tuple(SECTIONS)
+        return ("load", "decode", "quality") if language_only else tuple(SECTIONS)
 
     def precision_name(self) -> str:
         """Return the precision, by its usual name."""

@@ -1,23 +1,30 @@
-"""The measurements, one function a part of the table: load, encode, decode, draw.
+"""The measurements, one function a part of the table: load, encode, decode, draw, quality.
 
 Each runs ours, frees it, then runs the peer. A peer that fails becomes a text in the table.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from .. import checkpoints, fp8
 from ..codes import NUM_CODES
+from ..convert import convert_llm
 from ..decoder import DecodeOptions, SeedDecoder
 from ..generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
 from ..graphs import can_capture
 from ..llama import KVCache, Llama
-from ..tokenizer import SeedTokenizer
+from ..llm import load_llm
+from ..picture_files import read_picture
+from ..quality import Question, measure_quality
+from ..tokenizer import SeedTokenizer, load_tokenizer
 from . import peers
 from .meter import Meter
 from .subject import MINI, Subject
@@ -233,6 +240,49 @@ def _their_drawing(bench: Bench, tokenizer: SeedTokenizer, decoder: SeedDecoder)
     return bench.meter.seconds(picture)
 
 
+def quality(bench: Bench) -> None:
+    """What shorter precisions change: of seed-mini's own replies, or of random weights' choices."""
+    (_mini_quality if bench.subject.size == MINI else _random_quality)(bench)
+
+
+def _mini_quality(bench: Bench) -> None:
+    subject = bench.subject
+    with tempfile.TemporaryDirectory() as folder:
+        convert_llm(checkpoints.SEED_MINI, Path(folder) / "fp8", fp8.FP8)
+        sources = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": fp8.FP8}
+        reference, questions = load_llm(checkpoints.SEED_MINI, subject.device), _questions()
+        for name, dtype in sources.items():
+            path = Path(folder) / "fp8" if name == "fp8" else checkpoints.SEED_MINI
+            measured = measure_quality(reference, load_llm(path, subject.device, dtype), questions)
+            note = (
+                f"{measured.tokens} tokens, perplexity in fp32 {measured.reference_perplexity:.4f}"
+            )
+            perplexity = Figure.of([measured.perplexity], "")
+            bench.table.add("perplexity", f"{OURS}, {name}", perplexity, note)
+            agreed = Figure.of([100 * measured.agreement], "%")
+            bench.table.add("tokens as in fp32", f"{OURS}, {name}", agreed, note)
+
+
+def _questions() -> list[Question]:
+    """Return two for each sample picture, named after what it shows: to tell it, and to draw it."""
+    tokenizer, paths = load_tokenizer(checkpoints.SEED_MINI), checkpoints.sample_pictures()
+    codes = tokenizer.encode(tokenizer.preprocess([read_picture(p) for p in paths.values()]))
+    told = [Question("What is this?", row[None]) for row in codes]
+    return told + [Question(f"Draw a {name.replace('_', ' ')}") for name in paths]
+
+
+def _random_quality(bench: Bench) -> None:
+    """Compare fp8 with 16 bits at full size: the likeliest token after each of a random text."""
+    text, choices = _long_prompt(bench.subject), []
+    for precision in (fp8.COMPUTING_DTYPE, fp8.FP8):
+        subject = replace(bench.subject, precision=precision)
+        choices.append(_read(subject, subject.llama(), text, all_positions=True).argmax(-1))
+        bench.meter.free()
+    agreed = 100 * float((choices[0] == choices[1]).float().mean())
+    note = f"{len(text)} tokens; of random weights, whose likeliest tokens are hardly likelier"
+    bench.table.add("tokens as in bf16", f"{OURS}, fp8", Figure.of([agreed], "%"), note)
+
+
 def our_tokens(
     subject: Subject,
     model: Llama,
@@ -267,10 +317,13 @@ def our_tokens(
         )[0]
 
 
-def _read(subject: Subject, model: Llama, prompt: Sequence[int]) -> torch.Tensor:
+def _read(
+    subject: Subject, model: Llama, prompt: Sequence[int], all_positions: bool = False
+) -> torch.Tensor:
     with torch.inference_mode():
         cache = KVCache(subject.config, 1, len(prompt), subject.device, subject.dtype)
-        return model.prefill(torch.tensor([prompt], device=subject.device), cache)
+        token_ids = torch.tensor([prompt], device=subject.device)
+        return model.prefill(token_ids, cache, all_positions)
 
 
 def _start(subject: Subject) -> list[int]:
@@ -302,4 +355,5 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "encode": encode,
     "decode": decode,
     "draw": draw,
+    "quality": quality,
 }

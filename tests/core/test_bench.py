@@ -19,6 +19,7 @@ LINUX_ONLY = {"load language model, RAM", "load decoder, RAM", "load tokenizer, 
 TRANSFORMERS = {"transformers", "transformers, static"}
 TOWER = "transformers' Blip2 tower"
 DECODED = {"ours", "limit", *TRANSFORMERS}
+SHORTER = {"ours, fp16", "ours, bf16", "ours, fp8"}
 EXPECTED = {
     "load language model, time": {"ours", "transformers"},
     "load language model, RAM": {"ours", "transformers"},
@@ -36,6 +37,8 @@ EXPECTED = {
     "decode, 8 variations": DECODED,
     "equal greedy tokens": TRANSFORMERS,
     "draw, 128 pixels, 1 steps": {"ours", "transformers, diffusers"},
+    "perplexity": SHORTER,
+    "tokens as in fp32": SHORTER,
 }
 
 
@@ -81,9 +84,18 @@ def test_mini_end_to_end_has_every_row(tmp_path, capsys):
 
 def test_random_weights_are_the_same_on_both_sides(tiny_300m):
     rows, _ = measured(size=tiny_300m)
-    assert {row["measure"].split()[0] for row in rows} == {"load", "prefill", "decode,", "equal"}
+    parts = {"load", "prefill", "decode,", "equal", "tokens"}
+    assert {row["measure"].split()[0] for row in rows} == parts
     for row in values(rows, "equal greedy tokens").values():
         assert row["figure"]["median"] == 16
+
+
+def test_random_weights_in_fp8_choose_as_in_16_bits_more_often_than_not(tiny_300m):
+    """A vocabulary of 40194 and weights of noise: by chance none would agree."""
+    rows, _ = measured(size=tiny_300m, only=("quality",))
+    (row,) = rows
+    assert row["measure"] == "tokens as in bf16"
+    assert row["figure"]["median"] >= 50
 
 
 def test_fp8_weights_are_the_same_numbers_on_both_sides(tiny_300m):
