@@ -7,8 +7,8 @@ token ids that stand for codes in a language model (see ``vocab``).
 from __future__ import annotations
 
 import json
-import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,31 +95,49 @@ class SeedCodes:
         return cls(torch.empty(0, NUM_CODES, dtype=torch.int64), family, codebook_size)
 
     @classmethod
-    def from_json(cls, text: str) -> SeedCodes:
+    def from_rows(cls, rows: list[list[int]], family: str, codebook_size: int) -> SeedCodes:
+        """Return the codes in ``rows``, one row a picture.
+
+        Raises:
+            CodesError: a row of another length, or values that are no codes of the family.
+        """
+        if not rows:
+            return cls.empty(family, codebook_size)
+        for i, row in enumerate(rows):
+            if len(row) != NUM_CODES:
+                raise CodesError(f"a picture has exactly {NUM_CODES} codes; row {i} has {len(row)}")
+        try:
+            values = torch.tensor(rows, dtype=torch.int64)
+        except (RuntimeError, OverflowError, ValueError) as error:
+            raise CodesError("a code is far too large to be one") from error
+        return cls(values, family, codebook_size)
+
+    @classmethod
+    def from_json(cls, text: str, family: str | None = None) -> SeedCodes:
         """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON.
+            family: if given, a plain list is read as well, as codes of this family: a list of rows,
+                or the row of one picture.
 
         Raises:
             CodesError: not JSON, a missing field, or values that are no codes.
         """
         try:
             record = json.loads(text)
-            rows = [[operator.index(code) for code in row] for row in record["codes"]]
-            family, codebook_size = str(record["family"]), operator.index(record["codebook_size"])
+            if family is not None and isinstance(record, list):
+                codes = record if not record or isinstance(record[0], list) else [record]
+                size = CODEBOOK_SIZES.get(family, 0)
+                record = {"family": family, "codebook_size": size, "codes": codes}
+            rows = [[_integer(code) for code in _list(row)] for row in _list(record["codes"])]
+            named, codebook_size = str(record["family"]), _integer(record["codebook_size"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CodesError(
                 'expected JSON like {"family": "seed-mini", "codebook_size": 512, "codes": '
-                f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r}"
+                f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r:.200}"
             ) from error
-        if not rows:
-            return cls.empty(family, codebook_size)
-        if any(len(row) != NUM_CODES for row in rows):
-            lengths = sorted({len(row) for row in rows})
-            raise CodesError(f"a picture has exactly {NUM_CODES} codes; got rows of {lengths}")
-        try:
-            values = torch.tensor(rows, dtype=torch.int64)
-        except (RuntimeError, OverflowError, ValueError) as error:
-            raise CodesError("a code is far too large to be one") from error
-        return cls(values, family, codebook_size)
+        return cls.from_rows(rows, named, codebook_size)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -156,6 +174,19 @@ class SeedCodes:
             "codes": self.values.tolist(),
         }
         return json.dumps(record)
+
+
+def _integer(value: object) -> int:
+    """Return a number of JSON as it is; ``true`` would otherwise pass for 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no whole number")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value
 
 
 def codes_to_text(codes: list[int] | tuple[int, ...]) -> str:

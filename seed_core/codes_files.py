@@ -1,0 +1,50 @@
+"""Codes as safetensors files: one tensor, and in the header the family it belongs to.
+
+Nothing in such a file can run. Codes as JSON are in ``picture_files``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .codes import SeedCodes
+from .errors import CodesError
+
+CODES_SUFFIX = ".safetensors"
+
+_TENSOR, _FAMILY, _SIZE = "codes", "family", "codebook_size"
+
+
+def save_codes_file(codes: SeedCodes, path: Path) -> None:
+    """Write codes with their family and codebook size; a file in the way is replaced."""
+    header = {_FAMILY: codes.family, _SIZE: str(codes.codebook_size)}
+    save_file({_TENSOR: codes.values.cpu().contiguous()}, path, header)
+
+
+def read_codes_file(path: Path) -> SeedCodes:
+    """Read what `save_codes_file` wrote, on the CPU.
+
+    Raises:
+        CodesError: no such file, a damaged one, one of something else, or values that are no codes.
+    """
+    try:
+        values, family, codebook_size = _read(path)
+        return SeedCodes(values, family, codebook_size)
+    except CodesError as error:
+        raise CodesError(f"{path}: {error}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CodesError(f"{path} cannot be read as a file of codes: {error}") from error
+
+
+def _read(path: Path) -> tuple[torch.Tensor, str, int]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        header = file.metadata() or {}
+        # Looked at before any tensor is read: weights have the same ending, and may be huge.
+        if set(file.keys()) != {_TENSOR} or not {_FAMILY, _SIZE} <= set(header):
+            raise CodesError("this is a safetensors file of something else, not of codes")
+        # A copy: what is read may be a view of the file, which can change under it.
+        return file.get_tensor(_TENSOR).clone(), header[_FAMILY], int(header[_SIZE])

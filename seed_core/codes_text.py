@@ -1,0 +1,73 @@
+"""Codes that people type or paste, read strictly: every number is used as it stands, or refused.
+
+Knows the three ways codes are written as text. JSON is read by `SeedCodes.from_json`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .codes import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, NUM_CODES, SeedCodes, image_token
+from .errors import CodesError
+
+_IMAGE_TOKEN = re.compile(r"<img_([0-9]{5})>")  # what `image_token` writes
+_PICTURE = re.compile(rf"{BEGIN_IMAGE}((?:\s*<img_[0-9]{{5}}>)*)\s*{END_IMAGE}")
+_SEPARATOR = re.compile(r"\s*,\s*|\s+")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # a negative one is told its range; longer ones are no codes
+
+_FORMS = (
+    f"Codes can be written as {BEGIN_IMAGE}{image_token(12)}...{END_IMAGE} with one line a picture, "
+    f"as {NUM_CODES} whole numbers a picture with spaces or commas between them, or as JSON."
+)
+
+
+def codes_from_text(text: str, family: str) -> SeedCodes:
+    """Return the codes written in ``text``.
+
+    Args:
+        text: lines as `SeedCodes.to_text` writes them; whole numbers, each line one or more whole
+            pictures; or JSON, either what `SeedCodes.to_json` writes or plain lists.
+        family: whose codes they are.
+
+    Raises:
+        CodesError: anything else, another family in the JSON, or values that are no codes.
+    """
+    text = text.strip()
+    if not text:
+        raise CodesError(f"the text is empty. {_FORMS}")
+    if text[0] in "[{":
+        codes = SeedCodes.from_json(text, family)
+        if codes.family != family:
+            raise CodesError(
+                f"the text holds {codes.family} codes, but {family} was asked for; choose the "
+                "family that the codes were made with"
+            )
+        return codes
+    rows = _read_pictures(text) if "<" in text else _read_numbers(text)
+    return SeedCodes.from_rows(rows, family, CODEBOOK_SIZES.get(family, 0))
+
+
+def _read_pictures(text: str) -> list[list[int]]:
+    between = _PICTURE.sub("\n", text).strip()
+    if between:
+        raise CodesError(f"{between[:40]!r} is no whole picture. {_FORMS}")
+    return [
+        [int(code) for code in _IMAGE_TOKEN.findall(picture)] for picture in _PICTURE.findall(text)
+    ]
+
+
+def _read_numbers(text: str) -> list[list[int]]:
+    rows = []
+    for i, line in enumerate(text.splitlines(), start=1):
+        words = _SEPARATOR.split(line.strip()) if line.strip() else []
+        for word in words:
+            if not _NUMBER.fullmatch(word):
+                raise CodesError(f"line {i}: {word[:40]!r} is no code. {_FORMS}")
+        if len(words) % NUM_CODES:
+            raise CodesError(
+                f"line {i} has {len(words)} numbers; a line holds whole pictures of {NUM_CODES} "
+                "each. Join lines that belong together."
+            )
+        codes = [int(word) for word in words]
+        rows += [codes[j : j + NUM_CODES] for j in range(0, len(codes), NUM_CODES)]
+    return rows
