@@ -7,11 +7,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host, model_files
 from .decode import SeedDecode
-from .edit_codes import SeedPreviewCodes
+from .edit_codes import SeedBatchCodes, SeedMixCodes, SeedPreviewCodes, SeedSelectCodes
 from .embed import SeedCodesToEmbedding
 from .encode import SeedEncode, SeedSamplePicture
 from .generate import SeedGenerate
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
+from .store_codes import SeedCodesToText, SeedLoadCodes, SeedSaveCodes, SeedTextToCodes
 
 NODES: list[type[io.ComfyNode]] = [
     SeedSamplePicture,
@@ -22,7 +23,14 @@ NODES: list[type[io.ComfyNode]] = [
     SeedGenerate,
     SeedDecode,
     SeedCodesToEmbedding,
+    SeedCodesToText,
+    SeedTextToCodes,
+    SeedMixCodes,
+    SeedBatchCodes,
+    SeedSelectCodes,
     SeedPreviewCodes,
+    SeedSaveCodes,
+    SeedLoadCodes,
 ]
 
 

@@ -2,9 +2,12 @@
 
 from comfy_api.latest import io, ui
 
-from ..seed_core import SeedCodes
+from ..seed_core import NUM_CODES, SeedCodes, seeded_generators
+from ..seed_core.code_edits import MIX_MODES, join_codes, mix_codes, select_codes
 from ..seed_core.code_picture import draw_codes
-from .io_types import CATEGORY, SeedCodesWire
+from .io_types import CATEGORY, SeedCodesWire, random_seed_input
+
+MAX_PICTURES = 4096  # the host's own limit when it picks pictures from a batch
 
 
 class SeedPreviewCodes(io.ComfyNode):
@@ -29,3 +32,135 @@ class SeedPreviewCodes(io.ComfyNode):
         """Draw them. Codes without a picture draw nothing."""
         picture = ui.PreviewImage(draw_codes(codes.values.cpu()), cls=cls) if len(codes) else None
         return io.NodeOutput(codes, ui=picture)
+
+
+def _position(name: str, default: int, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=0, max=NUM_CODES, tooltip=tooltip)
+
+
+class SeedMixCodes(io.ComfyNode):
+    """Two SEED_CODES -> one, with some positions from each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDMixCodes",
+            display_name="SEED Mix Codes",
+            category=CATEGORY,
+            description="Puts a stretch of one picture's codes into another's. Early codes hold "
+            "what the picture is about, later ones its details.",
+            search_aliases=["mix images", "merge codes", "splice", "crossover", "image codes"],
+            inputs=[
+                SeedCodesWire.Input("codes_a", tooltip="The pictures to start from."),
+                SeedCodesWire.Input(
+                    "codes_b",
+                    tooltip="The pictures to take codes from: as many as in codes_a, or one for "
+                    "all (or many for one).",
+                ),
+                _position("start", NUM_CODES // 2, "First position taken from codes_b, from 0."),
+                _position(
+                    "end", NUM_CODES, "Position to stop before: 16 and 32 take positions 16 to 31."
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MIX_MODES),
+                    default=MIX_MODES[0],
+                    tooltip="splice takes every position from start to end from codes_b, random "
+                    "takes each with the probability amount.",
+                ),
+                io.Float.Input(
+                    "amount",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Only with random: probability of each position, 0 (none) to 1 (all).",
+                ),
+                random_seed_input("takes the same positions. Only with random."),
+            ],
+            outputs=[SeedCodesWire.Output("codes", tooltip="The mixed codes, one row a picture.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        codes_a: SeedCodes,
+        codes_b: SeedCodes,
+        start: int,
+        end: int,
+        mode: str,
+        amount: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        generators = seeded_generators(seed, max(len(codes_a), len(codes_b)))
+        return io.NodeOutput(mix_codes(codes_a, codes_b, start, end, mode, amount, generators))
+
+
+class SeedBatchCodes(io.ComfyNode):
+    """Up to four SEED_CODES -> one batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        more = {"optional": True, "tooltip": "More codes of the same family, to come after."}
+        return io.Schema(
+            node_id="SEEDBatchCodes",
+            display_name="SEED Batch Codes",
+            category=CATEGORY,
+            description="Joins the codes of several pictures into one batch, in the order of the "
+            "inputs.",
+            search_aliases=["batch codes", "join codes", "combine image codes", "image tokens"],
+            inputs=[
+                SeedCodesWire.Input("codes_1", tooltip="The codes that come first."),
+                SeedCodesWire.Input("codes_2", tooltip="Codes of the same family, to come next."),
+                SeedCodesWire.Input("codes_3", **more),
+                SeedCodesWire.Input("codes_4", **more),
+            ],
+            outputs=[SeedCodesWire.Output("codes", tooltip="All of them in one batch.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        codes_1: SeedCodes,
+        codes_2: SeedCodes,
+        codes_3: SeedCodes | None = None,
+        codes_4: SeedCodes | None = None,
+    ) -> io.NodeOutput:
+        given = (codes_1, codes_2, codes_3, codes_4)
+        return io.NodeOutput(join_codes([codes for codes in given if codes is not None]))
+
+
+class SeedSelectCodes(io.ComfyNode):
+    """SEED_CODES -> some of its rows."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDSelectCodes",
+            display_name="SEED Select Codes",
+            category=CATEGORY,
+            description="Picks the codes of one picture, or of several in a row, from a batch.",
+            search_aliases=["select codes", "pick from batch", "codes from batch", "image codes"],
+            inputs=[
+                SeedCodesWire.Input("codes", tooltip="The batch to pick from."),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=-MAX_PICTURES,
+                    max=MAX_PICTURES,
+                    tooltip="Which picture: 0 is the first, 1 the second; -1 is the last.",
+                ),
+                io.Int.Input(
+                    "length",
+                    default=1,
+                    min=1,
+                    max=MAX_PICTURES,
+                    tooltip="How many pictures, from index on. There must be that many.",
+                ),
+            ],
+            outputs=[SeedCodesWire.Output("codes", tooltip="The codes that were picked.")],
+        )
+
+    @classmethod
+    def execute(cls, codes: SeedCodes, index: int, length: int) -> io.NodeOutput:
+        return io.NodeOutput(select_codes(codes, index, length))

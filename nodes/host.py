@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
@@ -23,7 +24,7 @@ from server import PromptServer
 
 from ..seed_core import SeedCodes, fp8, fp8_files
 from ..seed_core.checkpoints import LLM_PRECISIONS
-from ..seed_core.errors import OptionError, PictureError
+from ..seed_core.errors import CodesError, OptionError, PictureError
 
 TEXT_INTERVAL = 0.25  # seconds between two live texts
 
@@ -40,6 +41,40 @@ def register_model_folders(suffixes: dict[str, set[str]]) -> None:
 def model_folders(name: str) -> list[str]:
     """Every place the host looks for models of this kind."""
     return folder_paths.get_folder_paths(name)
+
+
+# --- input and output folders -------------------------------------------------------------------
+
+
+def input_files(suffix: str) -> list[str]:
+    """Names of the files right in the input folder, as the host's own loaders list them."""
+    folder = Path(folder_paths.get_input_directory())
+    if not folder.is_dir():
+        return []
+    return sorted(f.name for f in folder.iterdir() if f.suffix == suffix and f.is_file())
+
+
+def input_file(name: str) -> Path:
+    """The path of a file in the input folder (or of "name [output]" in the output folder)."""
+    try:
+        path = Path(folder_paths.get_annotated_filepath(name))
+        if path.is_file():
+            return path
+    except ValueError:
+        pass  # a path out of the folder, or none at all
+    raise CodesError(
+        f"there is no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED "
+        "Save Codes wrote from the output folder to there, then press R to refresh the list."
+    )
+
+
+def new_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
+    """A path in the output folder that no file has yet, and what the frontend is told of it."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    file = f"{name}_{counter:05}_{suffix}"
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 
 # --- devices and memory ------------------------------------------------------------------------

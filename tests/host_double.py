@@ -167,7 +167,26 @@ def _folders(models_dir: Path) -> dict[str, Any]:
     table: dict[str, tuple[list[str], set[str]]] = {
         "diffusers": ([str(models_dir / "diffusers")], set())
     }
+    inputs, outputs = models_dir.parent / "input", models_dir.parent / "output"
+
+    def save_path(prefix: str, folder: str) -> tuple[str, str, int, str, str]:
+        path = Path(folder, prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counter = 1 + len(list(path.parent.glob(f"{path.name}_*")))
+        return str(path.parent), path.name, counter, str(Path(prefix).parent), prefix
+
+    def find(name: str) -> str:
+        file, is_output = name.removesuffix(" [output]"), name.endswith(" [output]")
+        root = outputs if is_output else inputs
+        if not (root / file).resolve().is_relative_to(root.resolve()):
+            raise ValueError(name)
+        return str(root / file)
+
     return {
+        "get_input_directory": lambda: str(inputs),
+        "get_output_directory": lambda: str(outputs),
+        "get_save_image_path": save_path,
+        "get_annotated_filepath": find,
         "models_dir": str(models_dir),
         "folder_names_and_paths": table,
         "add_model_folder_path": lambda name, path: table.setdefault(name, ([], set()))[0].append(

@@ -168,3 +168,68 @@ def test_two_loaders_of_one_file_share_the_model(comfy_server, graphs):
     graph.set("decode", tokenizer=["again", 0])
     finished(comfy_server.run(graph))
     assert comfy_server.get("/seed_test/state")["alive"].count("SeedTokenizer") == 1
+
+
+def test_codes_are_saved_and_loaded_again(comfy_server, graphs):
+    """Through both folders, and as text: the same codes come back each time."""
+    graph = graphs["reconstruct"]
+    for name in ("decoder", "decode", "show", "codes"):
+        del graph[name]
+    graph["save"] = {
+        "class_type": "SEEDSaveCodes",
+        "inputs": {"codes": ["encode", 0], "filename_prefix": "codes/fox"},
+    }
+    run = finished(comfy_server.run(written_down(graph, "save")))
+    (file,) = run.outputs["save"]["codes"]
+    saved = comfy_server.base_dir / "output" / file["subfolder"] / file["filename"]
+    name = f"copy of {file['filename']}"
+    (comfy_server.base_dir / "input" / name).write_bytes(saved.read_bytes())
+
+    info = comfy_server.get("/object_info/SEEDLoadCodes")["SEEDLoadCodes"]
+    assert name in json.dumps(info["input"]["required"]["file"])
+    for choice in (name, f"{file['subfolder']}/{file['filename']} [output]"):
+        graph = {"load": {"class_type": "SEEDLoadCodes", "inputs": {"file": choice}}}
+        again = finished(comfy_server.run(written_down(graph, "load")))
+        assert again.outputs["read"] == run.outputs["read"]
+
+
+def written_down(graph, node):
+    """The graph with the codes of a node as text, and that text read and written once more."""
+    return graph | {
+        "text": {"class_type": "SEEDCodesToText", "inputs": {"codes": [node, 0]}},
+        "parse": {
+            "class_type": "SEEDTextToCodes",
+            "inputs": {"text": ["text", 0], "family": "seed-mini"},
+        },
+        "again": {"class_type": "SEEDCodesToText", "inputs": {"codes": ["parse", 0]}},
+        "read": {"class_type": "PreviewAny", "inputs": {"source": ["again", 0]}},
+    }
+
+
+def test_codes_are_mixed_joined_and_picked(comfy_server):
+    def codes(value):
+        inputs = {"text": str([value] * 32), "family": "seed-mini"}
+        return {"class_type": "SEEDTextToCodes", "inputs": inputs}
+
+    mix = {"start": 30, "end": 32, "mode": "splice", "amount": 0.5, "seed": 0}
+    graph = {
+        "a": codes(1),
+        "b": codes(2),
+        "mix": {
+            "class_type": "SEEDMixCodes",
+            "inputs": {"codes_a": ["a", 0], "codes_b": ["b", 0]} | mix,
+        },
+        "join": {
+            "class_type": "SEEDBatchCodes",
+            "inputs": {"codes_1": ["a", 0], "codes_2": ["mix", 0]},
+        },
+        "pick": {
+            "class_type": "SEEDSelectCodes",
+            "inputs": {"codes": ["join", 0], "index": -1, "length": 1},
+        },
+        "text": {"class_type": "SEEDCodesToText", "inputs": {"codes": ["pick", 0]}},
+        "read": {"class_type": "PreviewAny", "inputs": {"source": ["text", 0]}},
+    }
+    run = finished(comfy_server.run(graph))
+    (text,) = run.outputs["read"]["text"]
+    assert text == f"<img>{'<img_00001>' * 30}{'<img_00002>' * 2}</img>"

@@ -15,7 +15,14 @@ NODES = [
     "SEEDGenerate",
     "SEEDDecode",
     "SEEDCodesToEmbedding",
+    "SEEDCodesToText",
+    "SEEDTextToCodes",
+    "SEEDMixCodes",
+    "SEEDBatchCodes",
+    "SEEDSelectCodes",
     "SEEDPreviewCodes",
+    "SEEDSaveCodes",
+    "SEEDLoadCodes",
 ]
 
 

@@ -1,4 +1,7 @@
-"""SEEDPreviewCodes: shows codes and passes them on."""
+"""Nodes that look at codes or change them."""
+
+import pytest
+import torch
 
 
 def show(pack, codes):
@@ -20,3 +23,52 @@ def test_codes_without_a_picture_show_nothing(pack):
     output = show(pack, codes)
     assert output.args == (codes,)
     assert output.ui is None
+
+
+@pytest.fixture
+def filled(pack):
+    """Pictures that consist of one code."""
+
+    def make(value, count=1, family="seed-mini", size=512):
+        return pack.seed_core.SeedCodes(torch.full((count, 32), value), family, size)
+
+    return make
+
+
+def test_mixing_by_default_takes_the_second_half_from_b(run, filled):
+    (mixed,) = run("SEEDMixCodes", codes_a=filled(1), codes_b=filled(2, 2))
+    assert mixed.values.tolist() == [[1] * 16 + [2] * 16] * 2
+    assert (mixed.family, mixed.codebook_size) == ("seed-mini", 512)
+
+
+def test_mixing_by_chance_follows_the_seed_of_each_row(run, filled):
+    def values(count, seed):
+        given = {"codes_a": filled(1, count), "codes_b": filled(2), "start": 0, "mode": "random"}
+        return run("SEEDMixCodes", **given, seed=seed)[0].values
+
+    assert torch.equal(values(3, 5), values(3, 5))
+    assert torch.equal(values(3, 5)[2:], values(1, 7))
+    assert not torch.equal(values(1, 5), values(1, 6))
+
+
+def test_batching_keeps_the_order_of_the_inputs_and_skips_unconnected_ones(run, filled):
+    given = {"codes_1": filled(1), "codes_2": filled(2, 0), "codes_4": filled(4)}
+    (batch,) = run("SEEDBatchCodes", **given)
+    assert batch.values[:, 0].tolist() == [1, 4]
+
+
+def test_selecting_picks_rows(run, filled):
+    (batch,) = run("SEEDBatchCodes", codes_1=filled(1), codes_2=filled(2), codes_3=filled(3))
+    assert run("SEEDSelectCodes", codes=batch)[0].values[:, 0].tolist() == [1]
+    picked = run("SEEDSelectCodes", codes=batch, index=-2, length=2)[0]
+    assert picked.values[:, 0].tolist() == [2, 3]
+
+
+def test_mistakes_are_errors_of_ours(run, pack, filled):
+    error = pack.seed_core.CodesError
+    with pytest.raises(error, match="2 pictures cannot be mixed with 3"):
+        run("SEEDMixCodes", codes_a=filled(1, 2), codes_b=filled(2, 3))
+    with pytest.raises(error, match="seed-mini codes .* and seed-2 codes"):
+        run("SEEDBatchCodes", codes_1=filled(1), codes_2=filled(2, 1, "seed-2", 8192))
+    with pytest.raises(error, match="batch of 1"):
+        run("SEEDSelectCodes", codes=filled(1), index=1)

@@ -56,7 +56,33 @@ CONTRACT = {
         ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
         ["clip_vision_output* CLIP_VISION_OUTPUT"],
     ),
+    "SEEDCodesToText": (["codes SEED_CODES"], ["text STRING"]),
+    "SEEDTextToCodes": (["text STRING", "family COMBO"], ["codes SEED_CODES"]),
+    "SEEDMixCodes": (
+        [
+            "codes_a SEED_CODES",
+            "codes_b SEED_CODES",
+            "start INT",
+            "end INT",
+            "mode COMBO",
+            "amount FLOAT",
+            "seed INT",
+        ],
+        ["codes SEED_CODES"],
+    ),
+    "SEEDBatchCodes": (
+        [
+            "codes_1 SEED_CODES",
+            "codes_2 SEED_CODES",
+            "codes_3? SEED_CODES",
+            "codes_4? SEED_CODES",
+        ],
+        ["codes SEED_CODES"],
+    ),
+    "SEEDSelectCodes": (["codes SEED_CODES", "index INT", "length INT"], ["codes SEED_CODES"]),
     "SEEDPreviewCodes": (["codes SEED_CODES"], ["codes SEED_CODES"]),
+    "SEEDSaveCodes": (["codes SEED_CODES", "filename_prefix STRING"], ["codes SEED_CODES"]),
+    "SEEDLoadCodes": (["file COMBO"], ["codes SEED_CODES"]),
 }
 DEFAULTS = {
     "SEEDGenerate": {
@@ -82,6 +108,8 @@ OPTIONS = {
     ("SEEDTokenizerLoader", "precision"): ["auto", "fp32", "fp16", "bf16"],
     ("SEEDLLaMALoader", "precision"): ["auto", "bf16", "fp16", "fp32", "fp8"],
     ("SEEDDecoderLoader", "precision"): ["auto", "fp32", "fp16", "bf16"],
+    ("SEEDTextToCodes", "family"): ["seed-1", "seed-2", "seed-mini"],
+    ("SEEDMixCodes", "mode"): ["splice", "random"],
 }
 
 

@@ -1,0 +1,153 @@
+"""Nodes that take codes out of the graph and bring them back: as text, and as files."""
+
+from comfy_api.latest import io
+
+from ..seed_core import CODEBOOK_SIZES, SeedCodes
+from ..seed_core.codes_files import CODES_SUFFIX, read_codes_file, save_codes_file
+from ..seed_core.codes_text import codes_from_text
+from ..seed_core.errors import CodesError
+from . import host
+from .io_types import CATEGORY, SeedCodesWire
+
+
+class SeedCodesToText(io.ComfyNode):
+    """SEED_CODES -> STRING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDCodesToText",
+            display_name="SEED Codes to Text",
+            category=CATEGORY,
+            description="Writes codes as text, one line a picture, to read, edit or keep. SEED Text "
+            "to Codes reads it again.",
+            search_aliases=["image tokens", "image codes", "export codes", "codes as text"],
+            inputs=[SeedCodesWire.Input("codes", tooltip="The codes to write down.")],
+            outputs=[
+                io.String.Output(
+                    "text",
+                    tooltip="<img><img_00012>...</img>, one line a picture; empty for codes without "
+                    "a picture.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, codes: SeedCodes) -> io.NodeOutput:
+        return io.NodeOutput(codes.to_text())
+
+
+class SeedTextToCodes(io.ComfyNode):
+    """STRING -> SEED_CODES."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDTextToCodes",
+            display_name="SEED Text to Codes",
+            category=CATEGORY,
+            description="Reads codes from text: what SEED Codes to Text wrote, plain numbers, or "
+            "JSON. Nothing is guessed: what is not 32 codes a picture is refused.",
+            search_aliases=["image tokens", "image codes", "import codes", "parse codes", "JSON"],
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    placeholder="<img><img_00012>...</img>",
+                    tooltip="One line a picture as SEED Codes to Text writes it; or whole numbers "
+                    "with spaces or commas between them, 32 a picture, where a line holds one or "
+                    "more whole pictures; or JSON.",
+                ),
+                io.Combo.Input(
+                    "family",
+                    options=list(CODEBOOK_SIZES),
+                    default="seed-mini",
+                    tooltip="The model the codes were made with. Codes of one family mean nothing "
+                    "to another.",
+                ),
+            ],
+            outputs=[SeedCodesWire.Output("codes", tooltip="The codes, one row a picture.")],
+        )
+
+    @classmethod
+    def execute(cls, text: str, family: str) -> io.NodeOutput:
+        codes = codes_from_text(text, family)
+        return io.NodeOutput(host.codes_to_wire(codes.values, codes))
+
+
+class SeedSaveCodes(io.ComfyNode):
+    """SEED_CODES -> a file of the output folder, and the codes again."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDSaveCodes",
+            display_name="SEED Save Codes",
+            category=CATEGORY,
+            description="Saves codes to a small file in the output folder. The file knows which "
+            "model family they belong to.",
+            search_aliases=["save codes", "export codes", "image tokens", "safetensors"],
+            inputs=[
+                SeedCodesWire.Input("codes", tooltip="The codes to save, in one file."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="codes/SEED",
+                    tooltip="Start of the file's name in the output folder; folders and date marks "
+                    "such as %year% work as in Save Image.",
+                ),
+            ],
+            outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, to go on with.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, codes: SeedCodes, filename_prefix: str) -> io.NodeOutput:
+        path, shown = host.new_output_file(filename_prefix, CODES_SUFFIX)
+        save_codes_file(codes, path)
+        return io.NodeOutput(codes, ui={"codes": [shown]})
+
+
+class SeedLoadCodes(io.ComfyNode):
+    """A file of the input folder -> SEED_CODES."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDLoadCodes",
+            display_name="SEED Load Codes",
+            category=CATEGORY,
+            description="Loads codes that SEED Save Codes wrote, from the input folder.",
+            search_aliases=["load codes", "import codes", "image tokens", "safetensors"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=host.input_files(CODES_SUFFIX),
+                    tooltip="A .safetensors file in ComfyUI's input folder. Copy it there from the "
+                    "output folder, then press R.",
+                )
+            ],
+            outputs=[SeedCodesWire.Output("codes", tooltip="The codes, one row a picture.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        try:
+            if file is not None:  # one that arrives by wire is looked for when it is loaded
+                host.input_file(file)
+        except CodesError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        try:
+            state = host.input_file(file).stat()
+        except (CodesError, OSError):
+            return "missing"
+        return f"{state.st_size} {state.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        codes = read_codes_file(host.input_file(file))
+        return io.NodeOutput(host.codes_to_wire(codes.values, codes))

@@ -1,0 +1,154 @@
+"""Codes as text and as files of the host's folders."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def folders(pack):
+    """The host's input and output folder, empty before and after."""
+    paths = pack.host.folder_paths
+    inputs, outputs = Path(paths.get_input_directory()), Path(paths.get_output_directory())
+    for folder in (inputs, outputs):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    yield inputs, outputs
+    for folder in (inputs, outputs):
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+@pytest.fixture
+def save(pack, folders, fox_codes):
+    """Save the fox; returns what the frontend is told and the file."""
+
+    def save_fox(**given):
+        node = pack.nodes_by_id["SEEDSaveCodes"]
+        output = node.execute(codes=fox_codes, **{"filename_prefix": "codes/SEED"} | given)
+        assert output.args == (fox_codes,)
+        (shown,) = output.ui["codes"]
+        return shown, folders[1] / shown["subfolder"] / shown["filename"]
+
+    return save_fox
+
+
+def equal(codes, others):
+    mine, theirs = ((c.family, c.codebook_size, c.values.tolist()) for c in (codes, others))
+    return mine == theirs
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def test_text_comes_back_as_equal_codes(run, fox_codes):
+    (text,) = run("SEEDCodesToText", codes=fox_codes)
+    assert text.startswith("<img><img_")
+    assert text.count("<img_") == 32
+    (again,) = run("SEEDTextToCodes", text=text)
+    assert equal(again, fox_codes)
+
+
+def test_codes_without_a_picture_are_empty_text(run, pack):
+    assert run("SEEDCodesToText", codes=pack.seed_core.SeedCodes.empty("seed-2", 8192)) == ("",)
+
+
+def test_the_family_is_the_one_chosen(run):
+    (codes,) = run("SEEDTextToCodes", text=str([8191] * 32), family="seed-2")
+    assert (codes.family, codes.codebook_size) == ("seed-2", 8192)
+
+
+@pytest.mark.parametrize("text", ["", "no codes", "1 2 3", str([600] * 32)])
+def test_what_are_no_codes_is_an_error_of_ours(run, pack, text):
+    with pytest.raises(pack.seed_core.CodesError):
+        run("SEEDTextToCodes", text=text)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_a_saved_file_can_be_loaded_from_the_input_folder(run, pack, folders, save, fox_codes):
+    shown, file = save()
+    assert shown == {"filename": "SEED_00001_.safetensors", "subfolder": "codes", "type": "output"}
+    shutil.copy(file, folders[0])
+    loader = pack.nodes_by_id["SEEDLoadCodes"]
+    assert loader.GET_SCHEMA().inputs[0].options == [file.name]
+    assert loader.validate_inputs(file=file.name) is True
+    assert equal(run("SEEDLoadCodes", file=file.name)[0], fox_codes)
+
+
+def test_the_output_folder_can_be_named(run, save, fox_codes):
+    save()
+    (codes,) = run("SEEDLoadCodes", file="codes/SEED_00001_.safetensors [output]")
+    assert equal(codes, fox_codes)
+
+
+def test_saving_again_makes_another_file(save):
+    names = [save(filename_prefix="fox")[1].name for _ in range(3)]
+    assert names == [f"fox_{i:05}_.safetensors" for i in (1, 2, 3)]
+
+
+def test_codes_without_a_picture_can_be_saved(run, pack, folders):
+    codes = pack.seed_core.SeedCodes.empty("seed-2", 8192)
+    run("SEEDSaveCodes", codes=codes)
+    (again,) = run("SEEDLoadCodes", file="codes/SEED_00001_.safetensors [output]")
+    assert equal(again, codes)
+
+
+def test_saving_runs_by_itself(pack):
+    assert pack.nodes_by_id["SEEDSaveCodes"].GET_SCHEMA().is_output_node
+
+
+def test_only_files_with_the_right_ending_are_offered(pack, folders):
+    for name in ("b.safetensors", "a.safetensors", "picture.png", "codes.json"):
+        (folders[0] / name).touch()
+    (folders[0] / "folder.safetensors").mkdir()
+    options = pack.nodes_by_id["SEEDLoadCodes"].GET_SCHEMA().inputs[0].options
+    assert options == ["a.safetensors", "b.safetensors"]
+
+
+def test_without_an_input_folder_there_is_nothing_to_choose(pack, folders):
+    folders[0].rmdir()
+    assert pack.nodes_by_id["SEEDLoadCodes"].GET_SCHEMA().inputs[0].options == []
+    folders[0].mkdir()
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "../../secret.safetensors", "", "a\0b"])
+def test_a_file_that_is_not_there_is_named_before_anything_runs(run, pack, folders, name):
+    loader = pack.nodes_by_id["SEEDLoadCodes"]
+    assert f"no file '{name}' in {folders[0]}" in loader.validate_inputs(file=name)
+    assert loader.fingerprint_inputs(file=name) == "missing"
+    with pytest.raises(pack.seed_core.CodesError, match="SEED Save Codes"):
+        run("SEEDLoadCodes", file=name)
+
+
+def test_a_name_that_arrives_by_wire_is_checked_when_it_is_loaded(pack):
+    assert pack.nodes_by_id["SEEDLoadCodes"].validate_inputs(file=None) is True
+
+
+def test_a_file_is_read_again_when_it_changes(pack, folders):
+    loader, file = pack.nodes_by_id["SEEDLoadCodes"], folders[0] / "a.safetensors"
+    file.write_bytes(b"1")
+    os.utime(file, ns=(5, 5))
+    first = loader.fingerprint_inputs(file=file.name)
+    assert loader.fingerprint_inputs(file=file.name) == first
+    os.utime(file, ns=(6, 6))
+    assert loader.fingerprint_inputs(file=file.name) != first
+    file.write_bytes(b"22")
+    os.utime(file, ns=(5, 5))
+    assert loader.fingerprint_inputs(file=file.name) != first
+
+
+def test_a_damaged_file_is_one_error_with_its_name(run, pack, folders, save):
+    content = save()[1].read_bytes()
+    (folders[0] / "half.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(pack.seed_core.CodesError, match=r"half\.safetensors"):
+        run("SEEDLoadCodes", file="half.safetensors")
+
+
+def test_codes_travel_on_the_hosts_device(run, management):
+    (codes,) = run("SEEDTextToCodes", text=str(list(range(32))))
+    assert codes.values.device == torch.device(management.intermediate_device())
