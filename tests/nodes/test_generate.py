@@ -1,5 +1,9 @@
 """SEEDGenerate: widgets become options, replies become lists and one batch of codes."""
 
+import copy
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -53,6 +57,50 @@ def test_a_conversation_goes_on(run, mini, drawn):
     _, _, (longer,) = run("SEEDGenerate", llm=mini.llm, chat=chat, **asked)
     assert len(longer.turns) == len(chat.turns) + 2
     assert longer.turns[: len(chat.turns)] == chat.turns
+
+
+REFERENCE = {
+    "VICUNA": "USER: {0}Make it blue.\nASSISTANT: {1}\nUSER: And {2} too?\nASSISTANT: {3}\n"
+    "USER: Thanks!\nASSISTANT:",
+    "LLAMA_2": "[INST] {0}Make it blue. [/INST]\n{1}\n[INST] And {2} too? [/INST]\n{3}\n"
+    "[INST] Thanks! [/INST]\n",
+}
+
+
+@pytest.mark.parametrize("template", REFERENCE)
+def test_past_pictures_go_back_to_the_model_as_codes(pack, run, mini, fox_codes, template):
+    """Five turns with four pictures, two given and two drawn: the reference's prompt, code by code."""
+    core = copy.copy(mini.llm.core)
+    core.template = getattr(pack.seed_core.prompt, template)
+    llm = SimpleNamespace(core=core, ready=lambda memory_required: core)
+    other = pack.seed_core.SeedCodes((fox_codes.values + 7) % 512, "seed-mini", 512)
+    draw = {"reply": "image", "max_new_tokens": 34}
+    _, drawn, (chat,) = run(
+        "SEEDGenerate", llm=llm, prompt="Make it blue.", codes=fox_codes, **draw
+    )
+    asked = {"prompt": "And <image> too?", "codes": other, "chat": chat}
+    _, redrawn, (chat,) = run("SEEDGenerate", llm=llm, **asked, **draw, seed=1)
+
+    fed = []
+    reader = core.module.model.embed_tokens
+    hook = reader.register_forward_pre_hook(lambda module, given: fed.append(given[0]))
+    try:
+        asked = {"prompt": "Thanks!", "chat": chat, "reply": "text", "max_new_tokens": 2}
+        _, codes, (chat,) = run("SEEDGenerate", llm=llm, **asked)
+    finally:
+        hook.remove()
+
+    pictures = torch.cat([c.values for c in (fox_codes, drawn, other, redrawn)]).tolist()
+    pieces = [tuple(pictures[int(p)]) if p.isdigit() else p for p in split(REFERENCE[template])]
+    assert fed[0].tolist() == [core.vocab.encode(pieces)]
+    assert chat.codes.tolist() == pictures
+    assert len(chat.turns) == 6
+    assert len(codes) == 0
+
+
+def split(prompt):
+    """Text and the numbers of pictures in turn."""
+    return re.split(r"\{(\d)\}", prompt)
 
 
 def test_an_empty_prompt_is_refused(pack, run, mini):

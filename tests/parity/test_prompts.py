@@ -10,6 +10,7 @@ import sentencepiece
 import torch
 
 from seed_core.chat import SeedChat
+from seed_core.codes import codes_to_text
 from seed_core.generation import GenerationOptions
 from seed_core.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.vocab import Vocabulary
@@ -135,8 +136,50 @@ def test_demo_prompt_is_cut_as_the_reference_cuts_it(demo, vocab, text_model):
     assert vocab.encode(pieces) == expected_ids(facts["segments"], text_model, vocab)
 
 
+def reference_prompt(size, messages, system=""):
+    """The demo's way of joining any number of messages, restated."""
+    written = "<s>" + (system + "\n" if system else "")
+    for message in messages:
+        text = message["text"]
+        for row in message["images_ids"]:
+            text = text.replace("<image>", codes_to_text(row), 1)
+        if size != "14B":
+            written += f"{message['role']}: {text}\n"
+        else:
+            written += f"[INST] {text} [/INST]\n" if message["role"] == "[INST]" else f"{text}\n"
+    return written + ("" if size == "14B" else "ASSISTANT:")
+
+
+@pytest.mark.parametrize(("size", "name"), DEMO)
+def test_the_restated_reference_writes_every_recorded_prompt(size, name):
+    facts = PROMPTS["gradio"][size][name]
+    prompt = reference_prompt(size, facts["messages"], TEMPLATES[size][1])
+    assert prompt == facts["final_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("size", "roles"), [("8B", ("USER", "ASSISTANT")), ("14B", ("[INST]", "[/INST]"))]
+)
+def test_five_turns_with_four_pictures_are_written_as_the_reference_writes_them(size, roles):
+    """The recordings end at three turns and two pictures."""
+    texts = ["<image>Make it blue.", "Here: <image>", "And <image> too?", "<image>", "Thanks!"]
+    rows = iter([(code + shift) % 8192 for code in PROMPTS["image_codes"]] for shift in range(4))
+    messages = [
+        {
+            "role": roles[i % 2],
+            "text": text,
+            "images_ids": [next(rows) for _ in range(text.count("<image>"))],
+        }
+        for i, text in enumerate(texts)
+    ]
+    chat = chat_of(messages)
+    assert len(chat.codes) == 4
+    pieces = TEMPLATES[size][0].render(chat)
+    assert "<s>" + pieces_to_string(pieces) == reference_prompt(size, messages)
+
+
 @pytest.mark.parametrize("template", [VICUNA, LLAMA_2], ids=["8B", "14B"])
-def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm, monkeypatch):
+def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm):
     r"""The reference appends `<img>` to the prompt's string, so the segment rule reaches the template.
 
     14B's prompts end with `[/INST]\n`; with the picture forced, that `\n` touches an image token.
@@ -144,16 +187,13 @@ def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm, mo
     llm = copy.copy(mini_llm)
     llm.template = template
     fed = []
-    for name in ("prefill", "decode"):
-        method = getattr(llm.module, name)
-
-        def watched(token_ids, *rest, method=method):
-            fed.append(token_ids.clone())
-            return method(token_ids, *rest)
-
-        monkeypatch.setattr(llm.module, name, watched)
+    reader = llm.module.model.embed_tokens
+    hook = reader.register_forward_pre_hook(lambda module, given: fed.append(given[0].clone()))
     options = GenerationOptions(reply="image", max_new_tokens=34, temperature=0)
-    llm.generate("a panda on blue", options=options)
+    try:
+        llm.generate("a panda on blue", options=options)
+    finally:
+        hook.remove()
     chat = SeedChat(family="seed-mini", codebook_size=512).ask(("a panda on blue",))
     text = pieces_to_string(template.render(chat)).rstrip()
     assert fed[0].tolist() == [llm.vocab.encode([text])]
