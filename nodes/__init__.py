@@ -6,9 +6,10 @@ Nothing here may import transformers or diffusers: this runs at every start of C
 from comfy_api.latest import ComfyExtension, io
 
 from . import host, model_files
+from .chat import SeedChatView
 from .decode import SeedDecode
 from .edit_codes import SeedBatchCodes, SeedMixCodes, SeedPreviewCodes, SeedSelectCodes
-from .embed import SeedCodesToEmbedding
+from .embed import SeedBlendEmbeddings, SeedCodesToEmbedding, SeedCodesToIpAdapter
 from .encode import SeedEncode, SeedSamplePicture
 from .generate import SeedGenerate
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
@@ -21,8 +22,11 @@ NODES: list[type[io.ComfyNode]] = [
     SeedDecoderLoader,
     SeedEncode,
     SeedGenerate,
+    SeedChatView,
     SeedDecode,
     SeedCodesToEmbedding,
+    SeedCodesToIpAdapter,
+    SeedBlendEmbeddings,
     SeedCodesToText,
     SeedTextToCodes,
     SeedMixCodes,

@@ -116,19 +116,31 @@ class SeedDecode(io.ComfyNode):
             width=width,
             height=height,
         )
-        require_match(tokenizer, decoder, codes, negative_codes)
-        embedding = embed(tokenizer, codes)
-        negative = None if negative_codes is None else embed(tokenizer, negative_codes)
-        core = decoder.ready(decoder.core.memory_required(width, height))
-        progress = host.Progress(len(codes) * steps)
-        pixels: torch.Tensor = core.decode(
-            embedding,
-            negative=negative,
-            options=options,
-            generator=seeded_generators(seed, len(codes)),
-            on_step=progress.step,
-        )
-        return io.NodeOutput(host.pixels_to_image(pixels))
+        return io.NodeOutput(paint(tokenizer, decoder, codes, options, seed, negative_codes))
+
+
+def paint(
+    tokenizer: host.LoadedModel,
+    decoder: host.LoadedModel,
+    codes: SeedCodes,
+    options: DecodeOptions,
+    seed: int = 0,
+    negative_codes: SeedCodes | None = None,
+) -> torch.Tensor:
+    """IMAGE [B, H, W, 3] of codes."""
+    require_match(tokenizer, decoder, codes, negative_codes)
+    embedding = embed(tokenizer, codes)
+    negative = None if negative_codes is None else embed(tokenizer, negative_codes)
+    core = decoder.ready(decoder.core.memory_required(options.width, options.height))
+    progress = host.Progress(len(codes) * options.num_inference_steps)
+    pixels: torch.Tensor = core.decode(
+        embedding,
+        negative=negative,
+        options=options,
+        generator=seeded_generators(seed, len(codes)),
+        on_step=progress.step,
+    )
+    return host.pixels_to_image(pixels)
 
 
 def require_match(

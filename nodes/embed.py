@@ -1,12 +1,15 @@
-"""Codes into the image embedding they stand for, for our decoder and for the host's unCLIP nodes."""
+"""Codes into the image embedding they stand for, for our decoder, unCLIP and IPAdapter; blending."""
+
+from typing import Any, Literal
 
 import torch
 from comfy_api.latest import io
 
 from ..seed_core import SeedCodes
+from ..seed_core.embeddings import BLEND_MODES, blend_embeddings, require_ip_adapter
 from ..seed_core.errors import CodesError
 from . import host
-from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
+from .io_types import CATEGORY, IpAdapterEmbeds, SeedCodesWire, SeedTokenizerWire
 
 NO_PICTURES = (
     "there is no picture in these codes, so there is nothing to paint. If they come from SEED "
@@ -24,6 +27,15 @@ def embed(tokenizer: host.LoadedModel, codes: SeedCodes) -> torch.Tensor:
     return embedding
 
 
+def _embedding_inputs() -> list[Any]:
+    return [
+        SeedTokenizerWire.Input(
+            "tokenizer", tooltip="The tokenizer the codes belong to, from Load SEED Tokenizer."
+        ),
+        SeedCodesWire.Input("codes", tooltip="One embedding is made for each picture."),
+    ]
+
+
 class SeedCodesToEmbedding(io.ComfyNode):
     """SEED_CODES -> a list of CLIP_VISION_OUTPUT."""
 
@@ -36,13 +48,7 @@ class SeedCodesToEmbedding(io.ComfyNode):
             description="Turns codes into CLIP vision embeddings for unCLIPConditioning, to paint "
             "with an SD 2.1 unCLIP-h checkpoint in your own sampling graph.",
             search_aliases=["unCLIP", "image codes", "CLIP vision", "image embedding"],
-            inputs=[
-                SeedTokenizerWire.Input(
-                    "tokenizer",
-                    tooltip="The tokenizer the codes belong to, from Load SEED Tokenizer.",
-                ),
-                SeedCodesWire.Input("codes", tooltip="One embedding is made for each picture."),
-            ],
+            inputs=_embedding_inputs(),
             outputs=[
                 io.ClipVisionOutput.Output(
                     "clip_vision_output",
@@ -56,3 +62,83 @@ class SeedCodesToEmbedding(io.ComfyNode):
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
         return io.NodeOutput(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
+
+
+class SeedCodesToIpAdapter(io.ComfyNode):
+    """SEED_CODES -> EMBEDS for IPAdapter, and zeros for its negative."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDCodesToIPAdapter",
+            display_name="SEED Codes to IPAdapter",
+            category=CATEGORY,
+            description="Turns codes into embeddings for the node IPAdapter Embeds, to guide any "
+            "SD 1.5 or SDXL model by a picture or by what SEED-LLaMA drew.",
+            search_aliases=["IPAdapter", "IP-Adapter", "image codes", "image embedding"],
+            inputs=_embedding_inputs(),
+            outputs=[
+                IpAdapterEmbeds.Output(
+                    "pos_embed",
+                    tooltip="One embedding of 1024 numbers a picture, for pos_embed of IPAdapter "
+                    "Embeds.",
+                ),
+                IpAdapterEmbeds.Output(
+                    "neg_embed",
+                    tooltip="As many zeros, for neg_embed of the same node. Connect it too.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+        require_ip_adapter(tokenizer.core.embedding_dim, tokenizer.core.family)
+        embedding = host.to_wire(embed(tokenizer, codes))
+        return io.NodeOutput(embedding, torch.zeros_like(embedding))
+
+
+class SeedBlendEmbeddings(io.ComfyNode):
+    """Two CLIP_VISION_OUTPUT -> one between them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        end = "from SEED Codes to Embedding or CLIP Vision Encode."
+        return io.Schema(
+            node_id="SEEDBlendEmbeddings",
+            display_name="SEED Blend Embeddings",
+            category=CATEGORY,
+            description="Makes an embedding between those of two pictures: a fox on the way to "
+            "an owl, to paint with unCLIPConditioning.",
+            search_aliases=["interpolate", "slerp", "mix pictures", "unCLIP", "morph"],
+            inputs=[
+                io.ClipVisionOutput.Input("a", tooltip=f"Where the blend begins, {end}"),
+                io.ClipVisionOutput.Input("b", tooltip=f"Where the blend ends, {end}"),
+                io.Float.Input(
+                    "factor",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="0 is a, 1 is b, 0.5 is half way.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(BLEND_MODES),
+                    default="linear",
+                    tooltip="linear: the average; weaker half way between unlike pictures. "
+                    "spherical: turns from one to the other and keeps the strength.",
+                ),
+            ],
+            outputs=[
+                io.ClipVisionOutput.Output(
+                    "clip_vision_output", tooltip="The embedding between, for unCLIPConditioning."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, a: Any, b: Any, factor: float, mode: Literal["linear", "spherical"]
+    ) -> io.NodeOutput:
+        blended = blend_embeddings(a.image_embeds, b.image_embeds, factor, mode)
+        return io.NodeOutput(host.SeedClipVisionOutput(host.to_wire(blended)))

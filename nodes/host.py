@@ -4,6 +4,7 @@
 host moves weights and lays out pictures, and nothing of what the models compute.
 """
 
+import html
 import json
 import os
 import time
@@ -227,12 +228,18 @@ class Progress:
     def show(self, text: Callable[[], str], is_final: bool = False) -> None:
         """Write on the node, a few times a second at most."""
         now = time.monotonic()
-        context = get_executing_context()
-        if context is None or (now < self._next_text and not is_final):
-            return
-        self._next_text = now + TEXT_INTERVAL
+        if is_final or now >= self._next_text:
+            self._next_text = now + TEXT_INTERVAL
+            show_text(text())
+
+
+def show_text(text: str) -> None:
+    """Write on the node that is running. The frontend reads markup, where <image> would vanish."""
+    context = get_executing_context()
+    if context is not None:
         server = PromptServer.instance
-        server.send_progress_text(text(), context.node_id, server.client_id)
+        escaped = html.escape(text, quote=False)
+        server.send_progress_text(escaped, context.node_id, server.client_id)
 
 
 # --- wires -------------------------------------------------------------------------------------
@@ -270,8 +277,8 @@ class SeedClipVisionOutput(comfy.clip_vision.Output):
     def __getattr__(self, name: str) -> Any:
         width = self.__dict__["image_embeds"].shape[-1] if "image_embeds" in self.__dict__ else 0
         raise AttributeError(
-            f"this CLIP_VISION_OUTPUT was made from SEED codes: it is one image embedding of {width} "
-            f"numbers and has no {name}. It fits unCLIPConditioning with an SD 2.1 unCLIP-h "
+            f"this CLIP_VISION_OUTPUT, made or blended from SEED codes, is only an image embedding of "
+            f"{width} numbers and has no {name}. It fits unCLIPConditioning with an SD 2.1 unCLIP-h "
             "checkpoint (1024 numbers), not style models, Redux or video models."
         )
 

@@ -1,7 +1,7 @@
 """The wires of the pack. Their names are a public contract: saved workflows hold them.
 
 Tokenizer, LLM and decoder travel as `host.LoadedModel`, codes as `SeedCodes`, a conversation as
-`SeedChat`. CLIP_VISION_OUTPUT, IMAGE and STRING are the host's own.
+`SeedChat`. CLIP_VISION_OUTPUT, IMAGE and STRING are the host's own, EMBEDS is IPAdapter's: a tensor.
 """
 
 from comfy_api.latest import io
@@ -11,6 +11,7 @@ SeedLlmWire = io.Custom("SEED_LLM")
 SeedDecoderWire = io.Custom("SEED_DECODER")
 SeedCodesWire = io.Custom("SEED_CODES")
 SeedChatWire = io.Custom("SEED_CHAT")
+IpAdapterEmbeds = io.Custom("EMBEDS")
 
 CATEGORY = "SEED"
 

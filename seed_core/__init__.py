@@ -11,6 +11,7 @@ from .decoder import DecodeOptions, SeedDecoder, load_decoder
 from .errors import (
     CheckpointError,
     CodesError,
+    EmbeddingError,
     GenerationError,
     OptionError,
     PictureError,
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "CodesError",
     "DecodeOptions",
+    "EmbeddingError",
     "GenerationError",
     "GenerationOptions",
     "OptionError",

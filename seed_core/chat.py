@@ -70,7 +70,7 @@ class SeedChat:
 
     def to_text(self) -> str:
         """Return the conversation as people read it, one turn a paragraph."""
-        return "\n".join(f"{turn.role.capitalize()}: {turn.to_text()}" for turn in self.turns)
+        return "\n\n".join(f"{turn.role.capitalize()}: {turn.to_text()}" for turn in self.turns)
 
 
 def stack_pictures(pictures: list[tuple[int, ...]]) -> torch.Tensor:

@@ -17,6 +17,10 @@ class PictureError(SeedError, ValueError):
     """A picture that cannot be encoded, such as an empty one."""
 
 
+class EmbeddingError(SeedError, ValueError):
+    """Image embeddings that do not fit one another, or what they are meant for."""
+
+
 class PromptError(SeedError, ValueError):
     """A prompt that does not fit its pictures, or is empty."""
 

@@ -73,6 +73,14 @@ class PreviewImage:
         return {"images": self.values}
 
 
+class PreviewText:
+    def __init__(self, value: str):
+        self.value = value
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"text": (self.value,)}
+
+
 class ModelPatcher:
     """Holds a model and where it belongs."""
 
@@ -128,7 +136,7 @@ def install(models_dir: Path) -> list[str]:
         "comfy_api.latest": {
             "ComfyExtension": ComfyExtension,
             "io": SimpleNamespace(**io),
-            "ui": SimpleNamespace(PreviewImage=PreviewImage),
+            "ui": SimpleNamespace(PreviewImage=PreviewImage, PreviewText=PreviewText),
         },
         "comfy_execution": {},
         "comfy_execution.utils": {"get_executing_context": lambda: None},

@@ -56,7 +56,7 @@ def test_codes_of_all_turns_in_order(chat):
 
 def test_text_shows_roles_and_marks(chat):
     text = chat.ask((A, "What?")).answer(("A fox.",)).to_text()
-    assert text == "User: <image>What?\nAssistant: A fox."
+    assert text == "User: <image>What?\n\nAssistant: A fox."
 
 
 @pytest.mark.parametrize("picture", [tuple(range(31)), (600, *range(31)), (-1, *range(31))])

@@ -1,6 +1,7 @@
-"""SEEDCodesToEmbedding: a list of the host's own objects, honest about what they lack."""
+"""Embeddings on wires: the host's own objects, honest about what they lack; IPAdapter's; blends."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,3 +49,79 @@ def test_no_codes_is_one_sentence(pack, run, mini):
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
     with pytest.raises(pack.seed_core.CodesError, match="no picture in these codes"):
         run("SEEDCodesToEmbedding", tokenizer=mini.tokenizer, codes=codes)
+
+
+# --- SEEDCodesToIPAdapter ---
+
+
+@pytest.fixture
+def wide(generator):
+    """A tokenizer as wide as SEED-2's, without its weights."""
+    table = torch.randn(2, 1024, generator=generator)
+    core = SimpleNamespace(
+        family="seed-2",
+        codebook_size=8192,
+        embedding_dim=1024,
+        memory_required=lambda pictures: 0,
+        embed=lambda codes: table[: len(codes)],
+    )
+    return SimpleNamespace(core=core, ready=lambda memory_required: core), table
+
+
+def test_ip_adapter_gets_plain_tensors_and_zeros(pack, run, wide, management):
+    tokenizer, table = wide
+    codes = pack.seed_core.SeedCodes(torch.zeros(2, 32, dtype=torch.int64), "seed-2", 8192)
+    positive, negative = run("SEEDCodesToIPAdapter", tokenizer=tokenizer, codes=codes)
+    assert torch.equal(positive, table)
+    assert torch.equal(negative, torch.zeros(2, 1024))
+    for tensor in (positive, negative):
+        assert tensor.dtype == torch.float32
+        assert tensor.device == management.intermediate_device()
+
+
+def test_ip_adapter_cannot_read_seed_mini(pack, run, mini, fox_codes):
+    """It would fail itself, at sampling, on the shapes of a product."""
+    with pytest.raises(pack.seed_core.EmbeddingError, match=r"1024.*seed-mini.*256.*sd15"):
+        run("SEEDCodesToIPAdapter", tokenizer=mini.tokenizer, codes=fox_codes)
+
+
+def test_ip_adapter_needs_a_picture(pack, run, wide):
+    codes = pack.seed_core.SeedCodes.empty("seed-2", 8192)
+    with pytest.raises(pack.seed_core.CodesError, match="no picture in these codes"):
+        run("SEEDCodesToIPAdapter", tokenizer=wide[0], codes=codes)
+
+
+# --- SEEDBlendEmbeddings ---
+
+
+@pytest.fixture
+def hosts_own(pack, generator):
+    """What CLIP Vision Encode makes, in the precision of its model."""
+    output = pack.host.comfy.clip_vision.Output()
+    output.image_embeds = torch.randn(1, 256, generator=generator).half()
+    output.last_hidden_state = torch.zeros(1, 257, 8)
+    return output
+
+
+@pytest.mark.parametrize("mode", ["linear", "spherical"])
+def test_a_blend_is_cores_in_our_own_kind(pack, run, embedded, hosts_own, mode):
+    ours = embedded[1][0]
+    (blend,) = run("SEEDBlendEmbeddings", a=ours, b=hosts_own, factor=0.3, mode=mode)
+    assert isinstance(blend, pack.host.SeedClipVisionOutput)
+    assert blend.image_embeds.dtype == torch.float32
+    blend_embeddings = pack.seed_core.embeddings.blend_embeddings
+    wanted = blend_embeddings(ours.image_embeds, hosts_own.image_embeds, 0.3, mode)
+    torch.testing.assert_close(blend.image_embeds, wanted)
+
+
+def test_factor_goes_from_a_to_b(run, embedded):
+    a, b = embedded[1]
+    for factor, end in ((0.0, a), (1.0, b)):
+        (blend,) = run("SEEDBlendEmbeddings", a=a, b=b, factor=factor, mode="spherical")
+        assert torch.equal(blend.image_embeds, end.image_embeds)
+
+
+def test_embeddings_of_different_models_are_refused_with_both_shapes(pack, run, embedded):
+    other = pack.host.SeedClipVisionOutput(torch.zeros(1, 1024))
+    with pytest.raises(pack.seed_core.EmbeddingError, match=r"\[1, 256\].*\[1, 1024\]"):
+        run("SEEDBlendEmbeddings", a=embedded[1][0], b=other)

@@ -37,6 +37,10 @@ CONTRACT = {
         ],
         ["text* STRING", "codes SEED_CODES", "chat* SEED_CHAT"],
     ),
+    "SEEDChatView": (
+        ["chat SEED_CHAT", "tokenizer? SEED_TOKENIZER", "decoder? SEED_DECODER"],
+        ["text STRING", "codes SEED_CODES"],
+    ),
     "SEEDDecode": (
         [
             "tokenizer SEED_TOKENIZER",
@@ -55,6 +59,14 @@ CONTRACT = {
     "SEEDCodesToEmbedding": (
         ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
         ["clip_vision_output* CLIP_VISION_OUTPUT"],
+    ),
+    "SEEDCodesToIPAdapter": (
+        ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
+        ["pos_embed EMBEDS", "neg_embed EMBEDS"],
+    ),
+    "SEEDBlendEmbeddings": (
+        ["a CLIP_VISION_OUTPUT", "b CLIP_VISION_OUTPUT", "factor FLOAT", "mode COMBO"],
+        ["clip_vision_output CLIP_VISION_OUTPUT"],
     ),
     "SEEDCodesToText": (["codes SEED_CODES"], ["text STRING"]),
     "SEEDTextToCodes": (["text STRING", "family COMBO"], ["codes SEED_CODES"]),
@@ -101,9 +113,11 @@ DEFAULTS = {
         "height": 0,
     },
     "SEEDEncode": {"fit": "stretch"},
+    "SEEDBlendEmbeddings": {"factor": 0.5, "mode": "linear"},
 }
 OPTIONS = {
     ("SEEDEncode", "fit"): ["stretch", "crop", "pad"],
+    ("SEEDBlendEmbeddings", "mode"): ["linear", "spherical"],
     ("SEEDGenerate", "reply"): ["auto", "text", "image"],
     ("SEEDTokenizerLoader", "precision"): ["auto", "fp32", "fp16", "bf16"],
     ("SEEDLLaMALoader", "precision"): ["auto", "bf16", "fp16", "fp32", "fp8"],

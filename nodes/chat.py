@@ -1,0 +1,74 @@
+"""Conversations made visible."""
+
+from comfy_api.latest import io, ui
+
+from ..seed_core import DecodeOptions, SeedChat
+from ..seed_core.errors import OptionError
+from . import host
+from .decode import paint
+from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedDecoderWire, SeedTokenizerWire
+
+# Few steps at the little guidance that suits both decoders then: to be recognised, not kept.
+SKETCH = DecodeOptions(num_inference_steps=8, guidance_scale=2.0)
+
+
+class SeedChatView(io.ComfyNode):
+    """SEED_CHAT -> its text and pictures, in the node and on wires."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDChatView",
+            display_name="SEED Chat View",
+            category=CATEGORY,
+            description="Shows a conversation: who said what, and quick sketches of its pictures "
+            "when a tokenizer and a decoder are connected.",
+            search_aliases=["show chat", "conversation", "chat history", "multimodal LLM"],
+            inputs=[
+                SeedChatWire.Input("chat", tooltip="The conversation, from SEED Generate."),
+                SeedTokenizerWire.Input(
+                    "tokenizer",
+                    optional=True,
+                    tooltip="Connect it with a decoder to see the pictures, too.",
+                ),
+                SeedDecoderWire.Input(
+                    "decoder",
+                    optional=True,
+                    tooltip="Connect it with a tokenizer to see the pictures, too.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "text",
+                    tooltip="The conversation, a paragraph a turn; <image> stands for a picture.",
+                ),
+                SeedCodesWire.Output(
+                    "codes",
+                    tooltip="All pictures of the conversation in order, for SEED Decode. Empty if "
+                    "it has none.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        chat: SeedChat,
+        tokenizer: host.LoadedModel | None = None,
+        decoder: host.LoadedModel | None = None,
+    ) -> io.NodeOutput:
+        if (tokenizer is None) != (decoder is None):
+            missing = "tokenizer" if tokenizer is None else "decoder"
+            raise OptionError(
+                f"the {missing} is missing: connect tokenizer and decoder to see the pictures, or "
+                "neither of them to see only the words"
+            )
+        text, codes = chat.to_text(), host.codes_to_wire(chat.codes, chat)
+        host.show_text(text)
+        # Always both: of many conversations the host joins the entries that the first one has.
+        shown = {**ui.PreviewText(text).as_dict(), "images": []}
+        if tokenizer and decoder and len(codes):
+            sketches = paint(tokenizer, decoder, codes, SKETCH)
+            shown["images"] = ui.PreviewImage(sketches, cls=cls).values
+        return io.NodeOutput(text, codes, ui=shown)
