@@ -179,7 +179,7 @@ def test_five_turns_with_four_pictures_are_written_as_the_reference_writes_them(
 
 
 @pytest.mark.parametrize("template", [VICUNA, LLAMA_2], ids=["8B", "14B"])
-def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm):
+def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm, monkeypatch):
     r"""The reference appends `<img>` to the prompt's string, so the segment rule reaches the template.
 
     14B's prompts end with `[/INST]\n`; with the picture forced, that `\n` touches an image token.
@@ -187,13 +187,16 @@ def test_a_forced_picture_drops_the_white_space_before_it(template, mini_llm):
     llm = copy.copy(mini_llm)
     llm.template = template
     fed = []
-    reader = llm.module.model.embed_tokens
-    hook = reader.register_forward_pre_hook(lambda module, given: fed.append(given[0].clone()))
+    for name in ("prefill", "decode"):
+        method = getattr(llm.module, name)
+
+        def watched(token_ids, *rest, method=method):
+            fed.append(token_ids.clone())
+            return method(token_ids, *rest)
+
+        monkeypatch.setattr(llm.module, name, watched)
     options = GenerationOptions(reply="image", max_new_tokens=34, temperature=0)
-    try:
-        llm.generate("a panda on blue", options=options)
-    finally:
-        hook.remove()
+    llm.generate("a panda on blue", options=options)
     chat = SeedChat(family="seed-mini", codebook_size=512).ask(("a panda on blue",))
     text = pieces_to_string(template.render(chat)).rstrip()
     assert fed[0].tolist() == [llm.vocab.encode([text])]
