@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "workflows" / "api"
 SAMPLES = ROOT / "seed_core" / "weights" / "seed-mini" / "samples"
-NAMES = ("ask_about_a_picture", "edit_by_instruction", "reconstruct", "text_to_image")
+NAMES = (
+    "ask_about_a_picture",
+    "conversation",
+    "edit_by_instruction",
+    "mix_two_pictures",
+    "reconstruct",
+    "text_to_image",
+)
 each_template = pytest.mark.parametrize("name", NAMES)
 
 
@@ -97,9 +104,67 @@ def check_edit(frontend, outputs):
     assert psnr(before[middle, middle], after[middle, middle]) > 12 > psnr(before, after) - 3
 
 
+def check_mix(frontend, outputs):
+    def shown(title: str) -> np.ndarray:
+        return pictures(frontend, outputs, node_id("mix_two_pictures", title))[0]
+
+    for kept, given, kept_name, given_name in (
+        ("A", "B", "castle_on_blue", "octopus_on_white"),
+        ("B", "A", "octopus_on_white", "castle_on_blue"),
+    ):
+        before, other, mixed = (
+            shown(title)
+            for title in (f"Picture {kept}", f"Picture {given}", f"{kept}, then {given}")
+        )
+        for picture, name in ((before, kept_name), (other, given_name)):
+            sample = Image.open(SAMPLES / f"{name}.png").convert("RGB")
+            assert np.array_equal(picture, np.asarray(sample, dtype=float))
+        # The object stays, the background is the other picture's.
+        middle = slice(40, 88)
+        assert psnr(before[middle, middle], mixed[middle, middle]) > 12
+        assert psnr(before[middle, middle], mixed[middle, middle]) > 3 + psnr(
+            other[middle, middle], mixed[middle, middle]
+        )
+        assert np.abs(corner_colour(mixed) - corner_colour(other)).max() < 40
+        assert np.abs(corner_colour(mixed) - corner_colour(before)).max() > 60
+        codes, taken = (shown(f"12 codes of {kept}, then 20 of {given}"), shown(f"Codes of {kept}"))
+        assert codes.std() > 20
+        assert not np.array_equal(codes, taken)
+        first_row = codes.shape[0] // 4  # 8 codes a row
+        assert np.array_equal(codes[:first_row], taken[:first_row])
+
+
+CONVERSATION = """User: <image>Describe this picture.
+
+Assistant: A big hedgehog on an orange background.
+
+User: Turn it into a cupcake
+
+Assistant: <image>
+
+User: What is this?
+
+Assistant: It is a cupcake."""
+
+
+def check_conversation(frontend, outputs):
+    view = node_id("conversation", "SEED Chat View")
+    assert outputs[view]["text"] == [CONVERSATION]
+    sketches = pictures(frontend, outputs, view)
+    (before,) = pictures(frontend, outputs, node_id("conversation", "Before"))
+    (after,) = pictures(frontend, outputs, node_id("conversation", "After"))
+    assert [sketch.shape for sketch in sketches] == [(128, 128, 3)] * 2
+    for sketch, picture in zip(sketches, (before, after), strict=True):
+        assert psnr(sketch, picture) > 16
+    assert psnr(before, after) < 14
+    assert np.abs(corner_colour(before) - corner_colour(after)).max() < 40, "orange stays"
+
+
 CHECKS = {
     "ask_about_a_picture": check_ask,
+    "conversation": check_conversation,
     "edit_by_instruction": check_edit,
+    "mix_two_pictures": check_mix,
     "reconstruct": check_reconstruct,
     "text_to_image": check_text_to_image,
 }
@@ -149,7 +214,7 @@ def test_the_watch_sees_a_broken_graph(open_frontend):
 
 
 def test_template_browser_offers_the_pack(vue_frontend, screenshot_folder):
-    """Browse templates -> our pack -> four cards with thumbnails -> a click opens one."""
+    """Browse templates -> our pack -> our cards with thumbnails -> a click opens one."""
     page = vue_frontend.page
     vue_frontend.command("Comfy.BrowseTemplates")
     page.get_by_role("dialog").get_by_role("button", name="seed-llama", exact=True).click()

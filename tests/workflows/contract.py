@@ -73,6 +73,12 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         "SEEDGenerate": _generate(),
         "SEEDDecode": _decode(),
         "SEEDPreviewCodes": Node((CODES,), {}, (CODES,)),
+        "SEEDMixCodes": _mix_codes(),
+        "SEEDChatView": Node(
+            sockets=(("chat", "SEED_CHAT"), TOKENIZER, DECODER),
+            optional=("tokenizer", "decoder"),
+            outputs=(("text", "STRING"), CODES),
+        ),
         **_core_nodes(),
     }
 
@@ -108,6 +114,20 @@ def _decode() -> Node:
             "height": whole(0, 2048, 8),
         },
         outputs=(IMAGE,),
+    )
+
+
+def _mix_codes() -> Node:
+    return Node(
+        sockets=(("codes_a", "SEED_CODES"), ("codes_b", "SEED_CODES")),
+        widgets={
+            "start": whole(0, 32),
+            "end": whole(0, 32),
+            "mode": one_of("splice", "random"),
+            "amount": number(0, 1),
+            "seed": RANDOM_SEED,
+        },
+        outputs=(CODES,),
     )
 
 

@@ -1,15 +1,17 @@
 """Regenerates workflows/*.jpg and tests/workflows/api/*.json by running the templates.
 
-    python tests/workflows/make_thumbnails.py
+    python tests/workflows/make_thumbnails.py [NAME ...]
 
 needs what the browser tests need: a ComfyUI checkout (COMFYUI_PATH), Chromium, playwright. Each
-template is loaded and queued in the real frontend on a server of its own; the thumbnail is laid
-out from the pictures and words that came out, and the API twin is what the frontend queued.
+template, or each one named, is loaded and queued in the real frontend on a server of its own; the
+thumbnail is laid out from the pictures and words that came out, and the API twin is what the
+frontend queued.
 """
 
 import importlib.util
 import io
 import json
+import sys
 import tempfile
 import textwrap
 from pathlib import Path
@@ -70,7 +72,7 @@ class Sheet:
         self.draw.polygon([(x - 9, y - 14), (x + 15, y), (x - 9, y + 14)], fill=INK)
 
 
-def reconstruct(shown: dict[str, list[Any]], _: dict[str, str]) -> Image.Image:
+def reconstruct(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
     sheet = Sheet()
     sheet.picture(shown["Before"][0], MARGIN, MARGIN, HALF, HALF)
     sheet.picture(shown["After"][0], 2 * MARGIN + HALF, MARGIN, HALF, HALF)
@@ -82,16 +84,16 @@ def reconstruct(shown: dict[str, list[Any]], _: dict[str, str]) -> Image.Image:
     return sheet.image
 
 
-def ask(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.Image:
+def ask(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     sheet = Sheet()
     side = 290
     sheet.picture(shown["The picture"][0], (SIZE - side) // 2, MARGIN, side, side)
-    sheet.words(words["prompt"], 346, 32, SOFT)
+    sheet.words(prompts[0], 346, 32, SOFT)
     sheet.bubble(shown["The answer"][0], 432)
     return sheet.image
 
 
-def text_to_image(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.Image:
+def text_to_image(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     sheet = Sheet()
     side = 190
     left = (SIZE - 2 * side - MARGIN) // 2
@@ -99,17 +101,44 @@ def text_to_image(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.I
         column, row = i % 2, i // 2
         place = left + column * (side + MARGIN), MARGIN + row * (side + MARGIN)
         sheet.picture(picture, *place, side, side)
-    sheet.words(words["prompt"], SIZE - 46, 34)
+    sheet.words(prompts[0], SIZE - 46, 34)
     return sheet.image
 
 
-def edit(shown: dict[str, list[Any]], words: dict[str, str]) -> Image.Image:
+def edit(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     sheet = Sheet()
     top = 90
     sheet.picture(shown["Before"][0], MARGIN, top, HALF, HALF)
     sheet.picture(shown["After"][0], 2 * MARGIN + HALF, top, HALF, HALF)
     sheet.arrow(SIZE // 2, top + HALF // 2)
-    sheet.bubble(words["prompt"], 400)
+    sheet.bubble(prompts[0], 400)
+    return sheet.image
+
+
+def mix(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
+    sheet = Sheet()
+    left, right = MARGIN, 2 * MARGIN + HALF
+    for top, before, after in (
+        (left, "Picture A", "A, then B"),
+        (right, "Picture B", "B, then A"),
+    ):
+        sheet.picture(shown[before][0], left, top, HALF, HALF)
+        sheet.picture(shown[after][0], right, top, HALF, HALF)
+        sheet.arrow(SIZE // 2, top + HALF // 2)
+    return sheet.image
+
+
+def conversation(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
+    sheet = Sheet()
+    side = 196
+    *_, answer = shown["SEED Chat View"][-1].split("Assistant: ")
+    left, right = SIZE // 2 - side - MARGIN, SIZE // 2 + MARGIN
+    sheet.picture(shown["Before"][0], left, MARGIN, side, side)
+    sheet.picture(shown["After"][0], right, MARGIN, side, side)
+    sheet.arrow(SIZE // 2, MARGIN + side // 2)
+    sheet.words(prompts[1], 272, 32, SOFT)
+    sheet.words(prompts[2], 326, 32, SOFT)
+    sheet.bubble(answer.strip(), 424)
     return sheet.image
 
 
@@ -118,18 +147,20 @@ LAYOUTS = {
     "ask_about_a_picture": ask,
     "text_to_image": text_to_image,
     "edit_by_instruction": edit,
+    "mix_two_pictures": mix,
+    "conversation": conversation,
 }
 
 
 def shown_by_title(frontend: Any, outputs: dict[str, Any]) -> dict[str, list[Any]]:
-    """Pictures or texts of every output node, under the node's title."""
+    """Pictures, then texts of every output node, under the node's title."""
     titles = frontend.page.evaluate("app.rootGraph._nodes.map((n) => [String(n.id), n.title])")
     found: dict[str, list[Any]] = {}
     for node, title in titles:
         output = outputs.get(node) or {}
         files = [frontend.server.picture(image) for image in output.get("images", [])]
         pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-        found[title] = pictures or list(output.get("text", []))
+        found[title] = pictures + list(output.get("text", []))
     return found
 
 
@@ -139,9 +170,9 @@ def refresh(frontend: Any, name: str) -> None:
     prompt = frontend.api_prompt()
     text = json.dumps(prompt, indent=1, ensure_ascii=False) + "\n"
     (HERE / "api" / f"{name}.json").write_text(text, encoding="utf-8")
-    generate = next((n for n in prompt.values() if n["class_type"] == "SEEDGenerate"), None)
+    turns = [node for node in prompt.values() if node["class_type"] == "SEEDGenerate"]
     shown = shown_by_title(frontend, frontend.run(300))
-    picture = LAYOUTS[name](shown, generate["inputs"] if generate else {})
+    picture = LAYOUTS[name](shown, [turn["inputs"]["prompt"] for turn in turns])
     picture.save(WORKFLOWS / f"{name}.jpg", quality=90, optimize=True)
 
 
@@ -154,7 +185,7 @@ def main() -> None:
         try:
             with drive.launch(drive.find_chromium(), Path(folder) / "profile") as context:
                 frontend = drive.Frontend(context, server, vue_nodes=False)
-                for name in LAYOUTS:
+                for name in sys.argv[1:] or LAYOUTS:
                     refresh(frontend, name)
                     print(f"{name}: thumbnail and API twin written")
         finally:

@@ -16,7 +16,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORKFLOWS = ROOT / "workflows"
 SAMPLES = ROOT / "seed_core" / "weights" / "seed-mini" / "samples"
-NAMES = ("ask_about_a_picture", "edit_by_instruction", "reconstruct", "text_to_image")
+NAMES = (
+    "ask_about_a_picture",
+    "conversation",
+    "edit_by_instruction",
+    "mix_two_pictures",
+    "reconstruct",
+    "text_to_image",
+)
 TITLE_HEIGHT = 30  # LiteGraph draws a node's title above its position
 MARGIN = 5  # pixels between neighbours below which a graph looks crammed
 
@@ -122,7 +129,7 @@ def test_every_run_gives_the_picture_of_the_thumbnail(name):
     """A random seed that changes by itself would show everybody something else."""
     controls = [
         contract.widget_values(node, TABLE[node["type"]])["control_after_generate"]
-        for node in nodes_of(name, "SEEDGenerate", "SEEDDecode")
+        for node in nodes_of(name, "SEEDGenerate", "SEEDMixCodes", "SEEDDecode")
     ]
     assert controls
     assert set(controls) == {"fixed"}
@@ -148,7 +155,30 @@ def test_nodes_say_which_pack_they_come_from(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "text_to_image"])
 def test_a_template_with_a_picture_starts_from_a_bundled_one(name):
-    assert len(nodes_of(name, "SEEDSamplePicture")) == 1
+    expected = 2 if name == "mix_two_pictures" else 1
+    assert len(nodes_of(name, "SEEDSamplePicture")) == expected
+
+
+def test_the_two_mixes_are_each_other_turned_round():
+    mixes = [node["inputs"] for node in nodes_of("mix_two_pictures", "SEEDMixCodes")]
+    origins = {link[0]: link[1] for link in read("mix_two_pictures")["links"]}
+    (a, b), (c, d) = [[origins[socket["link"]] for socket in inputs[:2]] for inputs in mixes]
+    assert a != b
+    assert (a, b) == (d, c)
+
+
+def test_a_conversation_hands_its_chat_from_turn_to_turn():
+    """Only the first turn is given a picture; the view at the end has the last turn's chat."""
+    links = {link[0]: link[1] for link in read("conversation")["links"]}
+    turns = nodes_of("conversation", "SEEDGenerate")
+    (view,) = nodes_of("conversation", "SEEDChatView")
+    wired = [
+        {s["name"]: links[s["link"]] for s in node["inputs"] if s["link"] is not None}
+        for node in (*turns, view)
+    ]
+    assert [inputs.get("chat") for inputs in wired] == [None, *(turn["id"] for turn in turns)]
+    assert ["codes" in inputs for inputs in wired[:3]] == [True, False, False]
+    assert {"tokenizer", "decoder"} <= wired[3].keys()
 
 
 def test_text_to_image_needs_no_picture():
