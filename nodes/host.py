@@ -5,6 +5,7 @@ host moves weights and lays out pictures, and nothing of what the models compute
 """
 
 import html
+import itertools
 import json
 import os
 import time
@@ -57,9 +58,11 @@ def input_files(suffix: str) -> list[str]:
 
 def input_file(name: str) -> Path:
     """The path of a file in the input folder (or of "name [output]" in the output folder)."""
+    folders = folder_paths.get_input_directory(), folder_paths.get_output_directory()
     try:
-        path = Path(folder_paths.get_annotated_filepath(name))
-        if path.is_file():
+        path = Path(folder_paths.get_annotated_filepath(name)).resolve()
+        # Hosts before 0.29 let a name lead out of the folder.
+        if path.is_file() and any(path.is_relative_to(Path(root).resolve()) for root in folders):
             return path
     except ValueError:
         pass  # a path out of the folder, or none at all
@@ -74,7 +77,10 @@ def new_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
-    file = f"{name}_{counter:05}_{suffix}"
+    # For a prefix that ends in a folder the host starts at 1 each time, and calls an empty one ".".
+    name = "SEED" if name == "." else name
+    names = (f"{name}_{number:05}_{suffix}" for number in itertools.count(counter))
+    file = next(file for file in names if not (Path(folder) / file).exists())
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 

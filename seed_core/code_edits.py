@@ -38,6 +38,11 @@ def mix_codes(
     """
     _check_one_family([a, b])
     counts = len(a), len(b)
+    if min(counts) == 0 < max(counts):
+        raise CodesError(
+            f"one side of the mix has no picture ({counts[0]} and {counts[1]}). A reply without "
+            "pictures has none: let SEED Generate's reply be image."
+        )
     if counts[0] != counts[1] and min(counts) != 1:
         raise CodesError(
             f"{counts[0]} pictures cannot be mixed with {counts[1]}: give both the same number, or "

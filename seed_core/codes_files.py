@@ -20,9 +20,19 @@ _TENSOR, _FAMILY, _SIZE = "codes", "family", "codebook_size"
 
 
 def save_codes_file(codes: SeedCodes, path: Path) -> None:
-    """Write codes with their family and codebook size; a file in the way is replaced."""
+    """Write codes with their family and codebook size; a file in the way is replaced.
+
+    Raises:
+        CodesError: the file cannot be written; then there is none.
+    """
     header = {_FAMILY: codes.family, _SIZE: str(codes.codebook_size)}
-    save_file({_TENSOR: codes.values.cpu().contiguous()}, path, header)
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        save_file({_TENSOR: codes.values.cpu().contiguous()}, unfinished, header)
+        unfinished.replace(path)
+    except (SafetensorError, OSError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise CodesError(f"the codes could not be written to {path}: {error}") from error
 
 
 def read_codes_file(path: Path) -> SeedCodes:

@@ -32,7 +32,7 @@ def codes_from_text(text: str, family: str) -> SeedCodes:
     Raises:
         CodesError: anything else, another family in the JSON, or values that are no codes.
     """
-    text = text.strip()
+    text = text.removeprefix("\ufeff").strip()  # the mark that some editors begin files with
     if not text:
         raise CodesError(f"the text is empty. {_FORMS}")
     if text[0] in "[{":

@@ -76,8 +76,10 @@ class GraphedCalls:
     def close(self) -> None:
         """Wait for the last replay and forget the graphs."""
         if self._captured:
-            torch.cuda.current_stream(self._device).synchronize()
-            self._captured.clear()
+            try:
+                torch.cuda.current_stream(self._device).synchronize()
+            finally:
+                self._captured.clear()
 
     def _on_capture_stream(self, function: Callable[[], Any]) -> Any:
         stream = _streams.get(self._device)
@@ -85,29 +87,21 @@ class GraphedCalls:
             stream = _streams[self._device] = torch.cuda.Stream(self._device)
         current = torch.cuda.current_stream(self._device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            result = function()
-        current.wait_stream(stream)
-        return result
+        try:
+            with torch.cuda.stream(stream):
+                return function()
+        finally:
+            current.wait_stream(stream)  # also after Stop: what is freed now is still written to
 
     def _capture(self, key: Any, function: Callable[[], Any]) -> bool:
-        """Capture a call; tell whether that worked.
-
-        Raises:
-            Exception: what the function raised, if it was not the capture that made it fail.
-        """
-        global _is_broken
+        """Capture a call; tell whether that worked."""
         try:
             self._captured[key] = self._on_capture_stream(lambda: _record(function, self._pool()))
         except torch.cuda.OutOfMemoryError:
-            raise
+            self._enabled = False  # a plain call can use memory that a capture cannot
+            return False
         except RuntimeError as error:
-            _is_broken = True
-            log.warning(
-                "CUDA graphs failed on this card and are off until the next start, which makes "
-                "replies slower: %s",
-                error,
-            )
+            _give_up(error)
             return False
         return True
 
@@ -116,6 +110,16 @@ class GraphedCalls:
         for graph, _ in self._captured.values():
             return graph.pool()
         return torch.cuda.graph_pool_handle()
+
+
+def _give_up(error: Exception) -> None:
+    global _is_broken
+    _is_broken = True
+    log.warning(
+        "CUDA graphs failed on this card and are off until the next start, which makes replies "
+        "slower. If errors about memory follow, start again. (%s)",
+        error,
+    )
 
 
 def _record(function: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -129,7 +133,10 @@ def _record(function: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGrap
         # Stop, for one: the capture itself is sound and has to end. Tensors made during it must be
         # gone by then, and the frames of the error hold them.
         traceback.clear_frames(error.__traceback__)
-        graph.capture_end()
+        try:
+            graph.capture_end()
+        except RuntimeError as failure:
+            _give_up(failure)
         raise
     graph.capture_end()
     return graph, result

@@ -132,3 +132,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read_codes_file(tmp_path / "gone.safetensors")
     with pytest.raises(CodesError, match=tmp_path.name):
         read_codes_file(tmp_path)
+
+
+def test_codes_that_cannot_be_written_leave_no_file(tmp_path):
+    (tmp_path / "taken.safetensors").mkdir()
+    with pytest.raises(CodesError, match="could not be written"):
+        save_codes_file(SeedCodes.empty("seed-mini", 512), tmp_path / "taken.safetensors")
+    with pytest.raises(CodesError, match="could not be written"):
+        save_codes_file(SeedCodes.empty("seed-mini", 512), tmp_path / "none" / "a.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.safetensors"]

@@ -22,7 +22,7 @@ class Card:
     OutOfMemoryError = torch.cuda.OutOfMemoryError
 
     def __init__(self):
-        self.done = []
+        self.done, self.waits = [], []
         self.is_capturing = False
         self.forbids = lambda: False  # whether a capture goes wrong
 
@@ -30,9 +30,14 @@ class Card:
         return Graph(self)
 
     def Stream(self, device):  # noqa: N802 - torch's name
-        return SimpleNamespace(wait_stream=lambda other: None)
+        return SimpleNamespace(wait_stream=lambda other: self.waits.append("capture"))
 
-    current_stream = Stream
+    def current_stream(self, device):
+        def synchronize():
+            self.done.append("synchronize")
+
+        wait = self.waits.append
+        return SimpleNamespace(wait_stream=lambda other: wait("current"), synchronize=synchronize)
 
     def stream(self, stream):
         return contextlib.nullcontext()
@@ -117,8 +122,8 @@ def test_a_card_that_cannot_capture_is_not_asked_again_and_that_is_said_once(car
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-class StopError(Exception):
-    """The host raises its own inside any of its layers."""
+class StopError(BaseException):
+    """The host raises its own inside any of its layers; it is no Exception."""
 
 
 def test_stop_during_a_capture_ends_the_capture_and_passes_through(card):
@@ -141,15 +146,53 @@ def test_stop_during_a_capture_ends_the_capture_and_passes_through(card):
     assert card.done[3:] == ["begin", "end", "replay"]
 
 
-def test_running_out_of_memory_is_no_failed_capture(card):
-    def greedy():
-        raise torch.cuda.OutOfMemoryError
+def test_stop_is_not_lost_when_the_capture_fails_too(card, caplog):
+    def stopped():
+        raise StopError
 
     calls = GraphedCalls(CPU, enabled=True)
     calls("a", work(card))
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    card.forbids = lambda: True
+    with pytest.raises(StopError):
+        calls("a", stopped)
+    assert graphs._is_broken
+    assert len(caplog.records) == 1
+
+
+def test_streams_wait_for_each_other_also_after_stop(card):
+    """What a stopped step leaves behind is freed at once, on the other stream."""
+
+    def stopped():
+        raise StopError
+
+    with pytest.raises(StopError):
+        GraphedCalls(CPU, enabled=True)("a", stopped)
+    assert card.waits == ["capture", "current"]
+
+
+def test_without_memory_for_a_graph_the_reply_goes_on_plainly(card):
+    """A capture may not give cached memory back, so a plain call can still have enough."""
+
+    def greedy():
+        if card.is_capturing:
+            raise torch.cuda.OutOfMemoryError
+        card.done.append("work")
+
+    calls = GraphedCalls(CPU, enabled=True)
+    for _ in range(4):
         calls("a", greedy)
+    assert card.done == ["work", "begin", "end", "work", "work", "work"]
     assert not graphs._is_broken
+
+
+def test_graphs_end_with_their_last_replay_done(card):
+    calls = GraphedCalls(CPU, enabled=True)
+    calls.close()
+    for _ in range(2):
+        calls("a", work(card))
+    calls.close()
+    assert card.done == ["work", "begin", "end", "replay", "synchronize"]
+    assert calls._captured == {}
 
 
 def test_weights_off_the_card_are_not_captured():

@@ -9,11 +9,12 @@ import torch
 
 
 @pytest.fixture
-def folders(pack):
+def folders(pack, tmp_path_factory):
     """The host's input and output folder, empty before and after."""
     paths = pack.host.folder_paths
     inputs, outputs = Path(paths.get_input_directory()), Path(paths.get_output_directory())
     for folder in (inputs, outputs):
+        assert folder.is_relative_to(tmp_path_factory.getbasetemp())  # nobody's own files
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     yield inputs, outputs
@@ -91,6 +92,14 @@ def test_saving_again_makes_another_file(save):
     assert names == [f"fox_{i:05}_.safetensors" for i in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("prefix", ["codes/", ""])
+def test_a_prefix_without_a_name_writes_over_nothing_either(save, prefix):
+    """There the host itself starts at 1 each time, for an empty one with a hidden file."""
+    names = {save(filename_prefix=prefix)[1].name for _ in range(3)}
+    assert len(names) == 3
+    assert not any(name.startswith(".") for name in names)
+
+
 def test_codes_without_a_picture_can_be_saved(run, pack, folders):
     codes = pack.seed_core.SeedCodes.empty("seed-2", 8192)
     run("SEEDSaveCodes", codes=codes)
@@ -123,6 +132,17 @@ def test_a_file_that_is_not_there_is_named_before_anything_runs(run, pack, folde
     assert loader.fingerprint_inputs(file=name) == "missing"
     with pytest.raises(pack.seed_core.CodesError, match="SEED Save Codes"):
         run("SEEDLoadCodes", file=name)
+
+
+def test_a_name_cannot_lead_out_of_the_folder_even_if_the_host_lets_it(pack, folders, monkeypatch):
+    """ComfyUI did before 0.29."""
+    secret = folders[0].parent / "secret.safetensors"
+    secret.touch()
+    paths = pack.host.folder_paths
+    monkeypatch.setattr(paths, "get_annotated_filepath", lambda name: f"{folders[0]}/{name}")
+    loader = pack.nodes_by_id["SEEDLoadCodes"]
+    assert "no file" in loader.validate_inputs(file="../secret.safetensors")
+    secret.unlink()
 
 
 def test_a_name_that_arrives_by_wire_is_checked_when_it_is_loaded(pack):
