@@ -232,7 +232,7 @@ def _add_convert_options(command: argparse.ArgumentParser) -> None:
 def _add_bench_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", default="mini", help="mini, 300m, 8b or 14b")
     command.add_argument("--precision", choices=LLM_PRECISIONS, help="fp16 on cuda, otherwise fp32")
-    command.add_argument("--only", help="some of load,encode,decode,draw")
+    command.add_argument("--only", help="some of load,encode,decode,draw,quality")
     command.add_argument("--repeat", type=int, default=3, help="measurements of each thing")
     command.add_argument("--tokens", type=int, default=128, help="new tokens of a timed reply")
     command.add_argument("--steps", type=int, default=20, help="diffusion steps of a picture")

@@ -93,8 +93,8 @@ def read_llm_folder(
     config, vocab, fields = read_description(folder)
     files = weight_files(folder)
     stored = fp8_files.read_scales(files)
-    products = matrix_products(config)
-    scales = _common_scales(products, stored, folder) if dtype == fp8.FP8 else {}
+    products = matrix_products(config) if dtype == fp8.FP8 else {}
+    scales = _common_scales(products, stored, folder)
     if dtype == fp8.FP8 and not scales:
         raise OptionError(
             f"precision fp8 needs weights that were converted to fp8; those of {folder} are not. "

@@ -14,15 +14,6 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "workflows" / "api"
 SAMPLES = ROOT / "seed_core" / "weights" / "seed-mini" / "samples"
-NAMES = (
-    "ask_about_a_picture",
-    "conversation",
-    "edit_by_instruction",
-    "mix_two_pictures",
-    "reconstruct",
-    "text_to_image",
-)
-each_template = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "vue"])
@@ -170,7 +161,7 @@ CHECKS = {
 }
 
 
-@each_template
+@pytest.mark.parametrize("name", CHECKS)
 def test_loads_clean_runs_and_shows_the_right_thing(name, frontend, request, screenshot_folder):
     """A user's whole way: open the template, press Run, look."""
     frontend.load_template(name)
@@ -188,7 +179,7 @@ def test_loads_clean_runs_and_shows_the_right_thing(name, frontend, request, scr
 
 def test_queues_what_the_api_twins_say(open_frontend):
     frontend = open_frontend(vue_nodes=False)
-    for name in NAMES:
+    for name in CHECKS:
         frontend.load_template(name)
         twin = json.loads((TWINS / f"{name}.json").read_text(encoding="utf-8"))
         assert frontend.api_prompt() == twin, name
@@ -218,7 +209,7 @@ def test_template_browser_offers_the_pack(vue_frontend, screenshot_folder):
     page = vue_frontend.page
     vue_frontend.command("Comfy.BrowseTemplates")
     page.get_by_role("dialog").get_by_role("button", name="seed-llama", exact=True).click()
-    for name in NAMES:
+    for name in CHECKS:
         card = page.get_by_test_id(f"template-workflow-{name}")
         card.wait_for()
         picture = card.locator("img").first
