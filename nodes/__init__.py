@@ -9,7 +9,12 @@ from . import host, model_files
 from .chat import SeedChatView
 from .decode import SeedDecode
 from .edit_codes import SeedBatchCodes, SeedMixCodes, SeedPreviewCodes, SeedSelectCodes
-from .embed import SeedBlendEmbeddings, SeedCodesToEmbedding, SeedCodesToIpAdapter
+from .embed import (
+    SeedBlendEmbeddings,
+    SeedCodesToConditioning,
+    SeedCodesToEmbedding,
+    SeedCodesToIpAdapter,
+)
 from .encode import SeedEncode, SeedSamplePicture
 from .generate import SeedGenerate
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
@@ -26,6 +31,7 @@ NODES: list[type[io.ComfyNode]] = [
     SeedDecode,
     SeedCodesToEmbedding,
     SeedCodesToIpAdapter,
+    SeedCodesToConditioning,
     SeedBlendEmbeddings,
     SeedCodesToText,
     SeedTextToCodes,

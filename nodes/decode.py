@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import DecodeOptions, SeedCodes, seeded_generators
+from ..seed_core.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
 from .embed import embed
@@ -150,11 +151,13 @@ def require_match(
     negative_codes: SeedCodes | None,
 ) -> None:
     """Say what does not fit together before anything is computed."""
-    made, wanted = tokenizer.core.embedding_dim, decoder.core.embedding_dim
+    core = tokenizer.core
+    require_image_embedding(core.embedding_shape, core.family)
+    (made,), wanted = core.embedding_shape, decoder.core.embedding_dim
     if made != wanted:
         raise CodesError(
             f"this decoder paints from embeddings of {wanted} numbers, but the "
-            f"{tokenizer.core.family} tokenizer makes {made}: load the decoder that belongs to it."
+            f"{core.family} tokenizer makes {made}: load the decoder that belongs to it."
         )
     if negative_codes is not None and len(negative_codes) not in (1, len(codes)):
         raise CodesError(

@@ -1,12 +1,19 @@
-"""Codes into the image embedding they stand for, for our decoder, unCLIP and IPAdapter; blending."""
+"""Codes into the embedding they stand for: for our decoder, unCLIP, IPAdapter, SD 1.x; blending."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from comfy_api.latest import io
 
 from ..seed_core import SeedCodes
-from ..seed_core.embeddings import BLEND_MODES, blend_embeddings, require_ip_adapter
+from ..seed_core.embeddings import (
+    BLEND_MODES,
+    blend_embeddings,
+    require_image_embedding,
+    require_ip_adapter,
+    require_text_condition,
+)
 from ..seed_core.errors import CodesError
 from . import host
 from .io_types import CATEGORY, IpAdapterEmbeds, SeedCodesWire, SeedTokenizerWire
@@ -17,21 +24,24 @@ NO_PICTURES = (
 )
 
 
-def embed(tokenizer: host.LoadedModel, codes: SeedCodes) -> torch.Tensor:
-    """Image embeddings [B, D] of codes."""
+def embed(
+    tokenizer: host.LoadedModel,
+    codes: SeedCodes,
+    check: Callable[[tuple[int, ...], str], None] = require_image_embedding,
+) -> torch.Tensor:
+    """Embeddings [B, ...] of codes; `check` refuses a tokenizer whose embeddings have no use here."""
     if len(codes) == 0:
         raise CodesError(NO_PICTURES)
     codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "This tokenizer")
+    check(tokenizer.core.embedding_shape, tokenizer.core.family)
     core = tokenizer.ready(tokenizer.core.memory_required(1))
     embedding: torch.Tensor = core.embed(codes)
     return embedding
 
 
-def _embedding_inputs() -> list[Any]:
+def _embedding_inputs(tokenizer: str = "The tokenizer the codes belong to") -> list[Any]:
     return [
-        SeedTokenizerWire.Input(
-            "tokenizer", tooltip="The tokenizer the codes belong to, from Load SEED Tokenizer."
-        ),
+        SeedTokenizerWire.Input("tokenizer", tooltip=f"{tokenizer}, from Load SEED Tokenizer."),
         SeedCodesWire.Input("codes", tooltip="One embedding is made for each picture."),
     ]
 
@@ -92,9 +102,37 @@ class SeedCodesToIpAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
-        require_ip_adapter(tokenizer.core.embedding_dim, tokenizer.core.family)
-        embedding = host.to_wire(embed(tokenizer, codes))
+        embedding = host.to_wire(embed(tokenizer, codes, require_ip_adapter))
         return io.NodeOutput(embedding, torch.zeros_like(embedding))
+
+
+class SeedCodesToConditioning(io.ComfyNode):
+    """SEED_CODES of SEED-1 -> CONDITIONING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDCodesToConditioning",
+            display_name="SEED Codes to Conditioning",
+            category=CATEGORY,
+            description="Turns SEED-1 codes into conditioning that takes the place of a prompt, for "
+            "KSampler with any SD 1.x model.",
+            search_aliases=["SEED-1", "image prompt", "image codes", "codes to prompt"],
+            inputs=_embedding_inputs("A SEED-1 tokenizer"),
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning",
+                    tooltip="For positive of KSampler; negative is CLIP Text Encode with an empty "
+                    "text. Of several pictures in a batch, picture i guides latent i: give Empty "
+                    "Latent Image the same batch_size.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+        condition = embed(tokenizer, codes, require_text_condition)
+        return io.NodeOutput(host.embeddings_to_conditioning(condition))
 
 
 class SeedBlendEmbeddings(io.ComfyNode):

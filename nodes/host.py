@@ -292,3 +292,8 @@ class SeedClipVisionOutput(comfy.clip_vision.Output):
 def embeddings_to_clip_vision(embeddings: torch.Tensor) -> list[SeedClipVisionOutput]:
     """One object an image: the host would add up the rows of a batch."""
     return [SeedClipVisionOutput(to_wire(row[None].float())) for row in embeddings]
+
+
+def embeddings_to_conditioning(embeddings: torch.Tensor) -> list[list[Any]]:
+    """CONDITIONING as a text encoder makes it, of [B, T, D]: row i is for latent i of a batch."""
+    return [[to_wire(embeddings.float()), {}]]

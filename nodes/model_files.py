@@ -14,13 +14,14 @@ from typing import Any
 from ..seed_core.checkpoints import WEIGHT_SUFFIXES
 from ..seed_core.errors import CheckpointError
 from ..seed_core.llm_folder import has_fp8_weights
-from ..seed_core.tokenizer import VISION_TOWER_FILES
+from ..seed_core.tokenizer_files import QFORMER_FILES, VISION_TOWER_FILES
 from . import host
 
 BUNDLED = "seed-mini"
 BUNDLED_CHOICE = "seed-mini (bundled)"
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
 TOKENIZER_SUFFIXES = set(WEIGHT_SUFFIXES)
+PARTS_OF_A_TOKENIZER = (*VISION_TOWER_FILES, *QFORMER_FILES)  # lie beside its own file
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def fingerprint(source: str | Path) -> tuple[Any, ...]:
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.is_file())
     else:
-        beside = [source.with_name(name) for name in (*VISION_TOWER_FILES, "config.json")]
+        beside = [source.with_name(name) for name in (*PARTS_OF_A_TOKENIZER, "config.json")]
         files = [source, *(p for p in beside if p.is_file())]
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
@@ -142,8 +143,7 @@ def _models_below(kind: ModelKind, root: Path) -> Iterator[Path]:
 
 
 def _is_tokenizer(file: str) -> bool:
-    # The tower lies beside the tokenizer's file and is no choice of its own.
-    return Path(file).suffix.lower() in TOKENIZER_SUFFIXES and file not in VISION_TOWER_FILES
+    return Path(file).suffix.lower() in TOKENIZER_SUFFIXES and file not in PARTS_OF_A_TOKENIZER
 
 
 def _is_unclip(folder: Path) -> bool:

@@ -78,12 +78,15 @@ _UPSTREAM_NAMES = tuple(
         (r"^encode_head\.", "encode_task_layer."),
         (r"^decode_head\.", "decode_task_layer."),
         (r"^quantizer\.codebook$", "quantize.embedding.weight"),
-        (r"^decode_pos_embed$", "pos_embed_image"),
-        (r"^decode_blocks\.", "blocks_image."),
-        (r"^image_projection\.", "distill_image_proj."),
+        (r"^decode_pos_embed$", "pos_embed_{side}"),
+        (r"^decode_blocks\.", "blocks_{side}."),
+        (r"^projection\.", "distill_{side}_proj."),
     )
 )
-"""Our names of the tokenizer's tensors to those in upstream's files, applied in this order."""
+"""Our names of the tokenizer's tensors to those in upstream's files, applied in this order.
+
+``{side}`` is what codes become: "text" in SEED-1, "image" in SEED-2.
+"""
 
 
 def bundled(part: str) -> Path:
@@ -96,14 +99,14 @@ def sample_pictures() -> dict[str, Path]:
     return {path.stem: path for path in sorted((_BUNDLED / "samples").glob("*.png"))}
 
 
-def upstream_tokenizer_names(name: str) -> tuple[str | None, ...]:
+def upstream_tokenizer_names(name: str, side: str = "image") -> tuple[str | None, ...]:
     """Return under which names upstream's files hold one of our tokenizer's tensors.
 
     The vision tower stores query and value biases apart and has none for keys; they are joined to
     the one bias of its fused product, with zeros in the middle.
     """
     for pattern, upstream in _UPSTREAM_NAMES:
-        name = pattern.sub(upstream, name)
+        name = pattern.sub(upstream.replace("{side}", side), name)
     if name.startswith("visual_encoder.") and name.endswith(".qkv.bias"):
         layer = name.removesuffix(".qkv.bias")
         return f"{layer}.q_bias", None, f"{layer}.v_bias"
@@ -283,7 +286,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
-    """Read a flat dict of tensors without running code; memory-mapped where the form allows it."""
+    """Read a table of tensors without running code; memory-mapped where the form allows it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces its own deprecations of old forms
@@ -295,6 +298,8 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]  # as training scripts save it, SEED-1's and LAVIS's among them
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a table of tensors")
     tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}

@@ -1,4 +1,4 @@
-"""Image embeddings after they were made: blending two of them, and which models can take them.
+"""Embeddings after they were made: blending two of them, and which models can take them.
 
 Knows vectors only, not where they come from (see ``tokenizer``) nor how a host wraps them.
 """
@@ -75,16 +75,50 @@ def _arc(a: torch.Tensor, b: torch.Tensor, factor: float, line: torch.Tensor) ->
     return torch.where(is_straight, line, torch.lerp(norm_a, norm_b, factor) * direction)
 
 
-def require_ip_adapter(width: int, family: str) -> None:
+def require_image_embedding(shape: tuple[int, ...], family: str) -> None:
+    """Check that a family's codes become one image embedding.
+
+    Args:
+        shape: of the embedding of one picture.
+        family: for the message.
+
+    Raises:
+        EmbeddingError: they become a text condition.
+    """
+    if len(shape) != 1:
+        raise EmbeddingError(
+            f"the {family} tokenizer makes no image embedding but a text condition of "
+            f"{shape[0]} x {shape[1]} numbers: use SEED Codes to Conditioning and an SD 1.x model, "
+            "or load the SEED-2 tokenizer and encode the pictures with it"
+        )
+
+
+def require_text_condition(shape: tuple[int, ...], family: str) -> None:
+    """Check that a family's codes become a condition for SD 1.x, as its text encoder makes them.
+
+    Raises:
+        EmbeddingError: they become an image embedding.
+    """
+    if len(shape) != 2:
+        raise EmbeddingError(
+            f"only the SEED-1 tokenizer makes conditioning for SD 1.x models; the {family} tokenizer "
+            f"makes an image embedding of {shape[0]} numbers. Use SEED Codes to Embedding with "
+            "unCLIPConditioning, or SEED Decode"
+        )
+
+
+def require_ip_adapter(shape: tuple[int, ...], family: str) -> None:
     """Check that IPAdapter can read a family's image embeddings.
 
     Raises:
-        EmbeddingError: embeddings of another width, which it would fail on in the sampler.
+        EmbeddingError: no image embedding, or one of another width, which it would fail on in the
+            sampler.
     """
-    if width != IP_ADAPTER_DIM:
+    require_image_embedding(shape, family)
+    if shape[0] != IP_ADAPTER_DIM:
         raise EmbeddingError(
             f"IPAdapter reads image embeddings of {IP_ADAPTER_DIM} numbers, and those of the "
-            f"{family} tokenizer have {width}: load the SEED-2 tokenizer. It fits "
+            f"{family} tokenizer have {shape[0]}: load the SEED-2 tokenizer. It fits "
             "ip-adapter_sd15, ip-adapter_sd15_light_v11 and ip-adapter_sdxl_vit-h, not the plus "
             "versions."
         )

@@ -1,10 +1,11 @@
 """Pictures to pixels: what the vision tower sees, bit for bit as the reference prepares it.
 
-The reference squashes every picture to a square with Pillow's 8-bit bilinear filter and ignores its
+The reference squashes every picture to a square with one of Pillow's 8-bit filters and ignores its
 aspect ratio. Tensor resampling (with or without antialiasing) gives other numbers and so other
 codes, which is why this module goes through Pillow and numpy. Knows nothing of any network.
 
-Source: AILab-CVC/SEED at 93b3cf4, the ``clip`` transform of its scripts.
+Source: AILab-CVC/SEED at 93b3cf4, the ``clip`` transform of its scripts (SEED-2, bilinear), and at
+9ab18ae, ``demo_recon.py`` (SEED-1, bicubic).
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ from .errors import OptionError, PictureError
 FITS = ("stretch", "crop", "pad")
 """stretch: squash to a square (the reference); crop: centre square; pad: black borders."""
 
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+"""The filters a tokenizer may have been trained with."""
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(
-    images: Sequence[Image.Image] | torch.Tensor, size: int, fit: str = "stretch"
+    images: Sequence[Image.Image] | torch.Tensor,
+    size: int,
+    fit: str = "stretch",
+    interpolation: str = "bilinear",
 ) -> torch.Tensor:
     """Resize pictures to a square and normalise them.
 
@@ -34,6 +44,7 @@ def preprocess(
             channels. Transparency is dropped, as the reference does.
         size: side of the square, in pixels.
         fit: one of `FITS`.
+        interpolation: one of `INTERPOLATIONS`.
 
     Returns:
         float32 ``[B, 3, size, size]``, CLIP-normalised RGB.
@@ -49,16 +60,16 @@ def preprocess(
     pixels = np.empty((len(images), 3, size, size), dtype=np.float32)
     mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
     for row, image in enumerate(images):
-        resized = _to_square(image.convert("RGB"), size, fit)
+        resized = _to_square(image.convert("RGB"), size, fit, INTERPOLATIONS[interpolation])
         scaled = np.asarray(resized, dtype=np.float32) / np.float32(255)  # [S, S, 3]
         pixels[row] = ((scaled - mean) / std).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
-def _to_square(image: Image.Image, size: int, fit: str) -> Image.Image:
+def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resampling) -> Image.Image:
     if min(image.size) < 1:
         raise PictureError(f"a picture of {image.width} x {image.height} pixels has no content")
-    square, filter_ = (size, size), Image.Resampling.BILINEAR
+    square = (size, size)
     if fit == "crop":
         return ImageOps.fit(image, square, filter_)
     if fit == "pad":

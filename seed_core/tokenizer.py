@@ -1,6 +1,6 @@
-"""The SEED image tokenizer: pixels to codes, and codes to an image embedding.
+"""The SEED image tokenizer: pixels to codes, and codes to an embedding.
 
-Loads a tokenizer and runs it. It knows neither text nor how the image embedding becomes a picture.
+Loads a tokenizer and runs it. It knows neither text nor how the embedding becomes a picture.
 
 Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
 """
@@ -8,6 +8,7 @@ Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,10 @@ from torch import nn
 
 from . import checkpoints
 from .codes import NUM_CODES, SeedCodes, codes_values
-from .errors import CheckpointError, PictureError
+from .errors import PictureError
 from .preprocess import preprocess
-from .tokenizer_network import TOKENIZER_LINK, TokenizerConfig, TokenizerModel
-
-EVA_VIT_LINK = (
-    "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
-)
-VISION_TOWER_FILES = ("eva_vit_g.safetensors", "eva_vit_g.pth", "eva_vit_g.pt")
-"""Names under which the vision tower may lie beside the tokenizer's own file."""
+from .tokenizer_files import open_tokenizer
+from .tokenizer_network import TokenizerConfig, TokenizerModel
 
 _PICTURES_AT_ONCE = 64
 """Most pictures through the tower together: they fill any card, and take 0.8 GB in 16 bits."""
@@ -62,9 +58,9 @@ class SeedTokenizer:
         return self.config.vision.image_size
 
     @property
-    def embedding_dim(self) -> int:
-        """Width of the image embedding."""
-        return self.config.embedding_dim
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of one picture's embedding: ``(1024,)``, seed-mini's ``(256,)`` or ``(77, 768)``."""
+        return self.config.embedding_shape
 
     @property
     def pictures_at_once(self) -> int:
@@ -78,7 +74,7 @@ class SeedTokenizer:
         self, images: Sequence[Image.Image] | torch.Tensor, fit: str = "stretch"
     ) -> torch.Tensor:
         """Return pixels ``[B, 3, S, S]`` for `encode`; see `preprocess.preprocess`."""
-        return preprocess(images, self.image_size, fit)
+        return preprocess(images, self.image_size, fit, self.config.interpolation)
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -108,19 +104,22 @@ class SeedTokenizer:
 
     @torch.inference_mode()
     def embed(self, codes: torch.Tensor | SeedCodes) -> torch.Tensor:
-        """Return the image embedding of codes, un-normalised, in the CLIP space of its decoder.
+        """Return the embedding of codes that a diffusion model paints from.
+
+        With SEED-2 and seed-mini it is an image embedding, un-normalised, in the CLIP space of their
+        decoder; with SEED-1 a sequence that stands for the hidden states of SD 1.x's text encoder.
 
         Args:
             codes: int64 ``[B, 32]``.
 
         Returns:
-            float32 ``[B, embedding_dim]`` on this tokenizer's device.
+            float32 ``[B, *embedding_shape]`` on this tokenizer's device.
 
         Raises:
             CodesError: codes out of range, of another count or family.
         """
         values = codes_values(codes, self.family, self.codebook_size, "This tokenizer")
-        embeddings = torch.empty(len(values), self.embedding_dim, device=self.device)
+        embeddings = torch.empty(len(values), *self.embedding_shape, device=self.device)
         values = values.to(self.device)
         for i in range(len(values)):
             # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
@@ -148,8 +147,9 @@ def load_tokenizer(
 
     Args:
         path: ``"seed-mini"`` for the bundled one; a weight file; or a folder that holds one. The
-            published ``seed_quantizer.pt`` needs ``eva_vit_g.pth`` beside it. A ``config.json``
-            beside the file gives its sizes; without one they are SEED-2's.
+            published ``seed_quantizer.pt`` needs ``eva_vit_g.pth`` beside it, SEED-1's
+            ``seed_tokenizer.pth`` also ``causal_qformer.pth``. A ``config.json`` beside the file
+            gives its sizes; without one they are the published ones.
         device: where to put the weights.
         dtype: float32, float16 or bfloat16.
         operations: where layers come from, ``torch.nn`` or a host's equivalent.
@@ -157,55 +157,18 @@ def load_tokenizer(
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
     """
-    source = _weight_file(
+    files = open_tokenizer(
         checkpoints.bundled("tokenizer") if path == checkpoints.SEED_MINI else Path(path)
     )
-    config_file = source.parent / "config.json"
-    config = (
-        TokenizerConfig.from_dict(checkpoints.read_json(config_file))
-        if config_file.is_file()
-        else TokenizerConfig.seed_2()
-    )
-    keys = checkpoints.read_keys(source)
-    config = config.with_head_of(keys)
-    tensors: checkpoints.Tensors = checkpoints.read_tensors(source)
-    if not any(key.startswith("visual_encoder.") for key in keys):
-        tensors = _with_tower(tensors, _tower_beside(source))
-    device = torch.device(device)
+    config, device = files.config, torch.device(device)
     module = checkpoints.assemble(
         lambda layers: TokenizerModel(config, layers, device="meta", dtype=dtype),
         operations,
-        tensors,
+        files.tensors,
         device,
-        source,
-        checkpoints.upstream_tokenizer_names,
+        files.source,
+        partial(
+            checkpoints.upstream_tokenizer_names, side="text" if config.embeds_text else "image"
+        ),
     )
     return SeedTokenizer(config, module, device, dtype)
-
-
-def _weight_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    for name in ("model.safetensors", "seed_quantizer.safetensors", "seed_quantizer.pt"):
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"the folder {path} holds no tokenizer: expected model.safetensors, or seed_quantizer.pt "
-        f"beside eva_vit_g.pth. Get them from {TOKENIZER_LINK} and {EVA_VIT_LINK}"
-    )
-
-
-def _tower_beside(source: Path) -> Path:
-    for name in VISION_TOWER_FILES:
-        if (tower := source.with_name(name)).is_file():
-            return tower
-    raise CheckpointError(
-        f"{source.name} holds no vision tower, and eva_vit_g.pth is not beside it in the "
-        f"folder {source.parent}. Download it there: {EVA_VIT_LINK}"
-    )
-
-
-def _with_tower(tensors: checkpoints.Tensors, tower: Path) -> checkpoints.Tensors:
-    yield from tensors
-    for key, tensor in checkpoints.read_tensors(tower):
-        yield f"visual_encoder.{key}", tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,13 @@ from torch import nn
 from .codes import CODEBOOK_SIZES, NUM_CODES
 from .errors import CheckpointError
 from .eva_vit import Block, EvaVit, VisionConfig
+from .preprocess import INTERPOLATIONS
 from .qformer import QFormer, QFormerConfig
 from .quantizer import Codebook
 
 TOKENIZER_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
+TEXT_FAMILY = "seed-1"
+"""The family whose codes become a text condition; those of the others, one image embedding."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class TokenizerConfig:
         image_down: widths of the token-wise reduction before the projection, or empty where the
             reverse Q-Former takes its place.
         reverse_depth: layers of the reverse Q-Former, 0 where there is none.
-        embedding_dim: width of the image embedding.
+        reverse_queries: queries of the reverse Q-Former: 1, or as many as CLIP has text tokens.
+        embedding_dim: width of the embedding.
+        interpolation: how pictures are resized, one of `preprocess.INTERPOLATIONS`.
     """
 
     family: str = "seed-2"
@@ -48,7 +53,9 @@ class TokenizerConfig:
     image_norm_eps: float = 1e-5
     image_down: tuple[int, ...] = (256, 128, 32)
     reverse_depth: int = 0
+    reverse_queries: int = 1
     embedding_dim: int = 1024
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.qformer.num_queries != NUM_CODES:
@@ -59,6 +66,21 @@ class TokenizerConfig:
             raise CheckpointError(
                 f"unknown tokenizer family {self.family!r}; known: {', '.join(CODEBOOK_SIZES)}"
             )
+        if self.interpolation not in INTERPOLATIONS:
+            raise CheckpointError(
+                f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}"
+            )
+
+    @property
+    def embeds_text(self) -> bool:
+        """Whether codes become a text condition, as from SD 1.x's CLIP, and no image embedding."""
+        return self.family == TEXT_FAMILY
+
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of the embedding of one picture: ``(1024,)`` in SEED-2, ``(77, 768)`` in SEED-1."""
+        tokens = (self.reverse_queries,) if self.embeds_text else ()
+        return (*tokens, self.embedding_dim)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> TokenizerConfig:
@@ -77,6 +99,7 @@ class TokenizerConfig:
     @classmethod
     def _from_dict(cls, fields: dict[str, Any]) -> TokenizerConfig:
         width = int(fields["vit_width"])
+        side = "text" if fields["family"] == TEXT_FAMILY else "image"
         vision = VisionConfig(
             image_size=int(fields["image_size"]),
             patch_size=int(fields["patch_size"]),
@@ -102,13 +125,27 @@ class TokenizerConfig:
             qformer=qformer,
             codebook_size=int(fields["n_embed"]),
             codebook_dim=int(fields["codebook_embed_dim"]),
-            decode_depth=int(fields["blocks_image_depth"]),
-            decode_heads=int(fields["blocks_image_heads"]),
-            decode_mlp_ratio=float(fields["blocks_image_mlp_ratio"]),
+            decode_depth=int(fields[f"blocks_{side}_depth"]),
+            decode_heads=int(fields[f"blocks_{side}_heads"]),
+            decode_mlp_ratio=float(fields[f"blocks_{side}_mlp_ratio"]),
             decode_norm_eps=float(fields["blocks_norm_eps"]),
             image_norm_eps=float(fields["ln_vision_eps"]),
-            image_down=tuple(int(width) for width in fields["image_down"]),
-            embedding_dim=int(fields["image_features_dim"]),
+            image_down=tuple(int(width) for width in fields.get("image_down", ())),
+            reverse_queries=int(fields.get("num_reverse_tokens", 1)),
+            embedding_dim=int(fields[f"{side}_features_dim"]),
+            interpolation=str(fields.get("interpolation", "bilinear")),
+        )
+
+    @classmethod
+    def seed_1(cls) -> TokenizerConfig:
+        """Return the sizes of the published SEED-1 tokenizer."""
+        return cls(
+            family=TEXT_FAMILY,
+            image_down=(),
+            reverse_depth=4,
+            reverse_queries=77,
+            embedding_dim=768,
+            interpolation="bicubic",
         )
 
     @classmethod
@@ -116,19 +153,24 @@ class TokenizerConfig:
         """Return the sizes of the published SEED-2 tokenizer."""
         return cls()
 
-    def with_head_of(self, keys: Sequence[str]) -> TokenizerConfig:
+    @classmethod
+    def published(cls, keys: Collection[str]) -> TokenizerConfig:
+        """Return the sizes of the published tokenizer that upstream's ``keys`` belong to."""
+        return cls.seed_1() if _hold_text_head(keys) else cls.seed_2()
+
+    def with_head_of(self, keys: Collection[str]) -> TokenizerConfig:
         """Return this config with the decode head that a file's upstream ``keys`` hold.
 
         Published code and published weights disagree on the head, so the keys decide; the training
         code also builds the reverse Q-Former with another depth than the inference code.
 
         Raises:
-            CheckpointError: a SEED-1 file, or neither head.
+            CheckpointError: no head, or one of another family.
         """
-        if any(key.startswith(("blocks_text.", "distill_text_proj.")) for key in keys):
+        if _hold_text_head(keys) != self.embeds_text:
             raise CheckpointError(
-                "this is a SEED-1 tokenizer, which this version cannot read yet. Use the SEED-2 "
-                f"tokenizer: {TOKENIZER_LINK}"
+                f"config.json says that this is a {self.family} tokenizer, but the weights are "
+                f"{'not ' if self.embeds_text else ''}those of SEED-1"
             )
         if any(key.startswith("image_down.") for key in keys):
             return dataclasses.replace(self, reverse_depth=0)
@@ -136,10 +178,14 @@ class TokenizerConfig:
         depth = 1 + max((int(match[1]) for match in layers if match), default=-1)
         if not depth:
             raise CheckpointError(
-                "the file has neither image_down.* nor Reverse_Qformer.*, so it is no SEED-2 "
-                f"tokenizer. The published one: {TOKENIZER_LINK}"
+                "the file has neither image_down.* nor Reverse_Qformer.*, so it is no SEED tokenizer "
+                f"or only a part of one. The published one: {TOKENIZER_LINK}"
             )
         return dataclasses.replace(self, image_down=(), reverse_depth=depth)
+
+
+def _hold_text_head(keys: Collection[str]) -> bool:
+    return any(key.startswith(("blocks_text.", "distill_text_proj.")) for key in keys)
 
 
 class TokenizerModel(nn.Module):
@@ -179,14 +225,18 @@ class TokenizerModel(nn.Module):
         self.reverse_qformer: QFormer | None = None
         if config.reverse_depth:
             reverse = dataclasses.replace(
-                config.qformer, num_queries=1, context_width=width, depth=config.reverse_depth
+                config.qformer,
+                num_queries=config.reverse_queries,
+                context_width=width,
+                depth=config.reverse_depth,
             )
             self.reverse_qformer = QFormer(reverse, operations, **factory)
             joined = width
         else:
             self.image_down = _reduction(width, config.image_down, linear, **factory)
             joined = NUM_CODES * config.image_down[-1]
-        self.image_projection = linear(joined, config.embedding_dim, **factory)
+        self.projection = linear(joined, config.embedding_dim, **factory)
+        self._embedding_shape = config.embedding_shape
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``."""
@@ -195,18 +245,18 @@ class TokenizerModel(nn.Module):
         return self.quantizer.nearest(queries)
 
     def embed(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return the image embedding ``[B, embedding_dim]`` of codes ``[B, 32]``."""
+        """Return the embedding ``[B, *embedding_shape]`` of codes ``[B, 32]``."""
         x = self.decode_head(self.quantizer.lookup(codes).to(dtype))  # [B, 32, D]
         x = x + self.decode_pos_embed.to(x)
         for block in self.decode_blocks:
             x = block(x)
         if self.reverse_qformer is not None:
-            joined = self.reverse_qformer(x).flatten(1)  # [B, D]
+            joined = self.reverse_qformer(x)  # [B, reverse_queries, D]
         else:
             assert self.image_down is not None
             joined = self.image_down(x).flatten(1)  # [B, 32 * last width], token-major
-        embedding: torch.Tensor = self.image_projection(joined)
-        return embedding
+        embedding: torch.Tensor = self.projection(joined)
+        return embedding.reshape(len(codes), *self._embedding_shape)
 
 
 def _reduction(width: int, widths: tuple[int, ...], linear: Any, **factory: Any) -> nn.Sequential:

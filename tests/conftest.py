@@ -1,6 +1,7 @@
 """What every layer of tests shares: seeded generators, seed-mini, and a watch over global state."""
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -67,6 +68,15 @@ def data_folder() -> Path:
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return TESTS / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def seed_1_folder(tmp_path_factory: pytest.TempPathFactory, golden_folder: Path) -> Path:
+    """A tokenizer folder with the whole of SEED-1's network, of small width, as one file."""
+    folder = tmp_path_factory.mktemp("seed_1")
+    shutil.copy(golden_folder / "golden_v1_tiny.safetensors", folder / "model.safetensors")
+    shutil.copy(TESTS / "data" / "seed_1_tiny_config.json", folder / "config.json")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -122,9 +122,9 @@ def _custom(io_type: str) -> type:
 def install(models_dir: Path) -> list[str]:
     """Make the host's modules importable; returns their names."""
     kinds = {"Combo": "COMBO", "Int": "INT", "Float": "FLOAT", "String": "STRING", "Image": "IMAGE"}
+    kinds |= {"ClipVisionOutput": "CLIP_VISION_OUTPUT", "Conditioning": "CONDITIONING"}
     io = {name: _custom(io_type) for name, io_type in kinds.items()}
-    io |= {"ClipVisionOutput": _custom("CLIP_VISION_OUTPUT"), "Custom": _custom, "Schema": Schema}
-    io |= {"ComfyNode": ComfyNode, "NodeOutput": NodeOutput}
+    io |= {"Custom": _custom, "Schema": Schema, "ComfyNode": ComfyNode, "NodeOutput": NodeOutput}
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
         "comfy.clip_vision": {"Output": VisionOutput},

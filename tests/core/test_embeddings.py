@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from seed_core.embeddings import BLEND_MODES, blend_embeddings, require_ip_adapter
+from seed_core.embeddings import (
+    BLEND_MODES,
+    blend_embeddings,
+    require_image_embedding,
+    require_ip_adapter,
+    require_text_condition,
+)
 from seed_core.errors import EmbeddingError, OptionError
 
 FACTORS = [0.0, 0.2, 0.5, 0.9, 1.0]
@@ -118,6 +124,15 @@ def test_options_out_of_range_are_refused(pair, options, words):
 
 
 def test_ip_adapter_reads_1024_numbers():
-    require_ip_adapter(1024, "seed-2")
+    require_ip_adapter((1024,), "seed-2")
     with pytest.raises(EmbeddingError, match=r"1024.*seed-mini.*256.*sdxl_vit-h, not the plus"):
-        require_ip_adapter(256, "seed-mini")
+        require_ip_adapter((256,), "seed-mini")
+
+
+def test_each_kind_of_embedding_is_sent_to_the_node_that_reads_it():
+    require_image_embedding((256,), "seed-mini")
+    require_text_condition((77, 768), "seed-1")
+    with pytest.raises(EmbeddingError, match=r"seed-1.*77 x 768.*Codes to Conditioning"):
+        require_image_embedding((77, 768), "seed-1")
+    with pytest.raises(EmbeddingError, match=r"seed-2.*1024.*Codes to Embedding"):
+        require_text_condition((1024,), "seed-2")

@@ -68,7 +68,7 @@ def test_embedding_has_the_models_width_in_float32(mini_tokenizer, codes):
     embedding = mini_tokenizer.embed(codes)
     assert embedding.shape == (len(codes), 256)
     assert embedding.dtype == torch.float32
-    assert mini_tokenizer.embedding_dim == 256
+    assert mini_tokenizer.embedding_shape == (256,)
 
 
 def test_embedding_does_not_depend_on_the_batch(mini_tokenizer, codes):

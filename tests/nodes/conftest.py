@@ -124,6 +124,19 @@ def fox_codes(run: Callable[..., Any], mini: SimpleNamespace, fox: torch.Tensor)
     return run("SEEDEncode", tokenizer=mini.tokenizer, image=fox)[0]
 
 
+@pytest.fixture(scope="session")
+def seed_1(pack: ModuleType, seed_1_folder: Path) -> Any:
+    """A small SEED-1 tokenizer as it travels on wires."""
+    return pack.host.LoadedModel(pack.seed_core.load_tokenizer(seed_1_folder))
+
+
+@pytest.fixture(scope="session")
+def seed_1_codes(run: Callable[..., Any], seed_1: Any, fox: torch.Tensor) -> Any:
+    """The codes of a fox and of its mirror image."""
+    pictures = torch.cat((fox, fox.flip(2)))
+    return run("SEEDEncode", tokenizer=seed_1, image=pictures)[0]
+
+
 @pytest.fixture
 def management(pack: ModuleType) -> Any:
     """The module comfy.model_management of the host in use."""

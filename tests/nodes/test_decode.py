@@ -66,6 +66,11 @@ def test_a_decoder_of_another_width_is_refused_by_both_numbers(pack, run, mini, 
         run("SEEDDecode", tokenizer=mini.tokenizer, decoder=other, codes=fox_codes)
 
 
+def test_a_seed_1_tokenizer_is_sent_to_its_own_node(pack, run, mini, seed_1, seed_1_codes):
+    with pytest.raises(pack.seed_core.EmbeddingError, match=r"seed-1.*SEED Codes to Conditioning"):
+        run("SEEDDecode", tokenizer=seed_1, decoder=mini.decoder, codes=seed_1_codes)
+
+
 def test_negatives_must_be_one_or_as_many(pack, run, models, fox_codes):
     two = pack.seed_core.SeedCodes(fox_codes.values.expand(2, -1), "seed-mini", 512)
     with pytest.raises(pack.seed_core.CodesError, match=r"holds 2 pictures and codes 1"):

@@ -45,10 +45,21 @@ def test_it_can_be_copied(embedded):
     assert torch.equal(copy.deepcopy(output).image_embeds, output.image_embeds)
 
 
-def test_no_codes_is_one_sentence(pack, run, mini):
+@pytest.mark.parametrize(
+    "node", ["SEEDCodesToEmbedding", "SEEDCodesToIPAdapter", "SEEDCodesToConditioning"]
+)
+def test_no_codes_is_one_sentence(pack, run, mini, node):
+    """Before anything that is wrong with the tokenizer, which may be right for the next picture."""
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
     with pytest.raises(pack.seed_core.CodesError, match="no picture in these codes"):
-        run("SEEDCodesToEmbedding", tokenizer=mini.tokenizer, codes=codes)
+        run(node, tokenizer=mini.tokenizer, codes=codes)
+
+
+@pytest.mark.parametrize("node", ["SEEDCodesToEmbedding", "SEEDCodesToIPAdapter"])
+def test_seed_1_has_no_image_embedding(pack, run, seed_1, seed_1_codes, node):
+    wanted = r"seed-1.*77 x 768.*SEED Codes to Conditioning"
+    with pytest.raises(pack.seed_core.EmbeddingError, match=wanted):
+        run(node, tokenizer=seed_1, codes=seed_1_codes)
 
 
 # --- SEEDCodesToIPAdapter ---
@@ -61,7 +72,7 @@ def wide(generator):
     core = SimpleNamespace(
         family="seed-2",
         codebook_size=8192,
-        embedding_dim=1024,
+        embedding_shape=(1024,),
         memory_required=lambda pictures: 0,
         embed=lambda codes: table[: len(codes)],
     )
@@ -85,10 +96,26 @@ def test_ip_adapter_cannot_read_seed_mini(pack, run, mini, fox_codes):
         run("SEEDCodesToIPAdapter", tokenizer=mini.tokenizer, codes=fox_codes)
 
 
-def test_ip_adapter_needs_a_picture(pack, run, wide):
-    codes = pack.seed_core.SeedCodes.empty("seed-2", 8192)
-    with pytest.raises(pack.seed_core.CodesError, match="no picture in these codes"):
-        run("SEEDCodesToIPAdapter", tokenizer=wide[0], codes=codes)
+# --- SEEDCodesToConditioning ---
+
+
+def test_conditioning_is_cores_condition_as_a_text_encoder_gives_it(
+    pack, run, seed_1, seed_1_codes, management
+):
+    """One entry for all pictures: the host pairs row i with latent i."""
+    (conditioning,) = run("SEEDCodesToConditioning", tokenizer=seed_1, codes=seed_1_codes)
+    ((condition, extras),) = conditioning
+    assert condition.shape == (2, 77, 768)
+    assert condition.dtype == torch.float32
+    assert condition.device == management.intermediate_device()
+    assert extras == {}
+    torch.testing.assert_close(condition, seed_1.core.embed(seed_1_codes))
+    assert not torch.allclose(condition[0], condition[1])
+
+
+def test_conditioning_needs_seed_1(pack, run, mini, fox_codes):
+    with pytest.raises(pack.seed_core.EmbeddingError, match=r"only the SEED-1.*seed-mini.*256"):
+        run("SEEDCodesToConditioning", tokenizer=mini.tokenizer, codes=fox_codes)
 
 
 # --- SEEDBlendEmbeddings ---

@@ -38,8 +38,9 @@ def test_a_fresh_install_offers_the_bundled_model(pack, node_id):
     assert options(pack, node_id) == [BUNDLED]
 
 
-def test_tokenizer_files_are_offered_without_their_vision_tower(pack, models):
-    for name in ("b.pt", "a.safetensors", "sub/c.pt", "eva_vit_g.pth", "notes.txt"):
+def test_tokenizer_files_are_offered_without_what_lies_beside_them(pack, models):
+    parts = ("eva_vit_g.pth", "causal_qformer.pth", "notes.txt")
+    for name in ("b.pt", "a.safetensors", "sub/c.pt", *parts):
         write(models / "seed_tokenizer" / name)
     assert options(pack, "SEEDTokenizerLoader") == [BUNDLED, "a.safetensors", "b.pt", "sub/c.pt"]
 

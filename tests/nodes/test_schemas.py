@@ -64,6 +64,10 @@ CONTRACT = {
         ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
         ["pos_embed EMBEDS", "neg_embed EMBEDS"],
     ),
+    "SEEDCodesToConditioning": (
+        ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
+        ["conditioning CONDITIONING"],
+    ),
     "SEEDBlendEmbeddings": (
         ["a CLIP_VISION_OUTPUT", "b CLIP_VISION_OUTPUT", "factor FLOAT", "mode COMBO"],
         ["clip_vision_output CLIP_VISION_OUTPUT"],

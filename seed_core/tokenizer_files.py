@@ -1,0 +1,119 @@
+"""The files of an image tokenizer: which of them belong together, and what stands in them.
+
+The published tokenizers come in pieces: SEED-2 as ``seed_quantizer.pt``, SEED-1 as
+``causal_qformer.pth`` and ``seed_tokenizer.pth``, both with the vision tower apart. Knows names of
+files and tensors, not what the networks compute.
+
+Source: AILab-CVC/SEED at 93b3cf4 (SEED-2) and 9ab18ae (SEED-1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from . import checkpoints
+from .errors import CheckpointError
+from .tokenizer_network import TOKENIZER_LINK, TokenizerConfig
+
+EVA_VIT_LINK = (
+    "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+)
+SEED_1_LINK = "https://github.com/AILab-CVC/SEED/tree/v1"
+
+VISION_TOWER_FILES = ("eva_vit_g.safetensors", "eva_vit_g.pth", "eva_vit_g.pt")
+"""Names under which the vision tower may lie beside the tokenizer's own file."""
+
+QFORMER_FILES = ("causal_qformer.safetensors", "causal_qformer.pth", "causal_qformer.pt")
+"""Names under which SEED-1's first file may lie beside its second."""
+
+_TOKENIZER_FILES = (
+    "model.safetensors",
+    "seed_quantizer.safetensors",
+    "seed_quantizer.pt",
+    "seed_tokenizer.safetensors",
+    "seed_tokenizer.pth",
+)
+
+
+class TokenizerFiles(NamedTuple):
+    """What a tokenizer is built from.
+
+    Attributes:
+        source: the tokenizer's own file.
+        tensors: by upstream's names, each once, from all files.
+    """
+
+    source: Path
+    config: TokenizerConfig
+    tensors: checkpoints.Tensors
+
+
+def open_tokenizer(path: Path) -> TokenizerFiles:
+    """Find the files of a tokenizer and tell which one it is; tensors are read when asked for.
+
+    Args:
+        path: the tokenizer's own file, or the folder it lies in.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or another model's.
+    """
+    source = _own_file(path)
+    keys = set(checkpoints.read_keys(source))
+    config_file = source.with_name("config.json")
+    if config_file.is_file():
+        config = TokenizerConfig.from_dict(checkpoints.read_json(config_file))
+    else:
+        config = TokenizerConfig.published(keys)
+    try:
+        config = config.with_head_of(keys)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    parts = {source: ""}
+    if config.embeds_text and (first := _beside(source, QFORMER_FILES)):
+        parts[first] = ""
+        keys.update(checkpoints.read_keys(first))
+    if "query_tokens" not in keys and config.embeds_text:
+        raise CheckpointError(
+            f"{source.name} holds no Q-Former, and causal_qformer.pth is not beside it in the folder "
+            f"{source.parent}. SEED-1's page links to both: {SEED_1_LINK}"
+        )
+    if not any(key.startswith("visual_encoder.") for key in keys):
+        parts[_vision_tower(source)] = "visual_encoder."
+    return TokenizerFiles(source, config, _joined(parts))
+
+
+def _own_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _TOKENIZER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"the folder {path} holds no tokenizer: expected model.safetensors, or seed_quantizer.pt "
+        f"beside eva_vit_g.pth. Get them from {TOKENIZER_LINK} and {EVA_VIT_LINK}"
+    )
+
+
+def _beside(source: Path, names: tuple[str, ...]) -> Path | None:
+    files = (source.with_name(name) for name in names)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _vision_tower(source: Path) -> Path:
+    if tower := _beside(source, VISION_TOWER_FILES):
+        return tower
+    raise CheckpointError(
+        f"{source.name} holds no vision tower, and eva_vit_g.pth is not beside it in the "
+        f"folder {source.parent}. Download it there: {EVA_VIT_LINK}"
+    )
+
+
+def _joined(parts: dict[Path, str]) -> checkpoints.Tensors:
+    """Yield the tensors of several files, each with a prefix; of equal names the first counts."""
+    given: set[str] = set()
+    for file, prefix in parts.items():
+        for key, tensor in checkpoints.read_tensors(file):
+            if (name := prefix + key) not in given:
+                given.add(name)
+                yield name, tensor
