@@ -1,7 +1,10 @@
 """API-format prompts for the live server: the four templates' graphs, built node by node."""
 
 import copy
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -113,3 +116,13 @@ def make_graphs() -> Callable[[], dict[str, Graph]]:
 def graphs() -> dict[str, Graph]:
     """The four prompts, for this test alone."""
     return all_graphs()
+
+
+@pytest.fixture(scope="session")
+def random_checkpoints() -> ModuleType:
+    """The writers of full-size random checkpoints, imported from the file beside this one."""
+    path = Path(__file__).with_name("random_checkpoints.py")
+    spec = importlib.util.spec_from_file_location("tests_random_checkpoints", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,10 +2,14 @@
 
 import gc
 import sys
+from collections.abc import Callable
 
 import comfy.model_management
+import torch
 from aiohttp import web
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
+from safetensors.torch import save
 from server import PromptServer
 
 
@@ -29,12 +33,88 @@ async def state(request: web.Request) -> web.Response:
     return web.json_response(_state())
 
 
+_seen: dict[str, torch.Tensor] = {}
+"""What the latest call of a watched UNet was given, such as ``positive.label``."""
+
+
+@PromptServer.instance.routes.get("/seed_test/unet")
+async def unet(request: web.Request) -> web.Response:
+    """Send the tensors as a safetensors file: every bit of them."""
+    return web.Response(body=save(_seen))
+
+
+def _watch(
+    run: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor,
+    y: torch.Tensor | None,
+    control: object,
+    transformer_options: dict[str, list[int]],
+    **others: object,
+) -> torch.Tensor:
+    for row, is_negative in enumerate(transformer_options["cond_or_uncond"]):
+        side = "negative" if is_negative else "positive"
+        _seen[f"{side}.context"] = context[row].clone()
+        if y is not None:
+            _seen[f"{side}.label"] = y[row].clone()
+    return run(x, timesteps, context, y, control, transformer_options, **others)
+
+
+class WatchUnet(io.ComfyNode):
+    """MODEL -> the same MODEL, whose UNet tells what it is given."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node to the host."""
+        return io.Schema(
+            node_id="SEEDTestWatchUnet",
+            category="tests",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: object) -> io.NodeOutput:
+        """Wrap the call of the network itself: nothing comes between."""
+        watched = model.clone()
+        watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "seed_test", _watch)
+        return io.NodeOutput(watched)
+
+
+class SetStatistics(io.ComfyNode):
+    """An unCLIP MODEL -> the same with other mean and spread of image embeddings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node to the host."""
+        return io.Schema(
+            node_id="SEEDTestSetStatistics",
+            category="tests",
+            inputs=[
+                io.Model.Input("model"),
+                io.Float.Input("mean", min=-10.0),
+                io.Float.Input("std"),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: object, mean: float, std: float) -> io.NodeOutput:
+        """Patch the two buffers for as long as this model is loaded."""
+        changed = model.clone()
+        for name, value in (("data_mean", mean), ("data_std", std)):
+            old = model.get_model_object(f"noise_augmentor.{name}")
+            changed.add_object_patch(f"noise_augmentor.{name}", torch.full_like(old, value))
+        return io.NodeOutput(changed)
+
+
 class Probe(ComfyExtension):
-    """No nodes, only the route."""
+    """The nodes of the tests; the routes are there by themselves."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Return nothing."""
-        return []
+        """Return them."""
+        return [WatchUnet, SetStatistics]
 
 
 async def comfy_entrypoint() -> Probe:

@@ -1,0 +1,308 @@
+"""Our codes in the host's own sampling graphs: full-size networks of random weights, two steps.
+
+Random weights paint noise, but noise that depends on all the networks are given; what they are
+given is read where the UNet is called and compared with diffusers.
+"""
+
+import io
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import seed_core
+from seed_core.decoder import DecodeOptions, SeedDecoder
+from seed_core.unclip_folder import UnclipModel
+
+pytestmark = pytest.mark.host
+
+SEED = 50
+SIDE = 32  # pixels
+ONE, ANOTHER = list(range(32)), list(range(4000, 4032))
+
+
+@pytest.fixture(scope="module")
+def painter(comfy, tmp_path_factory):
+    """A server of its own: gone, with gigabytes of files, when this module is."""
+    packs = {
+        comfy.PACK_NAME: comfy.PACK_ROOT,
+        "seed-test-probe": Path(__file__).with_name("probe"),
+    }
+    base = tmp_path_factory.mktemp("painter")
+    server = comfy.ComfyServer(comfy.find_checkout(), base, packs)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+        shutil.rmtree(base / "models")
+
+
+@pytest.fixture(scope="module")
+def models(painter):
+    return painter.base_dir / "models"
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def painting(checkpoint, **nodes):
+    """A graph that samples from the nodes `positive` and `negative`; the empty prompt by default."""
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "watch": node("SEEDTestWatchUnet", model=["checkpoint", 0]),
+        "positive": node("CLIPTextEncode", text="", clip=["checkpoint", 1]),
+        "negative": node("CLIPTextEncode", text="", clip=["checkpoint", 1]),
+        "latent": node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
+        "sample": node(
+            "KSampler",
+            model=["watch", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=SEED,
+            steps=2,
+            cfg=4.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["checkpoint", 2]),
+        "show": node("PreviewImage", images=["decode", 0]),
+    } | nodes
+
+
+def codes_nodes(tokenizer, codes, family, name="codes"):
+    """The nodes `tokenizer` and `codes`: one picture's codes as an artist would paste them."""
+    return {
+        "tokenizer": node("SEEDTokenizerLoader", tokenizer=tokenizer, precision="fp32"),
+        name: node("SEEDTextToCodes", text=codes, family=family),
+    }
+
+
+def paint(server, graph):
+    """Run a graph: its picture, float [H, W, 3] in 0..255, and what its UNet was given."""
+    run = server.run(graph, timeout=300)
+    assert run.status == "execution_success", run.error.get("exception_message")
+    assert "sample" in run.executed  # not served from the cache
+    (shown,) = run.outputs["show"]["images"]
+    picture = Image.open(io.BytesIO(server.picture(shown))).convert("RGB")
+    seen = safetensors.torch.load(server.get_bytes("/seed_test/unet"))
+    return SimpleNamespace(picture=np.asarray(picture, dtype=float), **of_sides(seen))
+
+
+def of_sides(seen):
+    sides = {"positive": SimpleNamespace(), "negative": SimpleNamespace()}
+    for name, tensor in seen.items():
+        side, _, what = name.partition(".")
+        setattr(sides[side], what, tensor)
+    return sides
+
+
+def differs(a, b):
+    """Visibly, not by rounding: by one step of 255 in the mean."""
+    return np.abs(a.picture - b.picture).mean() > 1
+
+
+# --- SD 2.1 unCLIP-H ---
+
+
+@pytest.fixture(scope="module")
+def tokenizer(models, mini_folder, random_checkpoints):
+    """The tokenizer as seed_core loads it, from the folder where the server finds it."""
+    folder = models / "seed_tokenizer" / "wide"
+    random_checkpoints.write_wide_tokenizer(folder, mini_folder / "tokenizer")
+    return seed_core.load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def unclip(painter, models, tokenizer, random_checkpoints):
+    """Paints codes with a random SD 2.1 unCLIP-H."""
+    file = models / "checkpoints" / "unclip.safetensors"
+    random_checkpoints.write_unclip_h(file)
+
+    def run(codes, negative=None, noise_augmentation=0.0, **changes):
+        return paint(painter, unclip_graph(codes, negative, noise_augmentation) | changes)
+
+    yield run
+    # Two full-size models at once would take 12 GB.
+    painter.post_plain("/free", {"unload_models": True, "free_memory": True})
+    file.unlink()
+
+
+def unclip_graph(codes, negative=None, noise_augmentation=0.0):
+    graph = painting("unclip.safetensors")
+    for side, text in (("positive", codes), ("negative", negative)):
+        if text is not None:
+            add_unclip(graph, side, text, noise_augmentation)
+    return graph
+
+
+def add_unclip(graph, side, codes, noise_augmentation):
+    """Condition one side on codes."""
+    graph |= codes_nodes("wide/model.safetensors", codes, "seed-2", f"{side} codes")
+    graph[f"{side} embedding"] = node(
+        "SEEDCodesToEmbedding", tokenizer=["tokenizer", 0], codes=[f"{side} codes", 0]
+    )
+    graph[f"{side} text"] = graph[side]
+    graph[side] = node(
+        "unCLIPConditioning",
+        conditioning=[f"{side} text", 0],
+        clip_vision_output=[f"{side} embedding", 0],
+        strength=1.0,
+        noise_augmentation=noise_augmentation,
+    )
+
+
+@pytest.fixture(scope="module")
+def painted(unclip):
+    return unclip(str(ONE))
+
+
+def test_the_host_knows_the_unclip_checkpoint_and_all_of_it(painter, painted):
+    log = painter.log()
+    assert "Requested to load SD21UNCLIP" in log
+    assert "V_PREDICTION" in log
+    assert complaints(log) == []
+    assert painted.picture.shape == (SIDE, SIDE, 3)
+    assert 10 < painted.picture.std() < 120  # neither flat nor black and white
+
+
+def complaints(log):
+    """What the host says of keys that a checkpoint lacks, or has and should not."""
+    keys = re.compile(
+        r"(unet|clip|vae).*(missing|unexpected)|(missing|leftover) vae", re.IGNORECASE
+    )
+    return [line for line in log.splitlines() if keys.search(line)]
+
+
+def test_other_codes_paint_another_picture(unclip, painted):
+    assert differs(unclip(str(ANOTHER)), painted)
+
+
+def test_the_same_codes_paint_the_same_picture(unclip, painted):
+    """Written as SEED Codes to Text writes them, so that the host samples again."""
+    tokens = "".join(f"<img_{code:05d}>" for code in ONE)
+    again = unclip(f"<img>{tokens}</img>")
+    assert (again.picture == painted.picture).all()
+    assert torch.equal(again.positive.label, painted.positive.label)
+
+
+def test_negative_codes_change_the_picture(unclip, painted, tokenizer):
+    assert not painted.negative.label.any()  # without them: zeros, as in diffusers
+    against = unclip(str(ONE), negative=str(ANOTHER))
+    assert torch.equal(against.positive.label, painted.positive.label)
+    assert_same_label(against.negative.label, diffusers_label(tokenizer, ANOTHER))
+    assert differs(against, painted)
+
+
+# --- the label ---
+
+
+def host_noise():
+    """The noise of an embedding as the host draws it: for both sides alike, ten below the seed."""
+    return torch.randn(1, 1024, generator=host_generator())
+
+
+def host_generator():
+    return torch.Generator().manual_seed(SEED - 10)
+
+
+def embed(tokenizer, codes):
+    return tokenizer.embed(torch.tensor([codes]))
+
+
+def diffusers_label(tokenizer, codes, noise_level=0, mean=0.0, std=1.0):
+    """What diffusers' own pipeline makes of our embedding and the host's noise."""
+    from diffusers import StableUnCLIPImg2ImgPipeline
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+        StableUnCLIPImageNormalizer,
+    )
+
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=1024).requires_grad_(False)
+    normalizer.mean.fill_(mean)
+    normalizer.std.fill_(std)
+    parts = SimpleNamespace(image_normalizer=normalizer, image_noising_scheduler=noising())
+    (label,) = StableUnCLIPImg2ImgPipeline.noise_image_embeddings(
+        parts, embed(tokenizer, codes), noise_level, host_noise()
+    )
+    return label
+
+
+def noising():
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+
+
+def assert_same_label(label, expected):
+    assert label.dtype == torch.float32
+    # The host computes its noise schedule in float64, diffusers in float32: at level 0 that moves
+    # the label by 6e-6, while the trace of noise there is 2e-2.
+    error = (label - expected).abs().max().item()
+    print(f"the labels differ by {error:.1e}")
+    assert error < 2e-5
+
+
+def test_the_label_equals_diffusers(painted, tokenizer):
+    assert_same_label(painted.positive.label, diffusers_label(tokenizer, ONE))
+
+
+def test_the_label_equals_that_of_our_decoder(painted, tokenizer):
+    assert_same_label(painted.positive.label, decoder_label(embed(tokenizer, ONE)))
+
+
+def decoder_label(embedding):
+    """The label that reaches the UNet of SEED Decode."""
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=4,
+            block_out_channels=(8,),
+            down_block_types=("DownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D",),
+            norm_num_groups=4,
+            cross_attention_dim=8,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=2048,
+        )
+        vae = diffusers.AutoencoderKL(norm_num_groups=4, block_out_channels=(8,))
+    module = UnclipModel(
+        unet, vae, torch.zeros(1, 1024), torch.ones(1, 1024), torch.zeros(1, 1, 8)
+    ).requires_grad_(False)
+    scheduler = diffusers.DDIMScheduler()
+    decoder = SeedDecoder(module, scheduler, noising(), torch.device("cpu"), torch.float32)
+    labels = []
+    unet.register_forward_pre_hook(
+        lambda unet, args, kwargs: labels.append(kwargs["class_labels"]), with_kwargs=True
+    )
+    options = DecodeOptions(num_inference_steps=1, guidance_scale=1.0)
+    decoder.decode(embedding, options=options, generator=host_generator())
+    (label,) = labels
+    return label[0]
+
+
+def test_the_label_equals_diffusers_at_any_noise_and_with_its_statistics(unclip, tokenizer):
+    """The host has no mean and spread of embeddings, diffusers those of its folder.
+
+    Given the same, both make the same label; so at level 0 the statistics alone move the label.
+    """
+    statistics = {"mean": 0.3, "std": 0.5}
+    noisy = unclip(
+        str(ONE),
+        noise_augmentation=0.25,
+        statistics=node("SEEDTestSetStatistics", model=["checkpoint", 0], **statistics),
+        watch=node("SEEDTestWatchUnet", model=["statistics", 0]),
+    )
+    expected = diffusers_label(tokenizer, ONE, noise_level=250, **statistics)
+    assert_same_label(noisy.positive.label, expected)
+    without = diffusers_label(tokenizer, ONE, noise_level=250)
+    assert (noisy.positive.label - without).abs().max() > 0.1
