@@ -19,9 +19,9 @@ class SeedPreviewCodes(io.ComfyNode):
             node_id="SEEDPreviewCodes",
             display_name="SEED Preview Codes",
             category=CATEGORY,
-            description="Shows the 32 codes of each picture as coloured numbers. Equal codes have "
-            "equal colours.",
-            search_aliases=["image codes", "image tokens", "show codes"],
+            description="Shows the 32 codes of each picture as signs: equal codes look alike. Codes "
+            "that a batch shares are framed. Tells how well the model knows such pictures.",
+            search_aliases=["image codes", "image tokens", "show codes", "compare codes"],
             inputs=[SeedCodesWire.Input("codes", tooltip="The codes to look at.")],
             outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, to go on with.")],
             is_output_node=True,
@@ -30,7 +30,7 @@ class SeedPreviewCodes(io.ComfyNode):
     @classmethod
     def execute(cls, codes: SeedCodes) -> io.NodeOutput:
         """Draw them. Codes without a picture draw nothing."""
-        picture = ui.PreviewImage(draw_codes(codes.values.cpu()), cls=cls) if len(codes) else None
+        picture = ui.PreviewImage(draw_codes(codes), cls=cls) if len(codes) else None
         return io.NodeOutput(codes, ui=picture)
 
 

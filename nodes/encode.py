@@ -81,8 +81,14 @@ class SeedEncode(io.ComfyNode):
         core = tokenizer.ready(tokenizer.core.memory_required(len(pixels)))
         progress = host.Progress(len(pixels))
         rows: list[torch.Tensor] = []
+        distances: list[torch.Tensor] = []
         for chunk in pixels.split(core.pictures_at_once):
-            rows.append(core.encode(core.preprocess(chunk, fit)))
+            found = core.encode_with_distances(core.preprocess(chunk, fit))
+            rows.append(found[0])
+            distances.append(found[1])
             progress.step(sum(map(len, rows)), len(pixels))
-        codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core)
+        codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core, torch.cat(distances))
+        if far := codes.unfamiliar():
+            which = "" if len(codes) == 1 else f" ({len(far)} of {len(codes)} pictures)"
+            host.show_text(f"Unlike what {core.family} knows{which}: expect a poor likeness.")
         return io.NodeOutput(codes)

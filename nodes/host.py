@@ -256,9 +256,12 @@ def to_wire(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(comfy.model_management.intermediate_device())
 
 
-def codes_to_wire(values: torch.Tensor, model: Any) -> SeedCodes:
+def codes_to_wire(
+    values: torch.Tensor, model: Any, distances: torch.Tensor | None = None
+) -> SeedCodes:
     """Codes of the tokenizer or language model that made them."""
-    return SeedCodes(to_wire(values), model.family, model.codebook_size)
+    distances = None if distances is None else to_wire(distances)
+    return SeedCodes(to_wire(values), model.family, model.codebook_size, distances)
 
 
 def image_to_pixels(image: torch.Tensor) -> torch.Tensor:

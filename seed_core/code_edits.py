@@ -76,7 +76,8 @@ def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:
     """
     _check_one_family(batches)
     values = torch.cat([codes.values for codes in batches])
-    return SeedCodes(values, batches[0].family, batches[0].codebook_size)
+    distances = torch.cat([codes.distances for codes in batches])
+    return SeedCodes(values, batches[0].family, batches[0].codebook_size, distances)
 
 
 def select_codes(codes: SeedCodes, index: int, length: int) -> SeedCodes:
@@ -95,7 +96,8 @@ def select_codes(codes: SeedCodes, index: int, length: int) -> SeedCodes:
             f"there is no index {index} with length {length} in a batch of {count} pictures; the "
             "first is 0, the last -1"
         )
-    return SeedCodes(codes.values[first : first + length], codes.family, codes.codebook_size)
+    rows = slice(first, first + length)
+    return SeedCodes(codes.values[rows], codes.family, codes.codebook_size, codes.distances[rows])
 
 
 def _check_one_family(batches: Sequence[SeedCodes]) -> None:

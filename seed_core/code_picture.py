@@ -1,59 +1,127 @@
-"""Codes as a picture for the eye: a grid of coloured cells with their numbers.
+"""Codes as a picture for the eye: a grid of cells, each with the code's own sign and its number.
 
-The same code always has the same colour, so that what two pictures share stands out. Knows nothing
-of what the codes mean.
+Two cells look alike exactly if their codes are the same, by shape alone, so nobody needs to tell
+colours apart. Below the grid stands how well the codes fit the picture they were made of. Knows
+nothing of what single codes mean.
 """
 
 from __future__ import annotations
-
-import colorsys
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+from .codes import CODEBOOK_SIZES, FAMILIAR_DISTANCE, NUM_CODES, SeedCodes
 
-COLUMNS, ROWS = 8, 4
-_CELL = 56  # pixels; the number stays readable in a node of ordinary width
-_GOLDEN_RATIO = 0.618033988749895
+# Pixels. A node of ordinary width shows the picture at about 60 %, where all of it is still legible.
+COLUMNS, ROWS = 8, NUM_CODES // 8
+CELL_WIDTH, CELL_HEIGHT = 64, 80
+_DOT = 9  # a sign is 5 x 5 dots
+_SIGN_LEFT, _SIGN_TOP = (CELL_WIDTH - 5 * _DOT) // 2, 8
+_NUMBER_MIDDLE = 64
+_BAR = (8, 73, 48, 3)  # left, top, full width, height
+_LINE = 22
+FOOTER_HEIGHT = 2 * _LINE + 8
+
+_PAPER, _CELL, _INK, _SOFT = "#0b0d12", "#1b1f2a", "#ffffff", "#aab2c5"
+# Okabe and Ito's palette, safe for colour-blind eyes, with white for its black.
+_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
+_FAR = "#d55e00"
 
 
-def draw_codes(values: torch.Tensor) -> torch.Tensor:
-    """Return one picture a row of codes.
+def _signs(count: int) -> list[int]:
+    """Return ``count`` different signs: 15 bits, the left half and middle column of 5 x 5 dots.
 
-    Args:
-        values: int64 ``[B, 32]``.
+    Each has enough dots, and enough gaps, to be seen; an even number of bits, so that two of them
+    differ in two at least. The odd factor walks over all numbers once and makes neighbours unlike.
+    """
+    numbers = (number * 12_347 % 2**15 for number in range(2**15))
+    return [bits for bits in numbers if bits.bit_count() in (6, 8, 10)][:count]
+
+
+_SIGNS = _signs(max(CODEBOOK_SIZES.values()))
+
+
+def draw_codes(codes: SeedCodes) -> torch.Tensor:
+    """Return one picture of the codes of each picture.
+
+    In a batch, cells whose code the first picture has in the same place are framed.
 
     Returns:
-        float32 ``[B, 224, 448, 3]`` in 0..1, codes in reading order.
+        float32 ``[B, H, W, 3]`` in 0..1 on the CPU, codes in reading order.
     """
-    pictures = [np.asarray(_draw(row), dtype=np.float32) / 255 for row in values.tolist()]
-    empty = np.empty((0, ROWS * _CELL, COLUMNS * _CELL, 3), dtype=np.float32)
-    return torch.from_numpy(np.stack(pictures) if pictures else empty)
+    height, width = ROWS * CELL_HEIGHT + FOOTER_HEIGHT, COLUMNS * CELL_WIDTH
+    pictures = np.empty((len(codes), height, width, 3), dtype=np.float32)
+    rows, distances = codes.values.tolist(), codes.distances.tolist()
+    limit = FAMILIAR_DISTANCE.get(codes.family)
+    for i, (row, far) in enumerate(zip(rows, distances, strict=True)):
+        picture = Image.new("RGB", (width, height), _PAPER)
+        draw = ImageDraw.Draw(picture)
+        is_shared = [i > 0 and code == first for code, first in zip(row, rows[0], strict=True)]
+        for position, code in enumerate(row):
+            left, top = position % COLUMNS * CELL_WIDTH, position // COLUMNS * CELL_HEIGHT
+            _draw_cell(draw, left, top, code, is_shared[position])
+            if limit:
+                _draw_bar(draw, left, top, far[position], limit)
+        lines = [_origin(codes.family, i, is_shared), _fit(codes.family, float(np.mean(far)))]
+        for line, text in enumerate(lines):
+            _write(draw, (10, ROWS * CELL_HEIGHT + 4 + line * _LINE), text, 16, _INK)
+        pictures[i] = np.asarray(picture, dtype=np.float32) / 255
+    return torch.from_numpy(pictures)
 
 
-def _draw(codes: list[int]) -> Image.Image:
-    picture = Image.new("RGB", (COLUMNS * _CELL, ROWS * _CELL))
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(18)
-    for position, code in enumerate(codes):
-        left, top = position % COLUMNS * _CELL, position // COLUMNS * _CELL
-        fill, ink = _colours(code)
-        draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill, outline=(20, 20, 20))
-        centre = (left + _CELL / 2, top + _CELL / 2)
-        draw.text(centre, str(code), fill=ink, font=font, anchor="mm")
-    return picture
+def _draw_cell(draw: ImageDraw.ImageDraw, left: int, top: int, code: int, is_framed: bool) -> None:
+    right, bottom = left + CELL_WIDTH - 1, top + CELL_HEIGHT - 1
+    draw.rectangle(
+        (left + 1, top + 1, right - 1, bottom - 1),
+        _CELL,
+        outline=_INK if is_framed else None,
+        width=3,
+    )
+    sign, colour = _SIGNS[code], _COLOURS[code % len(_COLOURS)]
+    for dot in range(15):
+        if sign >> dot & 1:
+            row, column = divmod(dot, 3)
+            for x in {column, 4 - column}:
+                corner = left + _SIGN_LEFT + x * _DOT, top + _SIGN_TOP + row * _DOT
+                draw.rectangle((*corner, corner[0] + _DOT - 1, corner[1] + _DOT - 1), colour)
+    _write(draw, (left + CELL_WIDTH // 2, top + _NUMBER_MIDDLE), str(code), 16, _INK, "mm")
 
 
-def _colours(code: int) -> tuple[Colour, Colour]:
-    """Return a code's colour and the ink that reads well on it.
+def _draw_bar(
+    draw: ImageDraw.ImageDraw, left: int, top: int, distance: float, limit: float
+) -> None:
+    """Draw a distance as a line: half the cell at the limit of what is familiar. None for NaN."""
+    x, y, width, height = _BAR
+    if distance > 0:
+        length = round(width * min(distance / (2 * limit), 1))
+        box = (left + x, top + y, left + x + length - 1, top + y + height - 1)
+        draw.rectangle(box, _FAR if distance > limit else _SOFT)
 
-    Hue steps by the golden ratio, so near numbers look unlike; lightness varies in three levels,
-    which also tells cells apart where hues look alike.
-    """
-    hue = code * _GOLDEN_RATIO % 1
-    lightness = (0.38, 0.56, 0.74)[code % 3]
-    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.6))
-    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    return (red, green, blue), (0, 0, 0) if luminance > 128 else (255, 255, 255)
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    ink: str,
+    anchor: str = "la",
+) -> None:
+    draw.text(place, text, ink, ImageFont.load_default(size), anchor)
+
+
+def _origin(family: str, number: int, is_shared: list[bool]) -> str:
+    if not number:
+        return f"{family}, {NUM_CODES} codes"
+    return f"{family}, picture {number + 1}: {sum(is_shared)} of {NUM_CODES} codes as in the first"
+
+
+def _fit(family: str, distance: float) -> str:
+    """Say how far the picture is from what the tokenizer knows."""
+    if np.isnan(distance):
+        return "not made from a picture"
+    limit = FAMILIAR_DISTANCE.get(family)
+    if limit is None:
+        return f"distance {distance:.2f}"
+    kind = "unlike what" if distance > limit else "of the kind"
+    return f"distance {distance:.2f}: {kind} {family} knows (up to {limit})"

@@ -7,7 +7,7 @@ token ids that stand for codes in a language model (see ``vocab``).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,12 @@ NUM_CODES = 32
 
 CODEBOOK_SIZES = {"seed-1": 8192, "seed-2": 8192, "seed-mini": 512}
 """The published families and the number of different codes each one has."""
+
+FAMILIAR_DISTANCE = {"seed-mini": 0.23}
+"""Mean distance of a picture (see `SeedCodes`) up to which a family knows its kind, where measured.
+
+All of 1152 held-out pictures of seed-mini's world lie below it, 97 % of 234 photographs above.
+"""
 
 
 def image_token(code: int) -> str:
@@ -68,14 +74,19 @@ class SeedCodes:
         values: int64 ``[B, 32]``, each in ``0 .. codebook_size - 1``.
         family: ``seed-1``, ``seed-2`` or ``seed-mini``.
         codebook_size: number of different codes the family has.
+        distances: float32 ``[B, 32]``, from what the tokenizer saw to the nearest thing it has a code
+            for, in its codebook's own unit: small for pictures like those it was trained on. NaN
+            where codes do not come from a picture.
 
     Raises:
-        CodesError: see `check_codes`; also for an unknown family, or more codes than it has.
+        CodesError: see `check_codes`; also for an unknown family, more codes than it has, or
+            distances of another shape.
     """
 
     values: torch.Tensor
     family: str
     codebook_size: int
+    distances: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.family not in CODEBOOK_SIZES:
@@ -87,7 +98,16 @@ class SeedCodes:
                 f"{self.family} has {CODEBOOK_SIZES[self.family]} different codes; got a "
                 f"codebook_size of {self.codebook_size}"
             )
-        object.__setattr__(self, "values", check_codes(self.values, self.codebook_size))
+        values = check_codes(self.values, self.codebook_size)
+        distances = self.distances
+        if distances is None:
+            distances = torch.full(values.shape, torch.nan, device=values.device)
+        elif distances.shape != values.shape:
+            raise CodesError(
+                f"codes {list(values.shape)} need as many distances; got {list(distances.shape)}"
+            )
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "distances", distances)
 
     @classmethod
     def empty(cls, family: str, codebook_size: int) -> SeedCodes:
@@ -142,6 +162,12 @@ class SeedCodes:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return self.values.shape[0]
+
+    def unfamiliar(self) -> list[int]:
+        """Return the rows of pictures unlike those the family was trained on, where that is known."""
+        limit = FAMILIAR_DISTANCE.get(self.family, torch.inf)
+        is_far = self.distances.mean(1) > limit  # never for NaN
+        return [row for row, far in enumerate(is_far.tolist()) if far]
 
     def require(self, family: str, codebook_size: int, who: str) -> torch.Tensor:
         """Return the values if they belong to ``family``.

@@ -76,7 +76,6 @@ class SeedTokenizer:
         """Return pixels ``[B, 3, S, S]`` for `encode`; see `preprocess.preprocess`."""
         return preprocess(images, self.image_size, fit, self.config.interpolation)
 
-    @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the codes of pictures.
 
@@ -89,6 +88,18 @@ class SeedTokenizer:
         Raises:
             PictureError: pixels of another shape.
         """
+        return self.encode_with_distances(pixels)[0]
+
+    @torch.inference_mode()
+    def encode_with_distances(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes of pictures as `encode` does, and how well they fit.
+
+        Returns:
+            int64 ``[B, 32]`` and float32 ``[B, 32]``, the distances of `SeedCodes`.
+
+        Raises:
+            PictureError: pixels of another shape.
+        """
         size = self.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
             raise PictureError(
@@ -96,11 +107,13 @@ class SeedTokenizer:
                 f"got {list(pixels.shape)}"
             )
         codes = torch.empty(len(pixels), NUM_CODES, dtype=torch.int64, device=self.device)
+        distances = torch.empty(len(pixels), NUM_CODES, device=self.device)
         at_once = self.pictures_at_once
         for start in range(0, len(pixels), at_once):
-            chunk = pixels[start : start + at_once].to(device=self.device, dtype=self.dtype)
-            codes[start : start + at_once] = self.module.encode(chunk)
-        return codes
+            rows = slice(start, start + at_once)
+            chunk = pixels[rows].to(device=self.device, dtype=self.dtype)
+            codes[rows], distances[rows] = self.module.encode(chunk)
+        return codes, distances
 
     @torch.inference_mode()
     def embed(self, codes: torch.Tensor | SeedCodes) -> torch.Tensor:

@@ -238,11 +238,12 @@ class TokenizerModel(nn.Module):
         self.projection = linear(joined, config.embedding_dim, **factory)
         self._embedding_shape = config.embedding_shape
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``."""
+    def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``, and their float32 distances."""
         features = self.image_norm(self.visual_encoder(pixels))  # [B, P, D]
         queries = self.encode_head(self.qformer(features))  # [B, 32, codebook_dim]
-        return self.quantizer.nearest(queries)
+        codes = self.quantizer.nearest(queries)
+        return codes, (queries.float() - self.quantizer.lookup(codes)).norm(dim=-1)
 
     def embed(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the embedding ``[B, *embedding_shape]`` of codes ``[B, 32]``."""

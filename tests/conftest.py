@@ -106,6 +106,22 @@ def mini_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def photograph() -> Callable[[str], object]:
+    """A photograph of scikit-image by its golden name, from the files inside its wheel."""
+    import skimage
+    from PIL import Image
+
+    folder = Path(skimage.__file__).parent / "data"
+
+    def read(name: str) -> object:
+        (path,) = sorted(folder.glob(f"{name}.*"))
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def mini_tokenizer():
     import seed_core
 

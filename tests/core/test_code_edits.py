@@ -156,3 +156,13 @@ def test_nothing_can_be_selected_from_codes_without_a_picture():
 def test_a_length_below_one_is_refused():
     with pytest.raises(OptionError, match="got 0"):
         select_codes(filled(1), 0, 0)
+
+
+def test_distances_stay_with_their_pictures_and_leave_mixtures():
+    """A mixture is no picture that was encoded, so nobody knows how well it fits."""
+    values = torch.zeros(2, 32, dtype=torch.int64)
+    encoded = SeedCodes(values, "seed-mini", 512, torch.tensor([0.1, 0.2])[:, None].expand(2, 32))
+    joined = join_codes([filled(1), encoded])
+    assert joined.distances[:, 0].tolist() == pytest.approx([torch.nan, 0.1, 0.2], nan_ok=True)
+    assert select_codes(joined, -1, 1).distances[0, 0] == pytest.approx(0.2)
+    assert mix(encoded, encoded).distances.isnan().all()

@@ -8,6 +8,7 @@ from PIL import Image
 
 import seed_core
 from seed_core import SeedCodes, checkpoints
+from seed_core.codes import FAMILIAR_DISTANCE
 from seed_core.errors import CodesError, PictureError
 from seed_core.tokenizer import SeedTokenizer
 from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
@@ -53,6 +54,28 @@ def test_encoding_does_not_depend_on_the_batch(at_once, mini_tokenizer, pixels, 
     monkeypatch.setattr(SeedTokenizer, "pictures_at_once", at_once)
     assert torch.equal(mini_tokenizer.encode(pixels), codes)
     assert torch.equal(mini_tokenizer.encode(pixels.flip(0)), codes.flip(0))
+
+
+def test_distances_are_those_to_the_chosen_codes(mini_tokenizer, pixels, codes):
+    """Recomputed from the networks; no other code is nearer."""
+    found, distances = mini_tokenizer.encode_with_distances(pixels)
+    assert torch.equal(found, codes)
+    model = mini_tokenizer.module
+    with torch.inference_mode():
+        seen = model.encode_head(model.qformer(model.image_norm(model.visual_encoder(pixels))))
+        to_all = torch.cdist(seen, model.quantizer.codebook[None])  # [B, 32, K]
+    assert distances.dtype == torch.float32
+    torch.testing.assert_close(distances, to_all.amin(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_pictures_outside_its_world_are_far_from_its_codes(mini_tokenizer, pixels, photograph):
+    """The limit tells an artist when seed-mini is out of its depth."""
+    photographs = [photograph(name) for name in ("astronaut", "chelsea", "coffee", "camera")]
+    photographs = mini_tokenizer.preprocess(photographs)
+    own, others = (
+        mini_tokenizer.encode_with_distances(each)[1].mean(1) for each in (pixels, photographs)
+    )
+    assert own.max() < FAMILIAR_DISTANCE["seed-mini"] < others.min()
 
 
 def test_a_card_takes_many_pictures_at_once_and_a_cpu_one(mini_tokenizer):

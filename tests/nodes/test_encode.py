@@ -68,6 +68,23 @@ def test_alpha_is_dropped_and_grey_is_repeated(run, mini, fox, fox_codes):
     assert torch.equal(from_grey.values, from_rgb.values)
 
 
+def test_a_picture_out_of_its_depth_is_told_on_the_node(pack, run, mini, fox, monkeypatch):
+    """A fox in negative is no fox to seed-mini."""
+    said = []
+    monkeypatch.setattr(pack.host, "show_text", said.append)
+    run("SEEDEncode", tokenizer=mini.tokenizer, image=fox)
+    assert not said
+    strange = 1 - fox
+    codes = run("SEEDEncode", tokenizer=mini.tokenizer, image=torch.cat((fox, strange)))[0]
+    assert codes.unfamiliar() == [1]
+    assert codes.distances.shape == (2, 32)
+    run("SEEDEncode", tokenizer=mini.tokenizer, image=strange)
+    assert said == [
+        "Unlike what seed-mini knows (1 of 2 pictures): expect a poor likeness.",
+        "Unlike what seed-mini knows: expect a poor likeness.",
+    ]
+
+
 def test_a_batch_of_no_pictures_is_refused(pack, run, mini):
     with pytest.raises(pack.seed_core.PictureError, match="expected pictures"):
         run("SEEDEncode", tokenizer=mini.tokenizer, image=torch.zeros(0, 8, 8, 3))

@@ -9,7 +9,6 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +49,3 @@ def relative_error() -> Callable[..., float]:
         return float(difference / reference.double().abs().max())
 
     return measure
-
-
-@pytest.fixture(scope="session")
-def photograph() -> Callable[[str], Image.Image]:
-    """A photograph of scikit-image by its golden name, from the files inside its wheel."""
-    import skimage
-
-    folder = Path(skimage.__file__).parent / "data"
-
-    def read(name: str) -> Image.Image:
-        (path,) = sorted(folder.glob(f"{name}.*"))
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-
-    return read
