@@ -299,4 +299,4 @@ def embeddings_to_clip_vision(embeddings: torch.Tensor) -> list[SeedClipVisionOu
 
 def embeddings_to_conditioning(embeddings: torch.Tensor) -> list[list[Any]]:
     """CONDITIONING as a text encoder makes it, of [B, T, D]: row i is for latent i of a batch."""
-    return [[to_wire(embeddings.float()), {}]]
+    return [[to_wire(embeddings), {}]]

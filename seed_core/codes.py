@@ -6,9 +6,7 @@ token ids that stand for codes in a language model (see ``vocab``).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -132,33 +130,6 @@ class SeedCodes:
             raise CodesError("a code is far too large to be one") from error
         return cls(values, family, codebook_size)
 
-    @classmethod
-    def from_json(cls, text: str, family: str | None = None) -> SeedCodes:
-        """Read what `to_json` wrote.
-
-        Args:
-            text: the JSON.
-            family: if given, a plain list is read as well, as codes of this family: a list of rows,
-                or the row of one picture.
-
-        Raises:
-            CodesError: not JSON, a missing field, or values that are no codes.
-        """
-        try:
-            record = json.loads(text)
-            if family is not None and isinstance(record, list):
-                codes = record if not record or isinstance(record[0], list) else [record]
-                size = CODEBOOK_SIZES.get(family, 0)
-                record = {"family": family, "codebook_size": size, "codes": codes}
-            rows = [[_integer(code) for code in _list(row)] for row in _list(record["codes"])]
-            named, codebook_size = str(record["family"]), _integer(record["codebook_size"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise CodesError(
-                'expected JSON like {"family": "seed-mini", "codebook_size": 512, "codes": '
-                f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r:.200}"
-            ) from error
-        return cls.from_rows(rows, named, codebook_size)
-
     def __len__(self) -> int:
         """Return the number of pictures."""
         return self.values.shape[0]
@@ -191,28 +162,6 @@ class SeedCodes:
     def to_text(self) -> str:
         """Return one line an image: ``<img><img_00012>...</img>``."""
         return "\n".join(codes_to_text(row) for row in self.values.tolist())
-
-    def to_json(self) -> str:
-        """Return the codes and their family as one JSON object."""
-        record = {
-            "family": self.family,
-            "codebook_size": self.codebook_size,
-            "codes": self.values.tolist(),
-        }
-        return json.dumps(record)
-
-
-def _integer(value: object) -> int:
-    """Return a number of JSON as it is; ``true`` would otherwise pass for 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} is no whole number")
-    return value
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r:.40} is no list")
-    return value
 
 
 def codes_to_text(codes: list[int] | tuple[int, ...]) -> str:

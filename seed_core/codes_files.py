@@ -1,17 +1,18 @@
 """Codes as safetensors files: one tensor, and in the header the family it belongs to.
 
-Nothing in such a file can run. Codes as JSON are in ``picture_files``.
+Nothing in such a file can run. The command line writes JSON instead (see ``picture_files``).
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .codes import SeedCodes
+from .codes import NUM_CODES, SeedCodes
 from .errors import CodesError
 
 CODES_SUFFIX = ".safetensors"
@@ -56,5 +57,9 @@ def _read(path: Path) -> tuple[torch.Tensor, str, int]:
         # Looked at before any tensor is read: weights have the same ending, and may be huge.
         if set(file.keys()) != {_TENSOR} or not {_FAMILY, _SIZE} <= set(header):
             raise CodesError("this is a safetensors file of something else, not of codes")
+        if len(shape := file.get_slice(_TENSOR).get_shape()) != 2:
+            raise CodesError(f"codes are stored as [pictures, {NUM_CODES}]; these are {shape}")
+        if not re.fullmatch("[0-9]{1,9}", header[_SIZE]):
+            raise CodesError(f"{header[_SIZE]!r:.40} is no codebook size")
         # A copy: what is read may be a view of the file, which can change under it.
         return file.get_tensor(_TENSOR).clone(), header[_FAMILY], int(header[_SIZE])

@@ -1,11 +1,13 @@
-"""Codes that people type or paste, read strictly: every number is used as it stands, or refused.
+"""Codes as text: what people type or paste, read strictly, and JSON that keeps the family.
 
-Knows the three ways codes are written as text. JSON is read by `SeedCodes.from_json`.
+Every number is used as it stands, or refused. Knows nothing of files (see ``codes_files``).
 """
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from .codes import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, NUM_CODES, SeedCodes, image_token
 from .errors import CodesError
@@ -26,7 +28,7 @@ def codes_from_text(text: str, family: str) -> SeedCodes:
 
     Args:
         text: lines as `SeedCodes.to_text` writes them; whole numbers, each line one or more whole
-            pictures; or JSON, either what `SeedCodes.to_json` writes or plain lists.
+            pictures; or JSON, either what `codes_to_json` writes or plain lists.
         family: whose codes they are.
 
     Raises:
@@ -36,7 +38,7 @@ def codes_from_text(text: str, family: str) -> SeedCodes:
     if not text:
         raise CodesError(f"the text is empty. {_FORMS}")
     if text[0] in "[{":
-        codes = SeedCodes.from_json(text, family)
+        codes = codes_from_json(text, family)
         if codes.family != family:
             raise CodesError(
                 f"the text holds {codes.family} codes, but {family} was asked for; choose the "
@@ -71,3 +73,53 @@ def _read_numbers(text: str) -> list[list[int]]:
         codes = [int(word) for word in words]
         rows += [codes[j : j + NUM_CODES] for j in range(0, len(codes), NUM_CODES)]
     return rows
+
+
+def codes_to_json(codes: SeedCodes) -> str:
+    """Return the codes and their family as one JSON object."""
+    record = {
+        "family": codes.family,
+        "codebook_size": codes.codebook_size,
+        "codes": codes.values.tolist(),
+    }
+    return json.dumps(record)
+
+
+def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
+    """Read what `codes_to_json` wrote.
+
+    Args:
+        text: the JSON.
+        family: if given, a plain list is read as well, as codes of this family: a list of rows, or
+            the row of one picture.
+
+    Raises:
+        CodesError: not JSON, a missing field, or values that are no codes.
+    """
+    try:
+        record = json.loads(text)
+        if family is not None and isinstance(record, list):
+            codes = record if not record or isinstance(record[0], list) else [record]
+            size = CODEBOOK_SIZES.get(family, 0)
+            record = {"family": family, "codebook_size": size, "codes": codes}
+        rows = [[_integer(code) for code in _list(row)] for row in _list(record["codes"])]
+        named, codebook_size = str(record["family"]), _integer(record["codebook_size"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CodesError(
+            'expected JSON like {"family": "seed-mini", "codebook_size": 512, "codes": '
+            f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r:.200}"
+        ) from error
+    return SeedCodes.from_rows(rows, named, codebook_size)
+
+
+def _integer(value: object) -> int:
+    """Return a number of JSON as it is; ``true`` would otherwise pass for 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no whole number")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value

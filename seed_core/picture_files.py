@@ -9,6 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from .codes import SeedCodes
+from .codes_text import codes_from_json, codes_to_json
 from .errors import CodesError, OptionError, PictureError
 
 
@@ -35,7 +36,7 @@ def read_codes(path: Path) -> SeedCodes:
         CodesError: no such file, or no codes.
     """
     try:
-        return SeedCodes.from_json(path.read_text(encoding="utf-8"))
+        return codes_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CodesError(f"cannot read codes from {path}: {error}") from error
 
@@ -89,4 +90,4 @@ def save_pictures(pixels: torch.Tensor, output: Path) -> list[Path]:
 
 def save_codes(codes: SeedCodes, path: Path) -> None:
     """Write codes as JSON."""
-    path.write_text(codes.to_json() + "\n", encoding="utf-8")
+    path.write_text(codes_to_json(codes) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from seed_core import SeedCodes, checkpoints
 from seed_core.__main__ import main
+from seed_core.codes_text import codes_from_json, codes_to_json
 
 FOX = str(checkpoints.sample_pictures()["fox_on_yellow"])
 CAT = str(checkpoints.sample_pictures()["cat_on_orange"])
@@ -18,14 +19,14 @@ CAT = str(checkpoints.sample_pictures()["cat_on_orange"])
 @pytest.fixture
 def codes_file(tmp_path, sample_codes):
     path = tmp_path / "codes.json"
-    path.write_text(SeedCodes(sample_codes, "seed-mini", 512).to_json(), encoding="utf-8")
+    path.write_text(codes_to_json(SeedCodes(sample_codes, "seed-mini", 512)), encoding="utf-8")
     return path
 
 
 def test_encode_writes_the_codes_of_its_pictures(tmp_path, sample_codes, capsys):
     output = tmp_path / "out.json"
     assert main(["encode", FOX, CAT, "-o", str(output)]) == 0
-    codes = SeedCodes.from_json(output.read_text(encoding="utf-8"))
+    codes = codes_from_json(output.read_text(encoding="utf-8"))
     assert torch.equal(codes.values, sample_codes[:2])
     assert codes.family == "seed-mini"
     assert str(output) in capsys.readouterr().out
@@ -65,7 +66,7 @@ def test_chat_writes_the_codes_it_drew(tmp_path, capsys):
     output = tmp_path / "reply.json"
     arguments = ["chat", "a panda on blue", "--reply", "image", "--temperature", "0"]
     assert main([*arguments, "--max-new-tokens", "40", "-o", str(output)]) == 0
-    assert len(SeedCodes.from_json(output.read_text(encoding="utf-8"))) == 1
+    assert len(codes_from_json(output.read_text(encoding="utf-8"))) == 1
     assert "<image>" in capsys.readouterr().out
 
 
@@ -96,7 +97,7 @@ def test_convert_leaves_a_folder_with_something_in_it_alone(tmp_path, codes_file
 def arguments_of(tmp_path):
     names = ("empty.json", "broken.png", "v2.json", "none.json")
     empty, broken, foreign, none = (tmp_path / name for name in names)
-    none.write_text(SeedCodes.empty("seed-mini", 512).to_json(), encoding="utf-8")
+    none.write_text(codes_to_json(SeedCodes.empty("seed-mini", 512)), encoding="utf-8")
     empty.write_text("", encoding="utf-8")
     broken.write_bytes(b"no picture")
     record = {"family": "seed-2", "codebook_size": 8192, "codes": [[8000] * 32]}

@@ -1,7 +1,5 @@
 """Codes: what is legal, what is refused and in which words."""
 
-import json
-
 import pytest
 import torch
 
@@ -17,19 +15,6 @@ def codes(generator):
 def test_the_published_numbers():
     assert NUM_CODES == 32
     assert CODEBOOK_SIZES == {"seed-1": 8192, "seed-2": 8192, "seed-mini": 512}
-
-
-def test_json_round_trip_keeps_everything(codes):
-    again = SeedCodes.from_json(codes.to_json())
-    assert torch.equal(again.values, codes.values)
-    assert (again.family, again.codebook_size) == ("seed-mini", 512)
-
-
-def test_json_round_trip_of_no_picture():
-    again = SeedCodes.from_json(SeedCodes.empty("seed-2", 8192).to_json())
-    assert len(again) == 0
-    assert again.values.shape == (0, 32)
-    assert again.values.dtype == torch.int64
 
 
 def test_text_is_one_line_a_picture(codes):
@@ -106,38 +91,10 @@ def test_codes_are_frozen(codes):
         codes.family = "seed-2"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "no json",
-        "[]",
-        "3",
-        '{"codes": []}',
-        '{"codes": 7, "family": "seed-mini", "codebook_size": 512}',
-        '{"codes": [[1, 2, 3]], "family": "seed-mini", "codebook_size": 512}',
-        '{"codes": [["x"]], "family": "seed-mini", "codebook_size": 512}',
-        '{"codes": [], "family": "seed-x", "codebook_size": 512}',
-        "[" * 100_000,
-    ],
-)
-def test_broken_json_is_one_clear_error(text):
-    with pytest.raises(CodesError):
-        SeedCodes.from_json(text)
-
-
 @pytest.mark.parametrize("value", [-1, 0, 8193, 10**30])
 def test_a_codebook_that_the_family_does_not_have_is_refused_with_both_sizes(value):
     with pytest.raises(CodesError, match=f"seed-2 has 8192.*{value}"):
         SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-2", value)
-
-
-@pytest.mark.parametrize("value", [1.7, 10**30, None, "1"])
-def test_json_values_that_are_no_codes_are_refused_not_rounded(value):
-    row = [0] * 31 + [value]
-    text = json.dumps({"codes": [row], "family": "seed-mini", "codebook_size": 512})
-    with pytest.raises(CodesError):
-        SeedCodes.from_json(text)
 
 
 def test_every_error_is_a_seed_error_and_a_value_error():

@@ -102,6 +102,8 @@ def test_a_file_of_something_else_says_so(path, tensors, header):
         (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"family": "seed-x"}, "'seed-x'"),
         (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"codebook_size": "many"}, "many"),
         (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"codebook_size": "9999"}, "9999"),
+        (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"codebook_size": "5_12"}, "5_12"),
+        (torch.zeros(32, dtype=torch.int64), HEADER, r"these are \[32\]"),
     ],
 )
 def test_values_that_are_no_codes_are_refused_with_the_files_name(path, values, header, words):

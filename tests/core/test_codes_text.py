@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seed_core import CODEBOOK_SIZES, SeedCodes
-from seed_core.codes_text import codes_from_text
+from seed_core.codes_text import codes_from_json, codes_from_text, codes_to_json
 from seed_core.errors import CodesError
 
 ROW = list(range(100, 132))
@@ -30,7 +30,7 @@ def test_text_and_json_come_back_as_equal_codes(family, count, generator):
     values = torch.randint(0, size, (count, 32), generator=generator)
     codes = SeedCodes(values, family, size)
     numbers = "\n".join(" ".join(map(str, row)) for row in values.tolist())
-    for text in (codes.to_text(), codes.to_json(), json.dumps(values.tolist()), numbers):
+    for text in (codes.to_text(), codes_to_json(codes), json.dumps(values.tolist()), numbers):
         assert rows(text, family) == values.tolist()
 
 
@@ -70,7 +70,7 @@ def test_several_pictures_in_a_row_or_one_a_line(text):
 def test_json_keeps_the_size_of_its_own_codebook_and_may_hold_no_picture():
     codes = codes_from_text(json.dumps(RECORD | {"codebook_size": 256}), "seed-mini")
     assert codes.codebook_size == 256
-    assert len(codes_from_text(SeedCodes.empty("seed-2", 8192).to_json(), "seed-2")) == 0
+    assert len(codes_from_text(codes_to_json(SeedCodes.empty("seed-2", 8192)), "seed-2")) == 0
 
 
 @pytest.mark.parametrize(
@@ -176,3 +176,52 @@ def test_ten_thousand_broken_texts_give_codes_or_one_error():
         read += 1
         assert rows(codes.to_text() or "[]") == codes.values.tolist()
     assert 1000 < read < 9000  # neither side was tried only in name
+
+
+# --- JSON ---
+
+
+@pytest.fixture
+def codes(generator):
+    return SeedCodes(torch.randint(0, 512, (3, 32), generator=generator), "seed-mini", 512)
+
+
+def test_json_round_trip_keeps_everything(codes):
+    again = codes_from_json(codes_to_json(codes))
+    assert torch.equal(again.values, codes.values)
+    assert (again.family, again.codebook_size) == ("seed-mini", 512)
+
+
+def test_json_round_trip_of_no_picture():
+    again = codes_from_json(codes_to_json(SeedCodes.empty("seed-2", 8192)))
+    assert len(again) == 0
+    assert again.values.shape == (0, 32)
+    assert again.values.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[]",
+        "3",
+        '{"codes": []}',
+        '{"codes": 7, "family": "seed-mini", "codebook_size": 512}',
+        '{"codes": [[1, 2, 3]], "family": "seed-mini", "codebook_size": 512}',
+        '{"codes": [["x"]], "family": "seed-mini", "codebook_size": 512}',
+        '{"codes": [], "family": "seed-x", "codebook_size": 512}',
+        "[" * 100_000,
+    ],
+)
+def test_broken_json_is_one_clear_error(text):
+    with pytest.raises(CodesError):
+        codes_from_json(text)
+
+
+@pytest.mark.parametrize("value", [1.7, 10**30, None, "1"])
+def test_json_values_that_are_no_codes_are_refused_not_rounded(value):
+    row = [0] * 31 + [value]
+    text = json.dumps({"codes": [row], "family": "seed-mini", "codebook_size": 512})
+    with pytest.raises(CodesError):
+        codes_from_json(text)
