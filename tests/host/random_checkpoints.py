@@ -1,12 +1,12 @@
 """Full-size Stable Diffusion files with random weights, as they are published: one file, fp16.
 
-Names and shapes are written down here, not asked of the host, so that the host has to recognise
-them as it does a download. Tensors are drawn and written one by one: no more than one is in memory.
+And what goes with them: an IPAdapter, and tokenizers whose embeddings fit. Names and shapes are
+written down here, not asked of the host, so that it has to recognise the files as it does a
+download. Tensors are drawn and written one by one: no more than one is in memory.
 """
 
 import json
 import math
-import shutil
 import struct
 from pathlib import Path
 
@@ -53,22 +53,20 @@ def write_ip_adapter_sd15(path: Path) -> None:
     write(path, shapes, seed=3)
 
 
-def write_wide_tokenizer(folder: Path, mini: Path) -> None:
-    """seed-mini's tokenizer as a SEED-2: with its 8192 codes and an embedding of 1024 numbers."""
-    folder.mkdir(parents=True)
-    config = json.loads((mini / "config.json").read_text(encoding="utf-8"))
-    wide = {"family": "seed-2", "n_embed": 8192, "image_features_dim": 1024}
-    (folder / "config.json").write_text(json.dumps(config | wide), encoding="utf-8")
-    tensors = load_file(mini / "model.safetensors")
-    joined = tensors["distill_image_proj.weight"].shape[1]
+def write_tokenizer(source: Path, folder: Path, **sizes: int | str) -> None:
+    """A small tokenizer of ours with other sizes, say the published codebook, random where new."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | sizes
+    tensors = load_file(source / "model.safetensors")
+    new: Shapes = {"quantize.embedding.weight": (config["n_embed"], config["codebook_embed_dim"])}
+    if "image_features_dim" in sizes:
+        joined = tensors["distill_image_proj.weight"].shape[1]
+        new |= linear("distill_image_proj", config["image_features_dim"], joined)
     generator = torch.Generator().manual_seed(2)
-    for key, shape in {
-        "quantize.embedding.weight": (8192, config["codebook_embed_dim"]),
-        "distill_image_proj.weight": (1024, joined),
-        "distill_image_proj.bias": (1024,),
-    }.items():
+    for key, shape in new.items():
         tensors[key] = random_tensor(key, shape, generator)
+    folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 # --- files ---
@@ -82,13 +80,10 @@ def write(path: Path, shapes: Shapes, seed: int) -> None:
         header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     generator = torch.Generator().manual_seed(seed)
-    # Under another name until it is whole, so that a broken one is never used.
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, shape in shapes.items():
             file.write(random_tensor(key, shape, generator).numpy().data)
-    shutil.move(unfinished, path)
 
 
 def random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

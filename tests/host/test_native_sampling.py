@@ -5,6 +5,7 @@ given is read where the UNet is called and compared with diffusers.
 """
 
 import io
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 import seed_core
+from seed_core.codes import codes_to_text
 from seed_core.decoder import DecodeOptions, SeedDecoder
 from seed_core.unclip_folder import UnclipModel
 
@@ -34,6 +36,8 @@ def painter(comfy, tmp_path_factory):
         comfy.PACK_NAME: comfy.PACK_ROOT,
         "seed-test-probe": Path(__file__).with_name("probe"),
     }
+    if ipadapter := find_ipadapter(comfy.find_checkout()):
+        packs["ComfyUI_IPAdapter_plus"] = ipadapter
     base = tmp_path_factory.mktemp("painter")
     server = comfy.ComfyServer(comfy.find_checkout(), base, packs)
     try:
@@ -41,6 +45,14 @@ def painter(comfy, tmp_path_factory):
     finally:
         server.stop()
         shutil.rmtree(base / "models")
+
+
+def find_ipadapter(checkout):
+    """The third-party pack: IPADAPTER_PATH, or the one installed in the checkout."""
+    if named := os.environ.get("IPADAPTER_PATH"):
+        return Path(named)
+    installed = (checkout / "custom_nodes").iterdir()
+    return next((p for p in installed if p.name.lower() == "comfyui_ipadapter_plus"), None)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,7 @@ def node(class_type, **inputs):
     return {"class_type": class_type, "inputs": inputs}
 
 
-def painting(checkpoint, **nodes):
+def painting(checkpoint):
     """A graph that samples from the nodes `positive` and `negative`; the empty prompt by default."""
     return {
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
@@ -75,29 +87,33 @@ def painting(checkpoint, **nodes):
         ),
         "decode": node("VAEDecode", samples=["sample", 0], vae=["checkpoint", 2]),
         "show": node("PreviewImage", images=["decode", 0]),
-    } | nodes
+    }
 
 
-def codes_nodes(tokenizer, codes, family, name="codes"):
-    """The nodes `tokenizer` and `codes`: one picture's codes as an artist would paste them."""
+def codes_nodes(family, codes, name="codes"):
+    """The nodes of a tokenizer and of codes as an artist would paste them."""
+    file = f"{family}/model.safetensors"
     return {
-        "tokenizer": node("SEEDTokenizerLoader", tokenizer=tokenizer, precision="fp32"),
+        "tokenizer": node("SEEDTokenizerLoader", tokenizer=file, precision="fp32"),
         name: node("SEEDTextToCodes", text=codes, family=family),
     }
 
 
 def paint(server, graph):
-    """Run a graph: its picture, float [H, W, 3] in 0..255, and what its UNet was given."""
+    """Run a graph: its pictures, float [B, H, W, 3] in 0..255, and what its UNet was given."""
     run = server.run(graph, timeout=300)
     assert run.status == "execution_success", run.error.get("exception_message")
     assert "sample" in run.executed  # not served from the cache
-    (shown,) = run.outputs["show"]["images"]
-    picture = Image.open(io.BytesIO(server.picture(shown))).convert("RGB")
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(server.picture(shown))).convert("RGB"), dtype=float)
+        for shown in run.outputs["show"]["images"]
+    ]
     seen = safetensors.torch.load(server.get_bytes("/seed_test/unet"))
-    return SimpleNamespace(picture=np.asarray(picture, dtype=float), **of_sides(seen))
+    return SimpleNamespace(pictures=np.stack(pictures), **by_side(seen))
 
 
-def of_sides(seen):
+def by_side(seen):
+    """{"positive.label": ...} as positive.label and so on."""
     sides = {"positive": SimpleNamespace(), "negative": SimpleNamespace()}
     for name, tensor in seen.items():
         side, _, what = name.partition(".")
@@ -107,33 +123,34 @@ def of_sides(seen):
 
 def differs(a, b):
     """Visibly, not by rounding: by one step of 255 in the mean."""
-    return np.abs(a.picture - b.picture).mean() > 1
+    return np.abs(a.pictures - b.pictures).mean() > 1
+
+
+def embed(tokenizer, *codes):
+    return tokenizer.embed(torch.tensor(codes))
 
 
 # --- SD 2.1 unCLIP-H ---
 
 
 @pytest.fixture(scope="module")
-def tokenizer(models, mini_folder, random_checkpoints):
-    """The tokenizer as seed_core loads it, from the folder where the server finds it."""
-    folder = models / "seed_tokenizer" / "wide"
-    random_checkpoints.write_wide_tokenizer(folder, mini_folder / "tokenizer")
+def seed_2(models, mini_folder, random_checkpoints):
+    """A tokenizer with SEED-2's codebook and embedding, from the folder where the server finds it."""
+    folder = models / "seed_tokenizer" / "seed-2"
+    sizes = {"family": "seed-2", "n_embed": 8192, "image_features_dim": 1024}
+    random_checkpoints.write_tokenizer(mini_folder / "tokenizer", folder, **sizes)
     return seed_core.load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
-def unclip(painter, models, tokenizer, random_checkpoints):
+def unclip(painter, models, seed_2, random_checkpoints):
     """Paints codes with a random SD 2.1 unCLIP-H."""
-    file = models / "checkpoints" / "unclip.safetensors"
-    random_checkpoints.write_unclip_h(file)
+    random_checkpoints.write_unclip_h(models / "checkpoints" / "unclip.safetensors")
 
     def run(codes, negative=None, noise_augmentation=0.0, **changes):
         return paint(painter, unclip_graph(codes, negative, noise_augmentation) | changes)
 
-    yield run
-    # Two full-size models at once would take 12 GB.
-    painter.post_plain("/free", {"unload_models": True, "free_memory": True})
-    file.unlink()
+    return run
 
 
 def unclip_graph(codes, negative=None, noise_augmentation=0.0):
@@ -146,7 +163,7 @@ def unclip_graph(codes, negative=None, noise_augmentation=0.0):
 
 def add_unclip(graph, side, codes, noise_augmentation):
     """Condition one side on codes."""
-    graph |= codes_nodes("wide/model.safetensors", codes, "seed-2", f"{side} codes")
+    graph |= codes_nodes("seed-2", codes, f"{side} codes")
     graph[f"{side} embedding"] = node(
         "SEEDCodesToEmbedding", tokenizer=["tokenizer", 0], codes=[f"{side} codes", 0]
     )
@@ -170,8 +187,8 @@ def test_the_host_knows_the_unclip_checkpoint_and_all_of_it(painter, painted):
     assert "Requested to load SD21UNCLIP" in log
     assert "V_PREDICTION" in log
     assert complaints(log) == []
-    assert painted.picture.shape == (SIDE, SIDE, 3)
-    assert 10 < painted.picture.std() < 120  # neither flat nor black and white
+    assert painted.pictures.shape == (1, SIDE, SIDE, 3)
+    assert 10 < painted.pictures.std() < 120  # neither flat nor black and white
 
 
 def complaints(log):
@@ -187,18 +204,17 @@ def test_other_codes_paint_another_picture(unclip, painted):
 
 
 def test_the_same_codes_paint_the_same_picture(unclip, painted):
-    """Written as SEED Codes to Text writes them, so that the host samples again."""
-    tokens = "".join(f"<img_{code:05d}>" for code in ONE)
-    again = unclip(f"<img>{tokens}</img>")
-    assert (again.picture == painted.picture).all()
+    """Written in another form, so that the host samples again."""
+    again = unclip(codes_to_text(ONE))
+    assert (again.pictures == painted.pictures).all()
     assert torch.equal(again.positive.label, painted.positive.label)
 
 
-def test_negative_codes_change_the_picture(unclip, painted, tokenizer):
+def test_negative_codes_change_the_picture(unclip, painted, seed_2):
     assert not painted.negative.label.any()  # without them: zeros, as in diffusers
     against = unclip(str(ONE), negative=str(ANOTHER))
     assert torch.equal(against.positive.label, painted.positive.label)
-    assert_same_label(against.negative.label, diffusers_label(tokenizer, ANOTHER))
+    assert_same_label(against.negative.label, diffusers_label(seed_2, ANOTHER))
     assert differs(against, painted)
 
 
@@ -214,10 +230,6 @@ def host_generator():
     return torch.Generator().manual_seed(SEED - 10)
 
 
-def embed(tokenizer, codes):
-    return tokenizer.embed(torch.tensor([codes]))
-
-
 def diffusers_label(tokenizer, codes, noise_level=0, mean=0.0, std=1.0):
     """What diffusers' own pipeline makes of our embedding and the host's noise."""
     from diffusers import StableUnCLIPImg2ImgPipeline
@@ -229,10 +241,9 @@ def diffusers_label(tokenizer, codes, noise_level=0, mean=0.0, std=1.0):
     normalizer.mean.fill_(mean)
     normalizer.std.fill_(std)
     parts = SimpleNamespace(image_normalizer=normalizer, image_noising_scheduler=noising())
-    (label,) = StableUnCLIPImg2ImgPipeline.noise_image_embeddings(
+    return StableUnCLIPImg2ImgPipeline.noise_image_embeddings(
         parts, embed(tokenizer, codes), noise_level, host_noise()
     )
-    return label
 
 
 def noising():
@@ -242,7 +253,7 @@ def noising():
 
 
 def assert_same_label(label, expected):
-    assert label.dtype == torch.float32
+    assert label.shape == expected.shape
     # The host computes its noise schedule in float64, diffusers in float32: at level 0 that moves
     # the label by 6e-6, while the trace of noise there is 2e-2.
     error = (label - expected).abs().max().item()
@@ -250,12 +261,12 @@ def assert_same_label(label, expected):
     assert error < 2e-5
 
 
-def test_the_label_equals_diffusers(painted, tokenizer):
-    assert_same_label(painted.positive.label, diffusers_label(tokenizer, ONE))
+def test_the_label_equals_diffusers(painted, seed_2):
+    assert_same_label(painted.positive.label, diffusers_label(seed_2, ONE))
 
 
-def test_the_label_equals_that_of_our_decoder(painted, tokenizer):
-    assert_same_label(painted.positive.label, decoder_label(embed(tokenizer, ONE)))
+def test_the_label_equals_that_of_our_decoder(painted, seed_2):
+    assert_same_label(painted.positive.label, decoder_label(embed(seed_2, ONE)))
 
 
 def decoder_label(embedding):
@@ -287,13 +298,14 @@ def decoder_label(embedding):
     options = DecodeOptions(num_inference_steps=1, guidance_scale=1.0)
     decoder.decode(embedding, options=options, generator=host_generator())
     (label,) = labels
-    return label[0]
+    return label
 
 
-def test_the_label_equals_diffusers_at_any_noise_and_with_its_statistics(unclip, tokenizer):
-    """The host has no mean and spread of embeddings, diffusers those of its folder.
+def test_the_label_equals_diffusers_at_any_noise_and_with_its_statistics(unclip, seed_2):
+    """Single files hold no mean and spread of embeddings, and the host knows none: it takes 0 and 1.
 
-    Given the same, both make the same label; so at level 0 the statistics alone move the label.
+    diffusers' folders hold them. Given the same, both make the same label; without them the host's
+    is another one, by a hundredth at level 0 (where only a trace is added), by far at higher levels.
     """
     statistics = {"mean": 0.3, "std": 0.5}
     noisy = unclip(
@@ -302,7 +314,125 @@ def test_the_label_equals_diffusers_at_any_noise_and_with_its_statistics(unclip,
         statistics=node("SEEDTestSetStatistics", model=["checkpoint", 0], **statistics),
         watch=node("SEEDTestWatchUnet", model=["statistics", 0]),
     )
-    expected = diffusers_label(tokenizer, ONE, noise_level=250, **statistics)
+    expected = diffusers_label(seed_2, ONE, noise_level=250, **statistics)
     assert_same_label(noisy.positive.label, expected)
-    without = diffusers_label(tokenizer, ONE, noise_level=250)
+    without = diffusers_label(seed_2, ONE, noise_level=250)
     assert (noisy.positive.label - without).abs().max() > 0.1
+
+
+# --- SD 1.5 ---
+
+
+@pytest.fixture(scope="module")
+def sd15(painter, models, random_checkpoints):
+    """Paints any graph; its checkpoint is sd15.safetensors, with random weights."""
+    # Both full-size models at once would take 12 GB.
+    painter.post_plain("/free", {"unload_models": True, "free_memory": True})
+    random_checkpoints.write_sd15(models / "checkpoints" / "sd15.safetensors")
+    return lambda graph: paint(painter, graph)
+
+
+@pytest.fixture(scope="module")
+def seed_1(models, seed_1_folder, random_checkpoints):
+    folder = models / "seed_tokenizer" / "seed-1"
+    random_checkpoints.write_tokenizer(seed_1_folder, folder, n_embed=8192)
+    return seed_core.load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def prompted(sd15, seed_1):
+    """Paints from codes in the place of a prompt."""
+
+    def run(codes, pictures=1):
+        graph = painting("sd15.safetensors") | codes_nodes("seed-1", codes)
+        graph["latent"]["inputs"]["batch_size"] = pictures
+        graph["positive"] = node(
+            "SEEDCodesToConditioning", tokenizer=["tokenizer", 0], codes=["codes", 0]
+        )
+        return sd15(graph)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def painted_from_prompt(prompted):
+    return prompted(str(ONE))
+
+
+def test_the_host_knows_the_sd15_checkpoint_and_all_of_it(painter, painted_from_prompt):
+    log = painter.log()
+    assert "Requested to load BaseModel" in log
+    assert complaints(log) == []
+
+
+def test_codes_take_the_place_of_the_text(painted_from_prompt, seed_1):
+    assert_same_context(painted_from_prompt.positive.context, embed(seed_1, ONE))
+    assert not torch.equal(
+        painted_from_prompt.negative.context, painted_from_prompt.positive.context
+    )
+
+
+def assert_same_context(context, expected):
+    assert context.shape == expected.shape
+    # To the last bits, in which two builds of torch may differ.
+    assert (context - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_other_codes_prompt_another_picture(prompted, painted_from_prompt):
+    assert differs(prompted(str(ANOTHER)), painted_from_prompt)
+
+
+def test_the_same_codes_prompt_the_same_picture(prompted, painted_from_prompt):
+    again = prompted(codes_to_text(ONE))
+    assert (again.pictures == painted_from_prompt.pictures).all()
+
+
+def test_each_of_two_pictures_guides_its_own_latent(prompted, seed_1):
+    two = prompted(str([ANOTHER, ONE]), pictures=2)
+    assert_same_context(two.positive.context, embed(seed_1, ANOTHER, ONE))
+    assert two.pictures.shape == (2, SIDE, SIDE, 3)
+
+
+# --- IPAdapter, where it is installed ---
+
+
+@pytest.fixture(scope="module")
+def guided(comfy, sd15, seed_2, models, random_checkpoints):
+    """Paints from an empty prompt, guided by codes through the third-party pack."""
+    if find_ipadapter(comfy.find_checkout()) is None:
+        pytest.skip(
+            "no ComfyUI_IPAdapter_plus in the checkout's custom_nodes: install it there, or set "
+            "IPADAPTER_PATH to its folder"
+        )
+    file = "ip-adapter_sd15.safetensors"
+    random_checkpoints.write_ip_adapter_sd15(models / "ipadapter" / file)
+
+    def run(codes):
+        graph = painting("sd15.safetensors") | codes_nodes("seed-2", codes)
+        graph["ipadapter"] = node("IPAdapterModelLoader", ipadapter_file=file)
+        graph["embeds"] = node(
+            "SEEDCodesToIPAdapter", tokenizer=["tokenizer", 0], codes=["codes", 0]
+        )
+        graph["guide"] = node(
+            "IPAdapterEmbeds",
+            model=["checkpoint", 0],
+            ipadapter=["ipadapter", 0],
+            pos_embed=["embeds", 0],
+            neg_embed=["embeds", 1],
+            weight=1.0,
+            weight_type="linear",
+            start_at=0.0,
+            end_at=1.0,
+            embeds_scaling="V only",
+        )
+        graph["watch"]["inputs"]["model"] = ["guide", 0]
+        return sd15(graph)
+
+    return run
+
+
+def test_ipadapter_takes_our_embeddings_and_paints_by_them(guided, sd15):
+    one = guided(str(ONE))
+    assert differs(one, guided(str(ANOTHER)))
+    assert (guided(codes_to_text(ONE)).pictures == one.pictures).all()
+    assert differs(one, sd15(painting("sd15.safetensors")))

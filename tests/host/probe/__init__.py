@@ -53,11 +53,11 @@ def _watch(
     transformer_options: dict[str, list[int]],
     **others: object,
 ) -> torch.Tensor:
-    for row, is_negative in enumerate(transformer_options["cond_or_uncond"]):
-        side = "negative" if is_negative else "positive"
-        _seen[f"{side}.context"] = context[row].clone()
-        if y is not None:
-            _seen[f"{side}.label"] = y[row].clone()
+    sides = transformer_options["cond_or_uncond"]
+    for name, rows in (("context", context), ("label", y)):
+        if rows is not None:
+            for is_negative, part in zip(sides, rows.chunk(len(sides)), strict=True):
+                _seen[f"{'negative' if is_negative else 'positive'}.{name}"] = part.clone()
     return run(x, timesteps, context, y, control, transformer_options, **others)
 
 
