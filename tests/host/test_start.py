@@ -17,6 +17,7 @@ NODES = [
     "SEEDDecode",
     "SEEDCodesToEmbedding",
     "SEEDCodesToIPAdapter",
+    "SEEDCodesToConditioning",
     "SEEDBlendEmbeddings",
     "SEEDCodesToText",
     "SEEDTextToCodes",

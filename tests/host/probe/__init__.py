@@ -82,39 +82,12 @@ class WatchUnet(io.ComfyNode):
         return io.NodeOutput(watched)
 
 
-class SetStatistics(io.ComfyNode):
-    """An unCLIP MODEL -> the same with other mean and spread of image embeddings."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """Describe the node to the host."""
-        return io.Schema(
-            node_id="SEEDTestSetStatistics",
-            category="tests",
-            inputs=[
-                io.Model.Input("model"),
-                io.Float.Input("mean", min=-10.0),
-                io.Float.Input("std"),
-            ],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model: object, mean: float, std: float) -> io.NodeOutput:
-        """Patch the two buffers for as long as this model is loaded."""
-        changed = model.clone()
-        for name, value in (("data_mean", mean), ("data_std", std)):
-            old = model.get_model_object(f"noise_augmentor.{name}")
-            changed.add_object_patch(f"noise_augmentor.{name}", torch.full_like(old, value))
-        return io.NodeOutput(changed)
-
-
 class Probe(ComfyExtension):
     """The nodes of the tests; the routes are there by themselves."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return them."""
-        return [WatchUnet, SetStatistics]
+        return [WatchUnet]
 
 
 async def comfy_entrypoint() -> Probe:
