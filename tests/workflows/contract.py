@@ -11,18 +11,22 @@ from typing import Any
 
 PACK = {"cnr_id": "seed-llama", "ver": "0.1.0"}
 CORE_ID = "comfy-core"
+IPADAPTER = {"cnr_id": "comfyui_ipadapter_plus", "ver": "2.0.0"}
+BYPASSED = 4  # a saved node's mode after Ctrl+B
 CONTROL = ("fixed", "increment", "decrement", "randomize")
 
 Check = Callable[[Any], bool]
+Slots = tuple[tuple[str, str], ...]
+Widgets = Mapping[str, Check]
 
 
 @dataclass(frozen=True)
 class Node:
     """Sockets and outputs as (name, wire type); widgets as name -> check of its value."""
 
-    sockets: tuple[tuple[str, str], ...] = ()
-    widgets: Mapping[str, Check] = field(default_factory=dict)
-    outputs: tuple[tuple[str, str], ...] = ()
+    sockets: Slots = ()
+    widgets: Widgets = field(default_factory=dict)
+    outputs: Slots = ()
     optional: tuple[str, ...] = ()
     is_ours: bool = True
 
@@ -48,12 +52,17 @@ def is_filled_text(value: Any) -> bool:
 
 
 RANDOM_SEED = whole(0, 2**64 - 1)
-BUNDLED = one_of("seed-mini (bundled)")  # a template must run before any model is downloaded
+BUNDLED_CHOICE = "seed-mini (bundled)"
+BUNDLED = one_of(BUNDLED_CHOICE)  # folders: the frontend cannot offer to download one
+TOKENIZER_FILE = one_of(BUNDLED_CHOICE, "seed_quantizer.pt", "seed_tokenizer.pth")
 PRECISION = one_of("auto", "fp32", "fp16", "bf16")
 TOKENIZER = ("tokenizer", "SEED_TOKENIZER")
 DECODER = ("decoder", "SEED_DECODER")
 CODES = ("codes", "SEED_CODES")
 IMAGE = ("image", "IMAGE")
+CLIP_VISION = ("clip_vision_output", "CLIP_VISION_OUTPUT")
+CONDITIONING = ("conditioning", "CONDITIONING")
+CONDITIONED = ("CONDITIONING", "CONDITIONING")
 
 
 def nodes(sample_pictures: list[str]) -> dict[str, Node]:
@@ -61,7 +70,7 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
     return {
         "SEEDSamplePicture": Node((), {"picture": one_of(*sample_pictures)}, (IMAGE,)),
         "SEEDTokenizerLoader": Node(
-            (), {"tokenizer": BUNDLED, "precision": PRECISION}, (TOKENIZER,)
+            (), {"tokenizer": TOKENIZER_FILE, "precision": PRECISION}, (TOKENIZER,)
         ),
         "SEEDLLaMALoader": Node(
             (),
@@ -79,7 +88,10 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
             optional=("tokenizer", "decoder"),
             outputs=(("text", "STRING"), CODES),
         ),
+        **_code_nodes(),
         **_core_nodes(),
+        **_sampling_nodes(),
+        **_ipadapter_nodes(),
     }
 
 
@@ -131,17 +143,116 @@ def _mix_codes() -> Node:
     )
 
 
+def _code_nodes() -> dict[str, Node]:
+    batch = tuple((f"codes_{i}", "SEED_CODES") for i in (1, 2, 3, 4))
+    embeds = (("pos_embed", "EMBEDS"), ("neg_embed", "EMBEDS"))
+    return {
+        "SEEDSelectCodes": Node(
+            (CODES,), {"index": whole(0, 4095), "length": whole(1, 4096)}, (CODES,)
+        ),
+        "SEEDBatchCodes": Node(batch, {}, (CODES,), optional=("codes_3", "codes_4")),
+        "SEEDCodesToEmbedding": Node((TOKENIZER, CODES), {}, (CLIP_VISION,)),
+        "SEEDCodesToIPAdapter": Node((TOKENIZER, CODES), {}, embeds),
+        "SEEDCodesToConditioning": Node((TOKENIZER, CODES), {}, (CONDITIONING,)),
+    }
+
+
+def _core(sockets: Slots = (), widgets: Widgets | None = None, outputs: Slots = ()) -> Node:
+    return Node(sockets, widgets or {}, outputs, is_ours=False)
+
+
 def _core_nodes() -> dict[str, Node]:
     images = (("images", "IMAGE"),)
+    side = whole(32, 2048)
+    grid = {"columns": whole(1, 20), "cell_width": side, "cell_height": side}
     return {
-        "PreviewImage": Node(images, {}, images, is_ours=False),
-        "SaveImage": Node(images, {"filename_prefix": is_filled_text}, images, is_ours=False),
-        "PreviewAny": Node((("source", "*"),), {}, (("STRING", "STRING"),), is_ours=False),
-        "MarkdownNote": Node((), {"text": is_filled_text}, (), is_ours=False),
+        "PreviewImage": _core(images, {}, images),
+        "SaveImage": _core(images, {"filename_prefix": is_filled_text}, images),
+        "PreviewAny": _core((("source", "*"),), {}, (("STRING", "STRING"),)),
+        "MarkdownNote": _core((), {"text": is_filled_text}),
+        "RebatchImages": _core(images, {"batch_size": whole(1, 4096)}, (("IMAGE", "IMAGE"),)),
+        "ImageGrid": _core(images, {**grid, "padding": whole(0, 50)}, images),
+    }
+
+
+def _sampling_nodes() -> dict[str, Node]:
+    """The host's own sampling graph, from the checkpoint to the picture."""
+    latent = ("LATENT", "LATENT")
+    side = whole(16, 16384, 8)
+    strength, share = number(-10, 10), number(0, 1)
+    return {
+        "CheckpointLoaderSimple": _core(
+            (),
+            {"ckpt_name": is_filled_text},
+            (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")),
+        ),
+        "CLIPTextEncode": _core((("clip", "CLIP"),), {"text": is_text}, (CONDITIONED,)),
+        "unCLIPConditioning": _core(
+            (CONDITIONING, CLIP_VISION),
+            {"strength": strength, "noise_augmentation": share},
+            (CONDITIONED,),
+        ),
+        "EmptyLatentImage": _core(
+            (), {"width": side, "height": side, "batch_size": whole(1, 4096)}, (latent,)
+        ),
+        "KSampler": _core(
+            (
+                ("model", "MODEL"),
+                ("positive", "CONDITIONING"),
+                ("negative", "CONDITIONING"),
+                ("latent_image", "LATENT"),
+            ),
+            {
+                "seed": RANDOM_SEED,
+                "steps": whole(1, 10000),
+                "cfg": number(0, 100),
+                "sampler_name": is_filled_text,
+                "scheduler": is_filled_text,
+                "denoise": share,
+            },
+            (latent,),
+        ),
+        "VAEDecode": _core((("samples", "LATENT"), ("vae", "VAE")), {}, (("IMAGE", "IMAGE"),)),
+    }
+
+
+def _ipadapter_nodes() -> dict[str, Node]:
+    """What ComfyUI_IPAdapter_plus declares, whether it is installed or not."""
+    return {
+        "IPAdapterModelLoader": Node(
+            (), {"ipadapter_file": is_filled_text}, (("IPADAPTER", "IPADAPTER"),), is_ours=False
+        ),
+        "IPAdapterEmbeds": Node(
+            sockets=(
+                ("model", "MODEL"),
+                ("ipadapter", "IPADAPTER"),
+                ("pos_embed", "EMBEDS"),
+                ("neg_embed", "EMBEDS"),
+                ("attn_mask", "MASK"),
+                ("clip_vision", "CLIP_VISION"),
+            ),
+            optional=("attn_mask", "clip_vision"),  # neg_embed is, too; without it the node fails
+            widgets={
+                "weight": number(-1, 3),
+                "weight_type": is_filled_text,
+                "start_at": number(0, 1),
+                "end_at": number(0, 1),
+                "embeds_scaling": is_filled_text,
+            },
+            outputs=(("MODEL", "MODEL"),),
+            is_ours=False,
+        ),
     }
 
 
 NOTES = ("MarkdownNote",)
+
+
+def origin(node_type: str, row: Node) -> dict[str, str]:
+    """What a file says of the pack a node comes from; of the host's own nodes, only the id."""
+    if row.is_ours:
+        return PACK
+    return IPADAPTER if node_type in _ipadapter_nodes() else {"cnr_id": CORE_ID}
 
 
 def widget_values(saved: dict[str, Any], row: Node) -> dict[str, Any]:
@@ -161,16 +272,32 @@ def widget_values(saved: dict[str, Any], row: Node) -> dict[str, Any]:
 
 def to_api(workflow: dict[str, Any], table: dict[str, Node]) -> dict[str, Any]:
     """The API form of a UI workflow, worked out from the file alone."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    links = _sources(workflow)
     prompt = {}
     for saved in workflow["nodes"]:
-        if saved["type"] in NOTES:
+        if saved["type"] in NOTES or saved["mode"] == BYPASSED:
             continue
         inputs = widget_values(saved, table[saved["type"]])
         inputs.pop("control_after_generate", None)
         wired = {s["name"]: links[s["link"]] for s in saved["inputs"] if s.get("link") is not None}
         prompt[str(saved["id"])] = {"class_type": saved["type"], "inputs": inputs | wired}
     return prompt
+
+
+def _sources(workflow: dict[str, Any]) -> dict[int, list[Any]]:
+    """Link id -> [node id, output] it comes from, where wires run through bypassed nodes."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+
+    def source(link: list[Any]) -> list[Any]:
+        _, origin, slot, _, _, kind = link
+        if nodes[origin]["mode"] != BYPASSED:
+            return [str(origin), slot]
+        through = next(s for s in nodes[origin]["inputs"] if s["type"] == kind)
+        return source(links[through["link"]])
+
+    living = [link for link in workflow["links"] if nodes[link[3]]["mode"] != BYPASSED]
+    return {link[0]: source(link) for link in living}
 
 
 def without_titles(prompt: dict[str, Any]) -> dict[str, Any]:

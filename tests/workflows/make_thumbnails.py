@@ -6,6 +6,9 @@ needs what the browser tests need: a ComfyUI checkout (COMFYUI_PATH), Chromium, 
 template, or each one named, is loaded and queued in the real frontend on a server of its own; the
 thumbnail is laid out from the pictures and words that came out, and the API twin is what the
 frontend queued.
+
+The templates of COMPOSED need models of gigabytes and cannot be run here. Their thumbnails show
+what the file says, a picture, its codes, a checkpoint's name, and no result.
 """
 
 import importlib.util
@@ -23,6 +26,8 @@ from PIL import Image, ImageDraw, ImageFont
 HERE = Path(__file__).parent
 TESTS = HERE.parent
 WORKFLOWS = TESTS.parent / "workflows"
+SAMPLES = TESTS.parent / "seed_core" / "weights" / "seed-mini" / "samples"
+IPADAPTER_DOUBLE = TESTS / "browser" / "ipadapter_double"
 SIZE = 512  # pixels; the template browser shows thumbnails as squares
 MARGIN = 20
 HALF = (SIZE - 3 * MARGIN) // 2
@@ -66,6 +71,14 @@ class Sheet:
         self.draw.rounded_rectangle(box, 20, fill=CARD)
         for i, line in enumerate(lines):
             self.words(line, middle + round((i - (len(lines) - 1) / 2) * 1.1 * size), size)
+
+    def card(self, text: str, left: int, top: int, width: int, height: int, size: int = 30) -> None:
+        """A rounded card of a picture's place and size, with a few lines in its middle."""
+        self.draw.rounded_rectangle((left, top, left + width, top + height), 16, fill=CARD)
+        lines = textwrap.fill(text, int(width / size * 1.7))
+        place = left + width // 2, top + height // 2
+        font = ImageFont.load_default(size)
+        self.draw.multiline_text(place, lines, INK, font, "mm", spacing=12, align="center")
 
     def arrow(self, x: int, y: int) -> None:
         self.draw.ellipse((x - 24, y - 24, x + 24, y + 24), fill=PAPER)
@@ -142,6 +155,28 @@ def conversation(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image
     return sheet.image
 
 
+def variations(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
+    sheet = Sheet()
+    grid = shown["With noise_level 0"][0]
+    width = SIZE - 2 * MARGIN
+    height = width * grid.height // grid.width
+    sheet.picture(grid, MARGIN, MARGIN, width, height)
+    sheet.words(prompts[0], (SIZE + MARGIN + height) // 2 - 24, 34)
+    sheet.words("temperature, seed, noise_level", (SIZE + MARGIN + height) // 2 + 24, 26, SOFT)
+    return sheet.image
+
+
+def story(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
+    sheet = Sheet()
+    right = 2 * MARGIN + HALF
+    *_, last_words = shown["SEED Chat View"][-1].split("Assistant: ")
+    places = ((MARGIN, MARGIN), (right, MARGIN), (MARGIN, right))
+    for picture, place in zip(shown["The pictures of the story"], places, strict=True):
+        sheet.picture(picture, *place, HALF, HALF)
+    sheet.card(last_words, right, right, HALF, HALF)
+    return sheet.image
+
+
 LAYOUTS = {
     "reconstruct": reconstruct,
     "ask_about_a_picture": ask,
@@ -149,7 +184,44 @@ LAYOUTS = {
     "edit_by_instruction": edit,
     "mix_two_pictures": mix,
     "conversation": conversation,
+    "variations_grid": variations,
+    "story": story,
 }
+# What paints, in words, and what is said below.
+COMPOSED = {
+    "native_unclip": ("KSampler with SD 2.1 unCLIP", "Codes in your own graph"),
+    "ipadapter_sdxl": ("IPAdapter and SDXL", "Codes guide SDXL"),
+    "seed1_stable_diffusion": ("Any Stable Diffusion 1.x", "Codes as a prompt"),
+}
+
+
+def compose(name: str) -> Image.Image:
+    """The sample picture, its 32 codes as empty places, and in words what paints from them."""
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    chosen = [n for n in workflow["nodes"] if n["type"] == "SEEDSamplePicture"][0]
+    painter, line = COMPOSED[name]
+    sheet = Sheet()
+    with Image.open(SAMPLES / f"{chosen['widgets_values'][0]}.png") as picture:
+        sheet.picture(picture.convert("RGB"), MARGIN, MARGIN, HALF, HALF)
+    sheet.card(painter, 2 * MARGIN + HALF, MARGIN, HALF, HALF)
+    sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
+    side = (SIZE - 2 * MARGIN) // 16
+    for i in range(32):
+        left, top = MARGIN + i % 16 * side, HALF + 3 * MARGIN + i // 16 * side
+        sheet.draw.rounded_rectangle((left + 3, top + 3, left + side - 3, top + side - 3), 5, CARD)
+    sheet.words(line, 404, 38)
+    sheet.words("needs models to download", 458, 26, SOFT)
+    return sheet.image
+
+
+def stand_ins(models: Path) -> None:
+    """Empty files of the right names: the frontend then reads the widgets as on a full install."""
+    for name in COMPOSED:
+        workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        for model in (m for n in workflow["nodes"] for m in n["properties"].get("models", [])):
+            folder = models / model["directory"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / model["name"]).touch()
 
 
 def shown_by_title(frontend: Any, outputs: dict[str, Any]) -> dict[str, list[Any]]:
@@ -165,27 +237,34 @@ def shown_by_title(frontend: Any, outputs: dict[str, Any]) -> dict[str, list[Any
 
 
 def refresh(frontend: Any, name: str) -> None:
-    """Run one template and write its thumbnail and its twin."""
+    """Write one template's twin and its thumbnail, running it where that can be done."""
     frontend.load_template(name)
     prompt = frontend.api_prompt()
     text = json.dumps(prompt, indent=1, ensure_ascii=False) + "\n"
     (HERE / "api" / f"{name}.json").write_text(text, encoding="utf-8")
+    picture = compose(name) if name in COMPOSED else lay_out(frontend, name, prompt)
+    picture.save(WORKFLOWS / f"{name}.jpg", quality=90, optimize=True)
+
+
+def lay_out(frontend: Any, name: str, prompt: dict[str, Any]) -> Image.Image:
+    """The thumbnail of a run of the loaded template."""
     turns = [node for node in prompt.values() if node["class_type"] == "SEEDGenerate"]
     shown = shown_by_title(frontend, frontend.run(300))
-    picture = LAYOUTS[name](shown, [turn["inputs"]["prompt"] for turn in turns])
-    picture.save(WORKFLOWS / f"{name}.jpg", quality=90, optimize=True)
+    return LAYOUTS[name](shown, [turn["inputs"]["prompt"] for turn in turns])
 
 
 def main() -> None:
     comfy = load_beside(TESTS / "comfy_server.py")
     drive = load_beside(TESTS / "browser" / "frontend.py")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = comfy.ComfyServer(comfy.find_checkout(), Path(folder) / "comfy")
+        packs = {comfy.PACK_NAME: comfy.PACK_ROOT, "ipadapter": IPADAPTER_DOUBLE}
+        server = comfy.ComfyServer(comfy.find_checkout(), Path(folder) / "comfy", packs)
+        stand_ins(server.base_dir / "models")
         server.start()
         try:
             with drive.launch(drive.find_chromium(), Path(folder) / "profile") as context:
                 frontend = drive.Frontend(context, server, vue_nodes=False)
-                for name in sys.argv[1:] or LAYOUTS:
+                for name in sys.argv[1:] or (*LAYOUTS, *COMPOSED):
                     refresh(frontend, name)
                     print(f"{name}: thumbnail and API twin written")
         finally:

@@ -6,6 +6,7 @@ No host is needed here. That the real frontend loads, queues and draws them is t
 import importlib.util
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,41 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORKFLOWS = ROOT / "workflows"
 SAMPLES = ROOT / "seed_core" / "weights" / "seed-mini" / "samples"
-NAMES = (
+RUNNABLE = (
     "ask_about_a_picture",
     "conversation",
     "edit_by_instruction",
     "mix_two_pictures",
     "reconstruct",
+    "story",
     "text_to_image",
+    "variations_grid",
 )
+# Model files that must be there before these run: in the node that loads them, and in the note.
+NATIVE = {
+    "ipadapter_sdxl": (
+        "sd_xl_base_1.0.safetensors",
+        "ip-adapter_sdxl_vit-h.safetensors",
+        "seed_quantizer.pt",
+        "eva_vit_g.pth",
+    ),
+    "native_unclip": ("sd21-unclip-h.ckpt", "seed_quantizer.pt", "eva_vit_g.pth"),
+    "seed1_stable_diffusion": (
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        "seed_tokenizer.pth",
+        "causal_qformer.pth",
+        "eva_vit_g.pth",
+    ),
+}
+NAMES = (*RUNNABLE, *NATIVE)
+DRAWN_FROM_WORDS = ("story", "text_to_image", "variations_grid")
+PUBLISHED_ELSEWHERE = ("seed_tokenizer.pth",)  # on a Google Drive: the frontend offers none
+LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
+BUNDLED_LOADERS = ("SEEDTokenizerLoader", "SEEDLLaMALoader", "SEEDDecoderLoader")
+# What the frontend lets people download: from its missingModelDownload module.
+OFFERED_SOURCES = ("https://huggingface.co/", "https://civitai.com/")
+OFFERED_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
+MODEL_FOLDERS = ("checkpoints", "ipadapter", "seed_tokenizer")
 TITLE_HEIGHT = 30  # LiteGraph draws a node's title above its position
 MARGIN = 5  # pixels between neighbours below which a graph looks crammed
 
@@ -33,6 +61,8 @@ _spec.loader.exec_module(contract)
 
 TABLE = contract.nodes([path.stem for path in SAMPLES.glob("*.png")])
 each_template = pytest.mark.parametrize("name", NAMES)
+each_runnable = pytest.mark.parametrize("name", RUNNABLE)
+each_native = pytest.mark.parametrize("name", NATIVE)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -129,7 +159,7 @@ def test_every_run_gives_the_picture_of_the_thumbnail(name):
     """A random seed that changes by itself would show everybody something else."""
     controls = [
         contract.widget_values(node, TABLE[node["type"]])["control_after_generate"]
-        for node in nodes_of(name, "SEEDGenerate", "SEEDMixCodes", "SEEDDecode")
+        for node in nodes_of(name, "SEEDGenerate", "SEEDMixCodes", "SEEDDecode", "KSampler")
     ]
     assert controls
     assert set(controls) == {"fixed"}
@@ -146,17 +176,25 @@ def test_pictures_are_painted_the_way_seed_mini_is_at_its_best(name):
 def test_nodes_say_which_pack_they_come_from(name):
     """The manager offers to install a missing pack by this id."""
     for node in nodes_of(name):
-        if TABLE[node["type"]].is_ours:
-            found = {key: node["properties"].get(key) for key in contract.PACK}
-            assert found == contract.PACK
-        elif node["type"] not in contract.NOTES:
-            assert node["properties"]["cnr_id"] == contract.CORE_ID
+        if node["type"] not in contract.NOTES:
+            origin = contract.origin(node["type"], TABLE[node["type"]])
+            assert {key: node["properties"].get(key) for key in origin} == origin
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "text_to_image"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in DRAWN_FROM_WORDS])
 def test_a_template_with_a_picture_starts_from_a_bundled_one(name):
-    expected = 2 if name == "mix_two_pictures" else 1
+    """It opens without a warning, where an example of the host's may not lie in the input folder.
+    The second picture of native_unclip is the one to steer away from, which is switched off."""
+    expected = 2 if name in ("mix_two_pictures", "native_unclip") else 1
     assert len(nodes_of(name, "SEEDSamplePicture")) == expected
+
+
+@each_runnable
+def test_runs_before_any_model_is_downloaded(name):
+    loaders = nodes_of(name, *BUNDLED_LOADERS)
+    assert loaders
+    assert {node["widgets_values"][0] for node in loaders} == {contract.BUNDLED_CHOICE}
+    assert not nodes_of(name, "CheckpointLoaderSimple")
 
 
 def test_the_two_mixes_are_each_other_turned_round():
@@ -167,18 +205,34 @@ def test_the_two_mixes_are_each_other_turned_round():
     assert (a, b) == (d, c)
 
 
-def test_a_conversation_hands_its_chat_from_turn_to_turn():
-    """Only the first turn is given a picture; the view at the end has the last turn's chat."""
-    links = {link[0]: link[1] for link in read("conversation")["links"]}
-    turns = nodes_of("conversation", "SEEDGenerate")
-    (view,) = nodes_of("conversation", "SEEDChatView")
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("conversation", [True, False, False]), ("story", [False] * 4)],
+)
+def test_a_conversation_hands_its_chat_from_turn_to_turn(name, given):
+    """At most the first turn is given a picture; the view at the end has the last turn's chat."""
+    links = {link[0]: link[1] for link in read(name)["links"]}
+    turns = nodes_of(name, "SEEDGenerate")
+    (view,) = nodes_of(name, "SEEDChatView")
     wired = [
         {s["name"]: links[s["link"]] for s in node["inputs"] if s["link"] is not None}
         for node in (*turns, view)
     ]
     assert [inputs.get("chat") for inputs in wired] == [None, *(turn["id"] for turn in turns)]
-    assert ["codes" in inputs for inputs in wired[:3]] == [True, False, False]
-    assert {"tokenizer", "decoder"} <= wired[3].keys()
+    assert ["codes" in inputs for inputs in wired[:-1]] == given
+    assert {"tokenizer", "decoder"} <= wired[-1].keys()
+
+
+def test_the_variations_differ_by_one_knob_at_a_time():
+    """What two neighbours have in common is all but what their titles and the notes speak of."""
+    for kind, knobs in (
+        ("SEEDGenerate", {"temperature", "top_p", "top_k"}),
+        ("SEEDDecode", {"noise_level"}),
+    ):
+        one, other = (
+            contract.widget_values(node, TABLE[kind]) for node in nodes_of("variations_grid", kind)
+        )
+        assert {name for name in one if one[name] != other[name]} == knobs
 
 
 def test_text_to_image_needs_no_picture():
@@ -187,10 +241,81 @@ def test_text_to_image_needs_no_picture():
     assert contract.widget_values(generate, TABLE["SEEDGenerate"])["reply"] == "image"
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "native_unclip"])
+def test_nothing_is_switched_off(name):
+    assert {node["mode"] for node in nodes_of(name)} == {0}
+
+
 @each_template
 def test_a_note_explains_what_happens(name):
     notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
     assert any(text.startswith("# ") and "**Press Run**" in text for text in notes)
+
+
+def models_of(name: str) -> list[dict[str, str]]:
+    """What the frontend offers to download where a file is missing."""
+    return [model for node in nodes_of(name) for model in node["properties"].get("models", [])]
+
+
+@each_runnable
+def test_a_template_that_needs_no_download_offers_none(name):
+    assert models_of(name) == []
+
+
+@each_native
+def test_the_chosen_files_are_those_offered_for_download(name):
+    """The frontend compares names: one letter of difference, and it offers nothing."""
+    for node in nodes_of(name, *LOADERS):
+        chosen = node["widgets_values"][0]
+        assert chosen in NATIVE[name]
+        offered = [model["name"] for model in node["properties"].get("models", [])]
+        assert offered == ([] if chosen in PUBLISHED_ELSEWHERE else [chosen])
+
+
+@each_native
+def test_models_are_offered_from_where_the_frontend_downloads(name):
+    assert models_of(name)
+    for model in models_of(name):
+        assert model["url"].startswith(OFFERED_SOURCES)
+        assert model["url"].endswith("/" + model["name"])
+        assert model["name"].endswith(OFFERED_SUFFIXES)
+        assert model["directory"] in MODEL_FOLDERS
+        if "hash" in model:
+            assert model["hash_type"] == "SHA256"
+            assert len(bytes.fromhex(model["hash"])) == 32
+
+
+@each_native
+def test_the_note_says_name_source_size_and_folder_of_every_file(name):
+    (note,) = [n["widgets_values"][0] for n in nodes_of(name, *contract.NOTES) if n["id"] == 1]
+    rows = re.findall(r"^\| \[(\S+)\]\((https://\S+)\) \| (.+) \| (.+) \|$", note, re.MULTILINE)
+    assert {row[0] for row in rows} == set(NATIVE[name])
+    folders = {model["name"]: model["directory"] for model in models_of(name)}
+    for file, _, size, folder in rows:
+        assert folder.split(",")[0] == folders.get(file, "seed_tokenizer")
+        on_google_drive = file in ("seed_tokenizer.pth", "causal_qformer.pth")
+        assert size == "see there" if on_google_drive else re.fullmatch(r"[\d.]+ [GM]B", size)
+
+
+def test_native_unclip_says_that_its_mirror_is_unofficial():
+    note = nodes_of("native_unclip", *contract.NOTES)[0]["widgets_values"][0]
+    assert "sd2-community/" in note
+    assert "unofficial" in note
+
+
+def test_only_the_second_picture_of_native_unclip_is_switched_off():
+    """Then the negative prompt reaches the sampler as it is, the reference's way."""
+    off = [n["type"] for n in nodes_of("native_unclip") if n["mode"] == contract.BYPASSED]
+    assert sorted(off) == [
+        "SEEDCodesToEmbedding",
+        "SEEDEncode",
+        "SEEDSamplePicture",
+        "unCLIPConditioning",
+    ]
+    twin = contract.to_api(read("native_unclip"), TABLE)
+    (sampler,) = [node for node in twin.values() if node["class_type"] == "KSampler"]
+    assert twin[sampler["inputs"]["positive"][0]]["class_type"] == "unCLIPConditioning"
+    assert twin[sampler["inputs"]["negative"][0]]["class_type"] == "CLIPTextEncode"
 
 
 @each_template
