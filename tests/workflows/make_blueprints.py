@@ -11,7 +11,7 @@ import importlib.util
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +24,10 @@ contract = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(contract)
 Row = contract.Node
 
-IPADAPTER_PACK = {"cnr_id": "comfyui_ipadapter_plus", "ver": "2.0.0"}
-IPADAPTER_ROWS = {
-    "IPAdapterModelLoader": Row(
-        widgets={"ipadapter_file": contract.is_filled_text},
-        outputs=(("IPADAPTER", "IPADAPTER"),),
-        is_ours=False,
-    ),
-    "IPAdapterEmbeds": Row(
-        sockets=(
-            ("model", "MODEL"),
-            ("ipadapter", "IPADAPTER"),
-            ("pos_embed", "EMBEDS"),
-            ("neg_embed", "EMBEDS"),
-            ("attn_mask", "MASK"),
-            ("clip_vision", "CLIP_VISION"),
-        ),
-        optional=("neg_embed", "attn_mask", "clip_vision"),
-        widgets={
-            "weight": contract.number(-1, 3),
-            "weight_type": contract.is_filled_text,
-            "start_at": contract.number(0, 1),
-            "end_at": contract.number(0, 1),
-            "embeds_scaling": contract.is_filled_text,
-        },
-        outputs=(("MODEL", "MODEL"),),
-        is_ours=False,
-    ),
-}
-ROWS = {
-    **contract.nodes([path.stem for path in SAMPLES.glob("*.png")]),
-    **IPADAPTER_ROWS,
-    "SEEDCodesToIPAdapter": Row(
-        sockets=(contract.TOKENIZER, contract.CODES),
-        outputs=(("pos_embed", "EMBEDS"), ("neg_embed", "EMBEDS")),
-    ),
-}
+_rows = contract.nodes([path.stem for path in SAMPLES.glob("*.png")])
+_embeds = _rows["IPAdapterEmbeds"]
+# Its declaration, and so the frontend's drawing, calls one more input optional.
+ROWS = _rows | {"IPAdapterEmbeds": replace(_embeds, optional=("neg_embed", *_embeds.optional))}
 # The wire type of a widget, as the frontend writes it. A widget that is not here is a COMBO.
 WIDGET_TYPES = {
     "prompt": "STRING",
@@ -71,7 +39,6 @@ WIDGET_TYPES = {
 LISTS = {("SEEDGenerate", "text"), ("SEEDGenerate", "chat")}
 OPTIONAL, LIST = 7, 6  # the shapes of slots in LiteGraph
 INPUTS, OUTPUTS = -10, -20  # the ids of a subgraph's own two ends
-SEED_MINI = "seed-mini (bundled)"
 
 
 @dataclass(frozen=True)
@@ -103,7 +70,10 @@ class Blueprint:
 
 
 def loader(
-    kind: str, row: int, model: str = SEED_MINI, offers: tuple[Mapping[str, str], ...] = ()
+    kind: str,
+    row: int,
+    model: str = contract.BUNDLED_CHOICE,
+    offers: tuple[Mapping[str, str], ...] = (),
 ) -> Inner:
     """One of the three loaders, in the left column."""
     types = {"tokenizer": "Tokenizer", "language_model": "LLaMA", "decoder": "Decoder"}
@@ -520,7 +490,7 @@ def _output(name: str, kind: str, is_list: bool) -> dict[str, Any]:
 
 
 def _properties(inner: Inner, row: Row) -> dict[str, Any]:
-    pack = contract.PACK if row.is_ours else IPADAPTER_PACK
+    pack = contract.origin(inner.type, row)
     models = {"models": [dict(model) for model in inner.models]} if inner.models else {}
     return pack | {"Node name for S&R": inner.type} | models
 

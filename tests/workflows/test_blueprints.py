@@ -156,10 +156,7 @@ def test_sockets_and_outputs_are_those_of_the_contract(name):
 def test_widget_values_are_complete_and_in_range(name):
     for node in nodes_of(name):
         found = values(node)
-        checks = dict(ROWS[node["type"]].widgets)
-        if name == IPADAPTER and node["type"] == "SEEDTokenizerLoader":
-            checks["tokenizer"] = lambda value: value == "seed_quantizer.pt"
-        for widget, check in checks.items():
+        for widget, check in ROWS[node["type"]].widgets.items():
             assert check(found[widget]), f"{node['type']}.{widget} = {found[widget]!r}"
 
 
@@ -189,7 +186,7 @@ def test_every_model_inside_is_chosen_outside(name):
 def test_begins_with_the_bundled_models(name):
     loaders = [node for node in nodes_of(name) if node["type"].endswith("Loader")]
     assert loaders
-    assert {node["widgets_values"][0] for node in loaders} == {"seed-mini (bundled)"}
+    assert {node["widgets_values"][0] for node in loaders} == {contract.BUNDLED_CHOICE}
 
 
 @each_runnable
@@ -211,12 +208,9 @@ def test_pictures_are_painted_the_way_seed_mini_is_at_its_best(name):
 def test_nodes_say_which_pack_they_come_from(name):
     """The frontend tells which pack to install by this id."""
     for node in nodes_of(name):
-        properties = node["properties"]
-        found = {key: properties.get(key) for key in contract.PACK}
-        if ROWS[node["type"]].is_ours:
-            assert found == contract.PACK
-        elif node["type"] not in contract.NOTES:
-            assert found == maker.IPADAPTER_PACK
+        if node["type"] not in contract.NOTES:
+            found = {key: node["properties"].get(key) for key in ("cnr_id", "ver")}
+            assert found == contract.origin(node["type"], ROWS[node["type"]])
 
 
 def test_files_that_are_not_bundled_can_be_offered():
