@@ -100,6 +100,11 @@ def model_files(server, name: str) -> Iterator[None]:
             path.unlink()
 
 
+def without_titles(prompt: dict) -> dict:
+    """Titles follow the display names, which the double of IPAdapter does not have."""
+    return {key: node | {"_meta": None} for key, node in prompt.items()}
+
+
 def overlap(a: list[float], b: list[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
@@ -113,7 +118,7 @@ def test_opens_clean_where_its_files_are(
         frontend = open_template(server, name, vue_nodes)
         assert frontend.complaints() == []
         twin = json.loads((TWINS / f"{name}.json").read_text(encoding="utf-8"))
-        assert frontend.api_prompt() == twin
+        assert without_titles(frontend.api_prompt()) == without_titles(twin)
         overlapping = [
             (a["type"], b["type"])
             for a, b in itertools.combinations(frontend.boxes(), 2)
