@@ -7,6 +7,7 @@ from PIL import Image
 
 from ..seed_core import SeedCodes
 from ..seed_core.checkpoints import sample_pictures
+from ..seed_core.familiarity import summarize_fit
 from ..seed_core.preprocess import FITS
 from . import host
 from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
@@ -88,7 +89,6 @@ class SeedEncode(io.ComfyNode):
             distances.append(found[1])
             progress.step(sum(map(len, rows)), len(pixels))
         codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core, torch.cat(distances))
-        if far := codes.unfamiliar():
-            which = "" if len(codes) == 1 else f" ({len(far)} of {len(codes)} pictures)"
-            host.show_text(f"Unlike what {core.family} knows{which}: expect a poor likeness.")
+        # At each run: nothing takes the words of the last one off the node.
+        host.show_text(summarize_fit(codes))
         return io.NodeOutput(codes)

@@ -17,7 +17,7 @@ from .model_files import DECODER, LLM, TOKENIZER, ModelKind
 
 PRECISIONS = ["auto", "fp32", "fp16", "bf16"]
 LLM_PRECISIONS = ["auto", "bf16", "fp16", "fp32", "fp8"]
-# The reference runs tokenizer and decoder in fp16 and trained the language model in bf16.
+# The reference runs SEED-2's tokenizer and decoder in fp16 and trained the language model in bf16.
 PREFERRED_DTYPE = {TOKENIZER: "fp16", DECODER: "fp16", LLM: "bf16"}
 
 # The decoder's layers are diffusers' own; ours come from the host, which can then stream them.
@@ -63,8 +63,8 @@ class SeedTokenizerLoader(io.ComfyNode):
                     "tokenizer",
                     options=model_files.choices(TOKENIZER),
                     default=model_files.BUNDLED_CHOICE,
-                    tooltip="A file of models/seed_tokenizer. seed-mini comes with the pack: a "
-                    "miniature that knows 192 emoji-like things, to try every workflow at once.",
+                    tooltip="A file of models/seed_tokenizer, of SEED-2 or SEED-1. seed-mini comes with "
+                    "the pack: a miniature that knows 192 emoji-like things, to try every workflow.",
                 ),
                 _precision(PRECISIONS, "fp16"),
             ],

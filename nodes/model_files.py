@@ -14,7 +14,13 @@ from typing import Any
 from ..seed_core.checkpoints import WEIGHT_SUFFIXES
 from ..seed_core.errors import CheckpointError
 from ..seed_core.llm_folder import has_fp8_weights
-from ..seed_core.tokenizer_files import QFORMER_FILES, VISION_TOWER_FILES
+from ..seed_core.tokenizer_files import (
+    EVA_VIT_LINK,
+    QFORMER_FILES,
+    SEED_1_LINK,
+    VISION_TOWER_FILES,
+)
+from ..seed_core.tokenizer_network import TOKENIZER_LINK
 from . import host
 
 BUNDLED = "seed-mini"
@@ -39,8 +45,9 @@ class ModelKind:
 
 TOKENIZER = ModelKind(
     ("seed_tokenizer",),
-    "seed_quantizer.pt from https://huggingface.co/AILab-CVC/seed-tokenizer-2, with "
-    "eva_vit_g.pth from BLIP-2 beside it",
+    f"seed_quantizer.pt from {TOKENIZER_LINK} (SEED-2), or seed_tokenizer.pth and "
+    f"causal_qformer.pth from {SEED_1_LINK} (SEED-1), with eva_vit_g.pth from {EVA_VIT_LINK} "
+    "beside it",
 )
 LLM = ModelKind(
     ("seed_llm",),

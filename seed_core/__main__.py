@@ -26,6 +26,7 @@ from . import (
 )
 from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
 from .convert import convert_llm
+from .embeddings import require_image_embedding
 from .fp8 import computing_dtype
 from .generation import REPLIES
 from .picture_files import (
@@ -109,6 +110,7 @@ def _encode(
 
 def _embed(args: argparse.Namespace, codes: list[SeedCodes]) -> list[torch.Tensor]:
     tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
+    require_image_embedding(tokenizer.embedding_shape, tokenizer.family)
     return [tokenizer.embed(each) for each in codes]
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .codes import CODEBOOK_SIZES, FAMILIAR_DISTANCE, NUM_CODES, SeedCodes
+from .codes import CODEBOOK_SIZES, NUM_CODES, SeedCodes
+from .familiarity import FAMILIAR_DISTANCE, describe_fit
 
-# Pixels. A node of ordinary width shows the picture at about 60 %, where all of it is still legible.
+# Pixels. A node of ordinary width shows one picture at about 60 %, where all of it is legible.
 COLUMNS, ROWS = 8, NUM_CODES // 8
 CELL_WIDTH, CELL_HEIGHT = 64, 80
 _DOT = 9  # a sign is 5 x 5 dots
@@ -45,26 +46,28 @@ _SIGNS = _signs(max(CODEBOOK_SIZES.values()))
 def draw_codes(codes: SeedCodes) -> torch.Tensor:
     """Return one picture of the codes of each picture.
 
-    In a batch, cells whose code the first picture has in the same place are framed.
+    In a batch, a cell is framed if another picture has the same code in the same place.
 
     Returns:
         float32 ``[B, H, W, 3]`` in 0..1 on the CPU, codes in reading order.
     """
     height, width = ROWS * CELL_HEIGHT + FOOTER_HEIGHT, COLUMNS * CELL_WIDTH
     pictures = np.empty((len(codes), height, width, 3), dtype=np.float32)
-    rows, distances = codes.values.tolist(), codes.distances.tolist()
-    limit = FAMILIAR_DISTANCE.get(codes.family)
-    for i, (row, far) in enumerate(zip(rows, distances, strict=True)):
+    values = codes.values.cpu()
+    shared = ((values[:, None] == values[None]).sum(1) > 1).tolist()  # [B, 32]
+    distances, limit = codes.distances.tolist(), FAMILIAR_DISTANCE.get(codes.family)
+    for i, (row, fit) in enumerate(zip(values.tolist(), describe_fit(codes), strict=True)):
         picture = Image.new("RGB", (width, height), _PAPER)
         draw = ImageDraw.Draw(picture)
-        is_shared = [i > 0 and code == first for code, first in zip(row, rows[0], strict=True)]
         for position, code in enumerate(row):
             left, top = position % COLUMNS * CELL_WIDTH, position // COLUMNS * CELL_HEIGHT
-            _draw_cell(draw, left, top, code, is_shared[position])
+            _draw_cell(draw, left, top, code, shared[i][position])
             if limit:
-                _draw_bar(draw, left, top, far[position], limit)
-        lines = [_origin(codes.family, i, is_shared), _fit(codes.family, float(np.mean(far)))]
-        for line, text in enumerate(lines):
+                _draw_bar(draw, left, top, distances[i][position], limit)
+        title = f"{codes.family}, {NUM_CODES} codes"
+        if len(codes) > 1:
+            title = f"{codes.family}, picture {i + 1}: {sum(shared[i])} of {NUM_CODES} codes shared"
+        for line, text in enumerate((title, fit)):
             _write(draw, (10, ROWS * CELL_HEIGHT + 4 + line * _LINE), text, 16, _INK)
         pictures[i] = np.asarray(picture, dtype=np.float32) / 255
     return torch.from_numpy(pictures)
@@ -94,7 +97,7 @@ def _draw_bar(
     """Draw a distance as a line: half the cell at the limit of what is familiar. None for NaN."""
     x, y, width, height = _BAR
     if distance > 0:
-        length = round(width * min(distance / (2 * limit), 1))
+        length = max(1, round(width * min(distance / (2 * limit), 1)))
         box = (left + x, top + y, left + x + length - 1, top + y + height - 1)
         draw.rectangle(box, _FAR if distance > limit else _SOFT)
 
@@ -108,20 +111,3 @@ def _write(
     anchor: str = "la",
 ) -> None:
     draw.text(place, text, ink, ImageFont.load_default(size), anchor)
-
-
-def _origin(family: str, number: int, is_shared: list[bool]) -> str:
-    if not number:
-        return f"{family}, {NUM_CODES} codes"
-    return f"{family}, picture {number + 1}: {sum(is_shared)} of {NUM_CODES} codes as in the first"
-
-
-def _fit(family: str, distance: float) -> str:
-    """Say how far the picture is from what the tokenizer knows."""
-    if np.isnan(distance):
-        return "not made from a picture"
-    limit = FAMILIAR_DISTANCE.get(family)
-    if limit is None:
-        return f"distance {distance:.2f}"
-    kind = "unlike what" if distance > limit else "of the kind"
-    return f"distance {distance:.2f}: {kind} {family} knows (up to {limit})"

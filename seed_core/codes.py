@@ -18,12 +18,6 @@ NUM_CODES = 32
 CODEBOOK_SIZES = {"seed-1": 8192, "seed-2": 8192, "seed-mini": 512}
 """The published families and the number of different codes each one has."""
 
-FAMILIAR_DISTANCE = {"seed-mini": 0.23}
-"""Mean distance of a picture (see `SeedCodes`) up to which a family knows its kind, where measured.
-
-All of 1152 held-out pictures of seed-mini's world lie below it, 97 % of 234 photographs above.
-"""
-
 
 def image_token(code: int) -> str:
     """Return the text form of one code, such as ``<img_00042>``."""
@@ -133,12 +127,6 @@ class SeedCodes:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return self.values.shape[0]
-
-    def unfamiliar(self) -> list[int]:
-        """Return the rows of pictures unlike those the family was trained on, where that is known."""
-        limit = FAMILIAR_DISTANCE.get(self.family, torch.inf)
-        is_far = self.distances.mean(1) > limit  # never for NaN
-        return [row for row, far in enumerate(is_far.tolist()) if far]
 
     def require(self, family: str, codebook_size: int, who: str) -> torch.Tensor:
         """Return the values if they belong to ``family``.

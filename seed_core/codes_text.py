@@ -63,6 +63,8 @@ def _read_numbers(text: str) -> list[list[int]]:
     for i, line in enumerate(text.splitlines(), start=1):
         words = _SEPARATOR.split(line.strip()) if line.strip() else []
         for word in words:
+            if not word:
+                raise CodesError(f"line {i}: there is no number beside one of the commas. {_FORMS}")
             if not _NUMBER.fullmatch(word):
                 raise CodesError(f"line {i}: {word[:40]!r} is no code. {_FORMS}")
         if len(words) % NUM_CODES:

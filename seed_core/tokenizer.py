@@ -33,7 +33,8 @@ class SeedTokenizer:
     Attributes:
         module: the networks; a host may move them.
         device: where `encode` and `embed` compute.
-        dtype: precision of the networks; the nearest-code search is float32 always.
+        dtype: precision of the networks, of SEED-1 only of the vision tower; the nearest-code search
+            is float32 always.
         family: the family of its codes.
         codebook_size: number of different codes.
     """
@@ -136,7 +137,7 @@ class SeedTokenizer:
         values = values.to(self.device)
         for i in range(len(values)):
             # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
-            embeddings[i] = self.module.embed(values[i : i + 1], self.dtype)[0]
+            embeddings[i] = self.module.embed(values[i : i + 1])[0]
         return embeddings
 
     def memory_required(self, pictures: int) -> int:

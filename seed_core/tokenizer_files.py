@@ -90,8 +90,9 @@ def _own_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(
-        f"the folder {path} holds no tokenizer: expected model.safetensors, or seed_quantizer.pt "
-        f"beside eva_vit_g.pth. Get them from {TOKENIZER_LINK} and {EVA_VIT_LINK}"
+        f"the folder {path} holds no tokenizer: expected model.safetensors; seed_quantizer.pt from "
+        f"{TOKENIZER_LINK}; or seed_tokenizer.pth and causal_qformer.pth from {SEED_1_LINK}; the "
+        f"published ones with eva_vit_g.pth from {EVA_VIT_LINK}"
     )
 
 

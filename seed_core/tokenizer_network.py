@@ -185,7 +185,12 @@ class TokenizerConfig:
 
 
 def _hold_text_head(keys: Collection[str]) -> bool:
-    return any(key.startswith(("blocks_text.", "distill_text_proj.")) for key in keys)
+    """Tell SEED-1's weights. SEED-2's may hold what is left of its text branch, which is not used."""
+
+    def has(*beginnings: str) -> bool:
+        return any(key.startswith(beginnings) for key in keys)
+
+    return has("distill_text_proj.") and not has("distill_image_proj.", "image_down.")
 
 
 class TokenizerModel(nn.Module):
@@ -205,6 +210,10 @@ class TokenizerModel(nn.Module):
         self.image_norm = operations.LayerNorm(
             config.vision.width, eps=config.image_norm_eps, **factory
         )
+        if config.embeds_text:
+            # The reference halves SEED-2 as a whole, but of SEED-1 only the tower.
+            factory["dtype"] = torch.float32
+        self._dtype_after_tower = factory.get("dtype") or torch.float32
         self.qformer = QFormer(config.qformer, operations, **factory)
         self.encode_head = nn.Sequential(
             linear(width, width, **factory), nn.Tanh(), linear(width, dim, **factory)
@@ -241,13 +250,16 @@ class TokenizerModel(nn.Module):
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``, and their float32 distances."""
         features = self.image_norm(self.visual_encoder(pixels))  # [B, P, D]
-        queries = self.encode_head(self.qformer(features))  # [B, 32, codebook_dim]
+        queries = self.encode_head(
+            self.qformer(features.to(self._dtype_after_tower))
+        )  # [B, 32, codebook_dim]
         codes = self.quantizer.nearest(queries)
         return codes, (queries.float() - self.quantizer.lookup(codes)).norm(dim=-1)
 
-    def embed(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the embedding ``[B, *embedding_shape]`` of codes ``[B, 32]``."""
-        x = self.decode_head(self.quantizer.lookup(codes).to(dtype))  # [B, 32, D]
+        vectors = self.quantizer.lookup(codes).to(self._dtype_after_tower)
+        x = self.decode_head(vectors)  # [B, 32, D]
         x = x + self.decode_pos_embed.to(x)
         for block in self.decode_blocks:
             x = block(x)

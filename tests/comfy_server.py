@@ -38,6 +38,15 @@ def find_checkout() -> Path | None:
     return next((p for p in places if (p / "main.py").is_file() and (p / "comfy").is_dir()), None)
 
 
+def find_ipadapter() -> Path | None:
+    """The third-party pack: IPADAPTER_PATH, or the one installed in the checkout."""
+    if named := os.environ.get("IPADAPTER_PATH"):
+        return Path(named)
+    checkout = find_checkout()
+    installed = (checkout / "custom_nodes").iterdir() if checkout else ()
+    return next((p for p in installed if p.name.lower() == "comfyui_ipadapter_plus"), None)
+
+
 def find_python(checkout: Path) -> str:
     """The checkout's own interpreter where it has one, else the one running the tests."""
     for folder in (".venv", "venv"):

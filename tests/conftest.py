@@ -23,6 +23,12 @@ def load_beside(path: Path) -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def load_helper() -> Callable[[Path], ModuleType]:
+    """Imports a helper module of the tests from its file."""
+    return load_beside
+
+
 def global_state() -> dict[str, object]:
     """Everything global that a library has no business changing."""
     return {

@@ -7,7 +7,6 @@ The files are empty here: the frontend reads their names, and nothing is run.
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,9 +45,9 @@ MISSING = """() => {
 
 
 @pytest.fixture(scope="module")
-def server(browser_server, tmp_path_factory):
-    """One that has IPAdapter's nodes: those of IPADAPTER_PATH, or ones that look like them."""
-    ipadapter = Path(os.environ.get("IPADAPTER_PATH", IPADAPTER_DOUBLE))
+def server(comfy, browser_server, tmp_path_factory):
+    """One that has IPAdapter's nodes: the installed ones, or ones that look like them."""
+    ipadapter = comfy.find_ipadapter() or IPADAPTER_DOUBLE
     packs = browser_server.packs | {"ComfyUI_IPAdapter_plus": ipadapter}
     base = tmp_path_factory.mktemp("with_ipadapter")
     server = type(browser_server)(browser_server.checkout, base, packs)

@@ -73,15 +73,18 @@ def test_a_cell_depends_on_its_code_alone():
     assert torch.equal(cells(flipped), first.flip(0))
 
 
-def test_codes_of_the_first_picture_are_framed_where_they_come_again():
+def test_codes_that_pictures_share_are_framed_in_each_of_them():
     """In the same place only: the same code elsewhere says something else."""
-    values = torch.arange(32).repeat(2, 1)
+    values = torch.arange(32).repeat(3, 1)
     values[1, :16] = values[1, :16].flip(0)
-    batch, alone = draw_codes(codes_of(values)), draw_codes(codes_of(values[1]))
-    framed = [not torch.equal(a, b) for a, b in zip(cells(batch[1]), cells(alone[0]), strict=True)]
-    assert framed == [False] * 16 + [True] * 16
-    assert torch.equal(batch[0], draw_codes(codes_of(values[0]))[0])
-    assert not torch.equal(footer(batch[1]), footer(alone[0]))
+    values[2] += 100
+    batch = draw_codes(codes_of(values))
+    for row, shared in enumerate((16, 16, 0)):
+        (alone,) = draw_codes(codes_of(values[row]))
+        pairs = zip(cells(batch[row]), cells(alone), strict=True)
+        framed = [not torch.equal(a, b) for a, b in pairs]
+        assert framed == [False] * (32 - shared) + [True] * shared
+        assert not torch.equal(footer(batch[row]), footer(alone))
 
 
 @pytest.mark.parametrize("family", ["seed-2", "seed-mini"])
@@ -97,9 +100,9 @@ def test_distances_change_what_is_said(family):
 def test_a_longer_bar_is_a_greater_distance():
     """Up to twice what is familiar; none for codes that were not made from a picture."""
     distances = torch.full((1, 32), torch.nan)
-    distances[0, :4] = torch.tensor([0.1, 0.2, 0.4, 9.0])
+    distances[0, :5] = torch.tensor([1e-6, 0.1, 0.2, 0.4, 9.0])
     with_bars = cells(draw_codes(codes_of(torch.zeros(1, 32).long(), distances, "seed-mini"))[0])
     plain = with_bars[-1]
     bars = [int((cell != plain).any(-1).sum()) for cell in with_bars]
-    assert 0 < bars[0] < bars[1] < bars[2] < bars[3] <= 48 * 3
-    assert set(bars[4:]) == {0}
+    assert 0 < bars[0] < bars[1] < bars[2] < bars[3] < bars[4] <= 48 * 3
+    assert set(bars[5:]) == {0}

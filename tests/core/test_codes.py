@@ -112,10 +112,3 @@ def test_distances_are_nan_where_no_picture_was_encoded():
 def test_distances_of_another_shape_are_refused():
     with pytest.raises(CodesError, match=r"\[1, 32\].*\[32\]"):
         SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-mini", 512, torch.zeros(32))
-
-
-def test_only_where_a_limit_was_measured_can_a_picture_be_unfamiliar():
-    values = torch.zeros(3, 32, dtype=torch.int64)
-    distances = torch.tensor([0.1, 0.4, torch.nan])[:, None].expand(3, 32)
-    assert SeedCodes(values, "seed-mini", 512, distances).unfamiliar() == [1]
-    assert SeedCodes(values, "seed-2", 8192, distances).unfamiliar() == []

@@ -8,8 +8,8 @@ from PIL import Image
 
 import seed_core
 from seed_core import SeedCodes, checkpoints
-from seed_core.codes import FAMILIAR_DISTANCE
 from seed_core.errors import CodesError, PictureError
+from seed_core.familiarity import FAMILIAR_DISTANCE
 from seed_core.tokenizer import SeedTokenizer
 from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import seed_core
 from seed_core.errors import CheckpointError
@@ -106,3 +106,31 @@ def test_an_unknown_interpolation_is_refused(published):
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match="'lanczos'; known: bilinear, bicubic"):
         seed_core.load_tokenizer(published)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_remains_of_a_text_branch_make_no_seed_1(tiny_tensors, tiny_config, has_config):
+    """The published SEED-2 file holds 146 tensors that its model does not use."""
+    remains = ("blocks_text.0.norm1.weight", "pos_embed_text", "distill_text_proj.weight")
+    tensors = tiny_tensors | {key: torch.zeros(24) for key in remains}
+    save_file(tensors, tiny_config / "model.safetensors")
+    if has_config:
+        assert seed_core.load_tokenizer(tiny_config).family == "seed-2"
+    else:
+        (tiny_config / "config.json").unlink()
+        with pytest.raises(CheckpointError, match="another size"):  # than SEED-2 is published in
+            seed_core.load_tokenizer(tiny_config)
+
+
+def test_only_the_tower_of_seed_1_is_halved(seed_1_folder, merged, make_generator):
+    """As in the reference, which keeps the Q-Former and the heads in float32."""
+    half = seed_core.load_tokenizer(seed_1_folder, dtype=torch.float16)
+    kinds = {}
+    for name, tensor in half.module.state_dict().items():
+        kinds.setdefault(tensor.dtype, set()).add(name.partition(".")[0])
+    assert kinds.pop(torch.float16) == {"visual_encoder", "image_norm"}
+    assert kinds.keys() == {torch.float32}
+    codes = torch.randint(64, (2, 32), generator=make_generator())
+    assert torch.equal(half.embed(codes), merged.embed(codes))
+    pixels = merged.preprocess(torch.rand(4, 3, 60, 60, generator=make_generator()))
+    assert (half.encode(pixels) == merged.encode(pixels)).float().mean() > 0.8

@@ -5,8 +5,11 @@ The metrics take about 20 minutes on two cores (``pytest -m slow tests/evaluatio
 also of fewer samples, comes from ``python tests/evaluation/mini_world.py``.
 """
 
+import contextlib
 import importlib.util
+import itertools
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+import seed_core
+from seed_core.familiarity import FAMILIAR_DISTANCE
 
 TASKS = (
     "classifier_on_originals",
@@ -114,3 +120,41 @@ def test_metrics_reach_the_published_ones(mini_world, evaluation, task, capsys):
     with capsys.disabled():
         print("", mini_world.HEADER, *rows, sep="\n")
     assert [str(row) for row in rows if not row.holds] == []
+
+
+@pytest.mark.slow
+def test_the_limit_of_what_is_familiar_parts_its_world_from_photographs(mini_world, capsys):
+    """Held-out pictures, each object in each size twice; photographs whole and in eight pieces."""
+    chance = random.Random(0)
+    known = mini_world.World().render(mini_world.World().held_out(1152, chance))
+    others = list(itertools.chain.from_iterable(pieces(each, chance) for each in photographs()))
+    tokenizer = seed_core.load_tokenizer("seed-mini")
+    near, far = (
+        tokenizer.encode_with_distances(tokenizer.preprocess(pictures))[1].mean(1)
+        for pictures in (known, others)
+    )
+    limit = FAMILIAR_DISTANCE["seed-mini"]
+    below, above = (near < limit).float().mean(), (far > limit).float().mean()
+    with capsys.disabled():
+        print(f"\n{below:.2%} of {len(near)} known below {limit}, {above:.2%} of {len(far)} above")
+    assert below == 1
+    assert above > 0.9
+
+
+def photographs() -> Iterator[Image.Image]:
+    """Every picture inside scikit-image's wheel that is no icon."""
+    import skimage
+
+    for path in sorted((Path(skimage.__file__).parent / "data").iterdir()):
+        with contextlib.suppress(OSError), Image.open(path) as file:
+            if min(file.size) >= 100:
+                yield file.convert("RGB")
+
+
+def pieces(picture: Image.Image, chance: random.Random) -> Iterator[Image.Image]:
+    """The picture and eight squares of it."""
+    yield picture
+    for _ in range(8):
+        side = chance.randint(96, min(picture.size))
+        left, top = (chance.randint(0, length - side) for length in picture.size)
+        yield picture.crop((left, top, left + side, top + side))

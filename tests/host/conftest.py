@@ -1,7 +1,6 @@
 """API-format prompts for the live server: the four templates' graphs, built node by node."""
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -119,10 +118,6 @@ def graphs() -> dict[str, Graph]:
 
 
 @pytest.fixture(scope="session")
-def random_checkpoints() -> ModuleType:
+def random_checkpoints(load_helper: Callable[[Path], ModuleType]) -> ModuleType:
     """The writers of full-size random checkpoints, imported from the file beside this one."""
-    path = Path(__file__).with_name("random_checkpoints.py")
-    spec = importlib.util.spec_from_file_location("tests_random_checkpoints", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_helper(Path(__file__).with_name("random_checkpoints.py"))

@@ -101,7 +101,7 @@ def test_a_batch_is_encoded_in_order(run, mini, pictures, codes):
 
 
 def test_every_picture_is_painted_in_order(run, mini, pictures, codes):
-    """Two steps are rough, but no other sample comes near."""
+    """Four steps are rough, but no other sample comes near."""
     inputs = {"tokenizer": mini.tokenizer, "decoder": mini.decoder, "guidance_scale": 2.0}
     (painted,) = run("SEEDDecode", codes=codes, steps=4, **inputs)
     assert painted.shape == pictures.shape

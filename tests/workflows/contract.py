@@ -148,7 +148,7 @@ def _code_nodes() -> dict[str, Node]:
     embeds = (("pos_embed", "EMBEDS"), ("neg_embed", "EMBEDS"))
     return {
         "SEEDSelectCodes": Node(
-            (CODES,), {"index": whole(0, 4095), "length": whole(1, 4096)}, (CODES,)
+            (CODES,), {"index": whole(-4096, 4096), "length": whole(1, 4096)}, (CODES,)
         ),
         "SEEDBatchCodes": Node(batch, {}, (CODES,), optional=("codes_3", "codes_4")),
         "SEEDCodesToEmbedding": Node((TOKENIZER, CODES), {}, (CLIP_VISION,)),
