@@ -22,6 +22,8 @@ from . import (
     load_decoder,
     load_llm,
     load_tokenizer,
+    merge_lora,
+    read_lora,
     seeded_generators,
 )
 from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
@@ -88,6 +90,8 @@ def run_chat(args: argparse.Namespace) -> None:
     if args.picture:
         codes = _encode(args, args.picture, computing_dtype(dtype))
     llm = load_llm(args.model, args.device, dtype)
+    for path, strength in args.lora:
+        merge_lora(llm.module, read_lora(path, llm.config), strength)
     generator = seeded_generators(args.seed, 1)[0]
     reply = llm.generate(args.prompt, codes, options=options, generator=generator)
     say(reply.text)
@@ -176,6 +180,14 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--codes", type=Path, help="a codes file in place of pictures")
     chat.add_argument("-o", "--output", type=Path, default=Path("reply.json"))
     chat.add_argument("--model", default=SEED_MINI, help="a SEED-LLaMA folder")
+    chat.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="PATH[:STRENGTH]",
+        help="a peft adapter; may be given several times",
+    )
     _add_generation_options(chat)
 
     _add_convert_options(commands.add_parser("convert", help=run_convert.__doc__))
@@ -196,6 +208,15 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{name!r} is not usable here: {error}") from error
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """Split a path from the strength behind it; paths on Windows have a colon of their own."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def _add_decode_options(command: argparse.ArgumentParser) -> None:
