@@ -117,12 +117,13 @@ def _embed(args: argparse.Namespace, codes: list[SeedCodes]) -> list[torch.Tenso
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    """Write a SEED-LLaMA folder in another precision; fp8 halves its size and its memory."""
+    """Write a SEED-LLaMA folder in another precision, fp8 being half of 16 bits, or with LoRAs."""
 
     def on_tensor(done: int, total: int) -> None:
         sys.stderr.write(f"\r{done} of {total} tensors" + ("\n" if done == total else ""))
 
-    convert_llm(args.source, args.output, LLM_PRECISIONS[args.precision], on_tensor)
+    dtype = LLM_PRECISIONS[args.precision]
+    convert_llm(args.source, args.output, dtype, on_tensor, args.lora)
     say(f"wrote {args.output}")
 
 
@@ -180,17 +181,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--codes", type=Path, help="a codes file in place of pictures")
     chat.add_argument("-o", "--output", type=Path, default=Path("reply.json"))
     chat.add_argument("--model", default=SEED_MINI, help="a SEED-LLaMA folder")
-    chat.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        default=[],
-        metavar="PATH[:STRENGTH]",
-        help="a peft adapter; may be given several times",
-    )
     _add_generation_options(chat)
 
-    _add_convert_options(commands.add_parser("convert", help=run_convert.__doc__))
+    convert = commands.add_parser("convert", help=run_convert.__doc__)
+    _add_convert_options(convert)
 
     _add_bench_options(add("bench", run_bench))
 
@@ -198,6 +192,15 @@ def build_parser() -> argparse.ArgumentParser:
         precisions = LLM_PRECISIONS if command is chat else PRECISIONS
         command.add_argument("--tokenizer", default=SEED_MINI, help="a tokenizer file or folder")
         command.add_argument("--precision", choices=precisions, default="fp32")
+    for command in (chat, convert):
+        command.add_argument(
+            "--lora",
+            type=_lora,
+            action="append",
+            default=[],
+            metavar="PATH[:STRENGTH]",
+            help="a peft adapter; may be given several times",
+        )
     for command in (decode, chat):
         command.add_argument("--seed", type=int, default=0, help="random seed")
     return parser

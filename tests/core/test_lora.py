@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seed_core import CheckpointError, load_llm, merge_lora, read_lora
+from seed_core.__main__ import main
 from seed_core.convert import convert_llm
 from seed_core.fp8 import FP8
 
@@ -372,25 +373,40 @@ def test_a_folder_without_weights_says_what_was_looked_for(llm, save, tensors):
 # --- the command line ---
 
 
-def test_chat_takes_adapters_with_their_strengths(
-    mini_llm, peft_adapter, make_generator, tmp_path, capsys
-):
-    from seed_core.__main__ import main
+@pytest.fixture
+def strong(mini_llm, peft_adapter, make_generator, tmp_path):
+    """An adapter that changes what seed-mini says."""
+    random = make_generator(4)
+    tensors = peft_adapter.random_tensors(mini_llm.config, random, size=0.5)
+    return str(peft_adapter.save(tmp_path / "strong", tensors))
 
-    folder = peft_adapter.save(
-        tmp_path / "adapter",
-        peft_adapter.random_tensors(mini_llm.config, make_generator(4), size=0.5),
-    )
 
-    def reply(*loras):
+@pytest.fixture
+def chat(capsys):
+    def chat(*options):
+        capsys.readouterr()  # what came before
         asked = ["chat", "Draw a fox.", "--reply", "text", "--temperature", "0"]
-        options = [word for lora in loras for word in ("--lora", lora)]
         assert main([*asked, "--max-new-tokens", "12", *options]) == 0
         return capsys.readouterr().out
 
-    plain = reply()
-    assert reply(str(folder)) != plain
-    assert reply(f"{folder}:0") == plain
-    assert reply(f"{folder}:0.5", f"{folder}:-0.5") == plain
+    return chat
+
+
+def test_chat_takes_adapters_with_their_strengths(chat, strong):
+    plain = chat()
+    assert chat("--lora", strong) != plain
+    assert chat("--lora", f"{strong}:0") == plain
+    assert chat("--lora", f"{strong}:0.5", "--lora", f"{strong}:-0.5") == plain
+
+
+def test_convert_writes_a_model_with_adapters_in_it(chat, strong, tmp_path):
+    output = str(tmp_path / "merged")
+    lora = ["--lora", f"{strong}:0.8"]
+    assert main(["convert", "seed-mini", "-o", output, "--precision", "fp32", *lora]) == 0
+    assert chat("--model", output) == chat(*lora)
+
+
+def test_an_adapter_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    """Also where a colon in its path has no strength behind it."""
     assert main(["chat", "hi", "--lora", str(tmp_path / "C:gone")]) == 1
     assert "C:gone" in capsys.readouterr().err
