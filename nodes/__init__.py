@@ -18,6 +18,7 @@ from .embed import (
 from .encode import SeedEncode, SeedSamplePicture
 from .generate import SeedGenerate
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
+from .lora import SeedLoraLoader
 from .store_codes import SeedCodesToText, SeedLoadCodes, SeedSaveCodes, SeedTextToCodes
 
 NODES: list[type[io.ComfyNode]] = [
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     SeedTokenizerLoader,
     SeedLlamaLoader,
     SeedDecoderLoader,
+    SeedLoraLoader,
     SeedEncode,
     SeedGenerate,
     SeedChatView,

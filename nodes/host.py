@@ -4,6 +4,7 @@
 host moves weights and lays out pictures, and nothing of what the models compute.
 """
 
+import copy
 import html
 import itertools
 import json
@@ -19,12 +20,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.utils
+import comfy.weight_adapter
 import folder_paths
 import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..seed_core import SeedCodes, fp8, fp8_files
+from ..seed_core import LoraAdapter, SeedCodes, fp8, fp8_files
 from ..seed_core.checkpoints import LLM_PRECISIONS
 from ..seed_core.errors import CodesError, OptionError, PictureError
 
@@ -105,6 +107,7 @@ class LoadedModel:
 
     def __init__(self, core: Any, keep_whole: bool = False):
         self.core = core
+        self.without_lora: LoadedModel | None = None
         self.patcher = _patcher(core.module, keep_whole and _fits_whole(core))
 
     def ready(self, memory_required: int) -> Any:
@@ -112,6 +115,30 @@ class LoadedModel:
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
         self.core.device = self.patcher.load_device
         return self.core
+
+    def with_lora(self, adapter: LoraAdapter, strength: float) -> "LoadedModel":
+        """This model with an adapter, on the same weights: the host patches them when it is used.
+
+        Whichever of the two is made `ready` has the weights its own way, and unloading undoes it.
+        """
+        changed = copy.copy(self)
+        changed.without_lora = self  # lives on, for loaders to share
+        changed.patcher = self.patcher.clone()
+        kind = comfy.weight_adapter.LoRAAdapter
+        # The host scales a weight by the third argument before it adds the first times the tensor.
+        tensors = {_patch_key(c.part): ("diff", (c.tensor,)) for c in adapter.replacements}
+        changed.patcher.add_patches(tensors, strength, 1.0 - strength)
+        products = {
+            _patch_key(c.part): kind(set(), (c.up, c.down, c.scale * len(c.down), None, None, None))
+            for c in adapter.products
+        }
+        changed.patcher.add_patches(products, strength)
+        return changed
+
+
+def _patch_key(part: Any) -> Any:
+    """The host's name of a weight, or of some rows of it."""
+    return part.weight if part.rows is None else (part.weight, (0, *part.rows))
 
 
 _loaded: "weakref.WeakValueDictionary[tuple[Any, ...], LoadedModel]" = weakref.WeakValueDictionary()

@@ -14,6 +14,7 @@ from typing import Any
 from ..seed_core.checkpoints import WEIGHT_SUFFIXES
 from ..seed_core.errors import CheckpointError
 from ..seed_core.llm_folder import has_fp8_weights
+from ..seed_core.lora import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.tokenizer_files import (
     EVA_VIT_LINK,
     QFORMER_FILES,
@@ -27,7 +28,9 @@ BUNDLED = "seed-mini"
 BUNDLED_CHOICE = "seed-mini (bundled)"
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
 TOKENIZER_SUFFIXES = set(WEIGHT_SUFFIXES)
+LORA_SUFFIXES = {".safetensors"}
 PARTS_OF_A_TOKENIZER = (*VISION_TOWER_FILES, *QFORMER_FILES)  # lie beside its own file
+FILES_BESIDE = (*PARTS_OF_A_TOKENIZER, "config.json", ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ModelKind:
 
     folders: tuple[str, ...]
     advice: str
+    is_bundled: bool = True
 
     @property
     def folder(self) -> str:
@@ -58,28 +62,35 @@ DECODER = ModelKind(
     ("seed_decoder", "diffusers"),
     "the whole folder of https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip",
 )
+LORA = ModelKind(
+    ("seed_lora",),
+    f"the folder of a LoRA adapter as peft saves it, with {ADAPTER_CONFIG}",
+    is_bundled=False,
+)
 # The host shows only files with these endings in its own lists; "folder" is its word for folders.
 SUFFIXES = {
     "seed_tokenizer": TOKENIZER_SUFFIXES,
     "seed_llm": {"folder"},
     "seed_decoder": {"folder"},
+    "seed_lora": {"folder", *LORA_SUFFIXES},
 }
 
 
 def choices(kind: ModelKind) -> list[str]:
     """The options of a loader's combo; the bundled model comes first."""
-    return [BUNDLED_CHOICE, *sorted(_found(kind))]
+    return [BUNDLED_CHOICE] * kind.is_bundled + sorted(_found(kind))
 
 
 def find(kind: ModelKind, choice: str) -> str | Path:
     """What core loads for a choice: the name of the bundled model, or a path."""
-    if choice == BUNDLED_CHOICE:
+    if choice == BUNDLED_CHOICE and kind.is_bundled:
         return BUNDLED
     found = _found(kind)
     if choice not in found:
+        instead = f", or choose '{BUNDLED_CHOICE}' to go on without a download"
         raise CheckpointError(
             f"'{choice}' is not in models/{kind.folder}. {how_to_get(kind)} Then press R to refresh "
-            f"the list, or choose '{BUNDLED_CHOICE}' to go on without a download."
+            f"the list{instead if kind.is_bundled else ''}."
         )
     return found[choice]
 
@@ -87,7 +98,8 @@ def find(kind: ModelKind, choice: str) -> str | Path:
 def check(kind: ModelKind, choice: str) -> bool | str:
     """Say early what is missing; a choice that arrives by wire is checked when it is loaded."""
     try:
-        find(kind, choice or BUNDLED_CHOICE)
+        if choice:
+            find(kind, choice)
     except CheckpointError as error:
         return str(error)
     return True
@@ -121,7 +133,7 @@ def fingerprint(source: str | Path) -> tuple[Any, ...]:
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.is_file())
     else:
-        beside = [source.with_name(name) for name in (*PARTS_OF_A_TOKENIZER, "config.json")]
+        beside = [source.with_name(name) for name in FILES_BESIDE]
         files = [source, *(p for p in beside if p.is_file())]
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
@@ -142,15 +154,24 @@ def _models_below(kind: ModelKind, root: Path) -> Iterator[Path]:
         folder = Path(name)
         depth = len(folder.relative_to(root).parts)
         subfolders[:] = sorted(subfolders) if depth < FOLDER_DEPTH else []
-        if kind is TOKENIZER:
-            yield from (folder / f for f in sorted(files) if _is_tokenizer(f))
-        elif depth and (_is_unclip(folder) if kind is DECODER else "config.json" in files):
+        if depth and _is_model_folder(kind, folder, files):
             subfolders.clear()  # a model's own parts are no models
             yield folder
+        else:
+            yield from (folder / f for f in sorted(files) if _is_model_file(kind, f))
 
 
-def _is_tokenizer(file: str) -> bool:
-    return Path(file).suffix.lower() in TOKENIZER_SUFFIXES and file not in PARTS_OF_A_TOKENIZER
+def _is_model_folder(kind: ModelKind, folder: Path, files: list[str]) -> bool:
+    if kind is DECODER:
+        return _is_unclip(folder)
+    return {LLM: "config.json", LORA: ADAPTER_CONFIG}.get(kind) in files
+
+
+def _is_model_file(kind: ModelKind, file: str) -> bool:
+    suffix = Path(file).suffix.lower()
+    if kind is TOKENIZER:
+        return suffix in TOKENIZER_SUFFIXES and file not in PARTS_OF_A_TOKENIZER
+    return kind is LORA and suffix in LORA_SUFFIXES
 
 
 def _is_unclip(folder: Path) -> bool:

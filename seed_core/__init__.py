@@ -21,6 +21,7 @@ from .errors import (
 from .generation import GenerationOptions
 from .generators import seeded_generators
 from .llm import Reply, SeedLLM, load_llm
+from .lora import LoraAdapter, merge_lora, read_lora
 from .tokenizer import SeedTokenizer, load_tokenizer
 from .tokenizer_network import TokenizerConfig
 
@@ -33,6 +34,7 @@ __all__ = [
     "EmbeddingError",
     "GenerationError",
     "GenerationOptions",
+    "LoraAdapter",
     "OptionError",
     "PictureError",
     "PromptError",
@@ -48,5 +50,7 @@ __all__ = [
     "load_decoder",
     "load_llm",
     "load_tokenizer",
+    "merge_lora",
+    "read_lora",
     "seeded_generators",
 ]

@@ -22,6 +22,8 @@ from . import (
     load_decoder,
     load_llm,
     load_tokenizer,
+    merge_lora,
+    read_lora,
     seeded_generators,
 )
 from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
@@ -89,6 +91,8 @@ def run_chat(args: argparse.Namespace) -> None:
     if args.picture:
         codes = _encode(args, args.picture, computing_dtype(dtype))
     llm = load_llm(args.model, args.device, dtype)
+    for path, strength in args.lora:
+        merge_lora(llm.module, read_lora(path, llm.config), strength)
     generator = seeded_generators(args.seed, 1)[0]
     reply = llm.generate(args.prompt, codes, options=options, generator=generator)
     say(reply.text)
@@ -115,12 +119,13 @@ def _embed(args: argparse.Namespace, codes: list[SeedCodes]) -> list[torch.Tenso
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    """Write a SEED-LLaMA folder in another precision; fp8 halves its size and its memory."""
+    """Write a SEED-LLaMA folder in another precision, fp8 being half of 16 bits, or with LoRAs."""
 
     def on_tensor(done: int, total: int) -> None:
         sys.stderr.write(f"\r{done} of {total} tensors" + ("\n" if done == total else ""))
 
-    convert_llm(args.source, args.output, LLM_PRECISIONS[args.precision], on_tensor)
+    dtype = LLM_PRECISIONS[args.precision]
+    convert_llm(args.source, args.output, dtype, on_tensor, args.lora)
     say(f"wrote {args.output}")
 
 
@@ -180,7 +185,8 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--model", default=SEED_MINI, help="a SEED-LLaMA folder")
     _add_generation_options(chat)
 
-    _add_convert_options(commands.add_parser("convert", help=run_convert.__doc__))
+    convert = commands.add_parser("convert", help=run_convert.__doc__)
+    _add_convert_options(convert)
 
     _add_bench_options(add("bench", run_bench))
 
@@ -188,6 +194,15 @@ def build_parser() -> argparse.ArgumentParser:
         precisions = LLM_PRECISIONS if command is chat else PRECISIONS
         command.add_argument("--tokenizer", default=SEED_MINI, help="a tokenizer file or folder")
         command.add_argument("--precision", choices=precisions, default="fp32")
+    for command in (chat, convert):
+        command.add_argument(
+            "--lora",
+            type=_lora,
+            action="append",
+            default=[],
+            metavar="PATH[:STRENGTH]",
+            help="a peft adapter; may be given several times",
+        )
     for command in (decode, chat):
         command.add_argument("--seed", type=int, default=0, help="random seed")
     return parser
@@ -198,6 +213,15 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{name!r} is not usable here: {error}") from error
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """Split a path from the strength behind it; paths on Windows have a colon of their own."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def _add_decode_options(command: argparse.ArgumentParser) -> None:

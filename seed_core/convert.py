@@ -1,4 +1,4 @@
-"""A SEED-LLaMA's folder written anew in another number format.
+"""A SEED-LLaMA's folder written anew: in another number format, with LoRA adapters merged into it.
 
 Reads and writes tensor by tensor under Hugging Face's names, so that no more than one output file
 is in memory. To fp8 go the matrix products of the layers; embeddings, head and norms keep 16 bits.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from . import checkpoints, fp8, fp8_files, llm_folder
 from .errors import CheckpointError, OptionError
-from .llama import Llama, LlamaConfig, names_in_file
+from .llama import Llama, LlamaConfig, names_in_file, parts_in_file
+from .lora import LowRankProduct, Replacement, read_lora
 
 SHARD_BYTES = 2 * 2**30
 """Most bytes of one output file, unless a single tensor has more."""
@@ -33,14 +34,18 @@ def convert_llm(
     output: Path,
     dtype: torch.dtype,
     on_tensor: Callable[[int, int], None] | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
 ) -> None:
     """Write a model's folder in another precision; it is there when all of it is, or not at all.
 
     Args:
-        source: ``"seed-mini"``, or a SEED-LLaMA folder in any precision.
+        source: ``"seed-mini"``, or a SEED-LLaMA folder in any precision. With an adapter that has
+            embeddings and head of its own it may be the model that one was trained from, with fewer
+            token ids than the vocabulary beside it.
         output: the folder to make; it may exist if it is empty.
         dtype: one of `checkpoints.LLM_PRECISIONS`.
         on_tensor: called after each tensor with the number of tensors done and of all.
+        loras: adapters to merge, each with its strength; see `lora.read_lora`.
 
     Raises:
         CheckpointError: files of the source that are missing, damaged or another model's, or
@@ -48,15 +53,22 @@ def convert_llm(
         OptionError: an output folder that cannot be written to.
     """
     folder = llm_folder.find_llm_folder(source)
-    config, _, _ = llm_folder.read_description(folder)
+    config, _, fields = llm_folder.read_description(folder, grows=bool(loras))
     output = _check_output(folder.resolve(), output.resolve())
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         unfinished = Path(temporary) / output.name
         unfinished.mkdir()
-        _Conversion(folder, config, dtype, on_tensor).write(unfinished)
+        changes = _changes(folder, config, loras)
+        has_grown = config.vocab_size != int(fields["vocab_size"])
+        if has_grown:
+            _check_growth(folder, changes)
+        _Conversion(folder, config, dtype, on_tensor, changes).write(unfinished)
         for name in _COPIED:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, unfinished / name)
+        if has_grown:
+            text = json.dumps({**fields, "vocab_size": config.vocab_size}, indent=2)
+            (unfinished / "config.json").write_text(text, encoding="utf-8")
         if output.exists():
             output.rmdir()  # Windows renames no folder to one that exists
         unfinished.rename(output)
@@ -72,6 +84,37 @@ def _check_output(source: Path, output: Path) -> Path:
     return output
 
 
+Changes = dict[str, list[tuple[LowRankProduct | Replacement, float]]]
+"""What adapters do to the tensors of a file, by their names there, and how strongly."""
+
+
+def _changes(
+    folder: Path, config: LlamaConfig, loras: Sequence[tuple[str | Path, float]]
+) -> Changes:
+    if loras and config.tie_word_embeddings:
+        raise CheckpointError(
+            f"{folder} has one table for embeddings and head, and adapters are merged into models "
+            "that have two, as SEED-LLaMA does"
+        )
+    keys = {part: key for key, part in parts_in_file(config).items()}
+    changes: Changes = {}
+    for path, strength in loras:
+        for of_weight in read_lora(path, config).by_weight().values():
+            for change in of_weight:
+                changes.setdefault(keys[change.part], []).append((change, strength))
+    return changes
+
+
+def _check_growth(folder: Path, changes: Changes) -> None:
+    """Refuse to make up what tokens mean."""
+    for key in (llm_folder.EMBEDDINGS, llm_folder.HEAD):
+        if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
+            raise CheckpointError(
+                f"{folder} has fewer token ids than the vocabulary beside it, so it is no "
+                f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
+            )
+
+
 class _Conversion:
     """One model on its way to another precision."""
 
@@ -81,8 +124,10 @@ class _Conversion:
         config: LlamaConfig,
         dtype: torch.dtype,
         on_tensor: Callable[[int, int], None] | None,
+        changes: Changes,
     ) -> None:
         self._folder = folder
+        self._changes = changes
         self._dtype = dtype
         self._on_tensor = on_tensor
         self._done = 0
@@ -111,14 +156,24 @@ class _Conversion:
         shards.close()
 
     def _read(self, wanted: set[str]) -> checkpoints.Tensors:
-        """Yield the tensors named, quantised ones in float32."""
+        """Yield the tensors named with adapters merged, those and quantised ones in float32."""
         tensors = checkpoints.read_weights(self._files)
         for key, tensor in fp8_files.dequantized(tensors, self._stored, self._folder):
             if key in wanted:
-                yield key, tensor.contiguous()
+                yield key, self._merged(key, tensor).contiguous()
                 self._done += 1
                 if self._on_tensor is not None:
                     self._on_tensor(self._done, self._total)
+
+    def _merged(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        if key not in self._changes:
+            return tensor
+        changes = self._changes[key]
+        merged = torch.zeros(changes[0][0].part.shape)
+        merged[: len(tensor)] = tensor
+        for change, strength in changes:
+            change.apply_to(merged, strength)
+        return merged
 
     def _scales(self) -> dict[str, torch.Tensor]:
         """Return the scale of every tensor of a product: one for those that are joined."""

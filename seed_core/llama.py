@@ -106,6 +106,43 @@ class LlamaConfig:
         return per_position * batch * attended_length(length) * dtype.itemsize
 
 
+@dataclass(frozen=True)
+class WeightPart:
+    """Where the network holds one tensor of a Hugging Face file.
+
+    Attributes:
+        weight: the network's name of the tensor it is, or is part of.
+        rows: its first row there and how many it has; None is all of it.
+        shape: its own.
+    """
+
+    weight: str
+    rows: tuple[int, int] | None
+    shape: tuple[int, ...]
+
+
+def parts_in_file(config: LlamaConfig) -> dict[str, WeightPart]:
+    """Return where each tensor of a Hugging Face file belongs, by its name there."""
+    lengths = {
+        "q_proj": config.num_attention_heads * config.head_dim,
+        "k_proj": config.num_key_value_heads * config.head_dim,
+        "v_proj": config.num_key_value_heads * config.head_dim,
+        "gate_proj": config.intermediate_size,
+        "up_proj": config.intermediate_size,
+    }
+    parts = {}
+    for weight, tensor in Llama(config, device="meta").state_dict().items():
+        keys, first = names_in_file(weight), 0
+        if len(keys) == 1:
+            parts[weight] = WeightPart(weight, None, tuple(tensor.shape))
+            continue
+        for key in keys:
+            length = lengths[key.split(".")[-2]]
+            parts[key] = WeightPart(weight, (first, length), (length, *tensor.shape[1:]))
+            first += length
+    return parts
+
+
 class KVCache:
     """Keys and values of every position so far, allocated once and written in place.
 

@@ -8,7 +8,7 @@ Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _LAYERS_14B = 40
 """Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template."""
 
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
+
+EMBEDDINGS = "model.embed_tokens.weight"
 
 HEAD = "lm_head.weight"
 """What no file has where the table of embeddings is the head too."""
@@ -121,8 +123,14 @@ def read_llm_folder(
     )
 
 
-def read_description(folder: Path) -> tuple[LlamaConfig, Vocabulary, dict[str, Any]]:
+def read_description(
+    folder: Path, grows: bool = False
+) -> tuple[LlamaConfig, Vocabulary, dict[str, Any]]:
     """Return a model's sizes, its vocabulary, and all that its config.json says.
+
+    Args:
+        folder: the model's.
+        grows: take the vocabulary's size where the weights have less, for they will get the rest.
 
     Raises:
         CheckpointError: a missing or damaged file, or another model's.
@@ -132,6 +140,8 @@ def read_description(folder: Path) -> tuple[LlamaConfig, Vocabulary, dict[str, A
     fields = checkpoints.read_json(folder / "config.json")
     config = LlamaConfig.from_dict(fields)
     vocab = _vocabulary(folder)
+    if grows and config.vocab_size < vocab.size:
+        config = replace(config, vocab_size=vocab.size)
     if vocab.size != config.vocab_size:
         raise CheckpointError(
             f"{folder}: the vocabulary files have {vocab.size} token ids, the weights "
@@ -194,7 +204,7 @@ def _with_head(tensors: checkpoints.Tensors) -> checkpoints.Tensors:
     """Yield the table of embeddings as the head too."""
     for key, tensor in tensors:
         yield key, tensor
-        if key == "model.embed_tokens.weight":
+        if key == EMBEDDINGS:
             yield HEAD, tensor
 
 

@@ -112,6 +112,12 @@ def mini_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def peft_adapter() -> ModuleType:
+    """The writers of random LoRA adapters."""
+    return load_beside(TESTS / "peft_adapter.py")
+
+
+@pytest.fixture(scope="session")
 def photograph() -> Callable[[str], object]:
     """A photograph of scikit-image by its golden name, from the files inside its wheel."""
     import skimage

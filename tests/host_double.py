@@ -4,6 +4,7 @@ For machines without a checkout. `install()` puts the modules into sys.modules; 
 on the real host too, which keeps this file honest.
 """
 
+import copy
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -81,12 +82,62 @@ class PreviewText:
         return {"text": (self.value,)}
 
 
+class LoRAAdapter:
+    """Two narrow matrices and alpha; the rest of the host's tuple stands for other kinds."""
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]):
+        self.weights = weights
+
+
 class ModelPatcher:
-    """Holds a model and where it belongs."""
+    """Holds a model and where it belongs; clones share its weights and what they were."""
 
     def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device):
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.cached_patcher_init: Any = None
+        self.patches: dict[str, list[tuple[Any, ...]]] = {}
+        self.backup: dict[str, torch.Tensor] = {}
+
+    def clone(self) -> "ModelPatcher":
+        copied = copy.copy(self)
+        copied.patches = {key: patches[:] for key, patches in self.patches.items()}
+        return copied
+
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> None:
+        for key, value in patches.items():
+            name, rows = (key, None) if isinstance(key, str) else key
+            patch = (strength_patch, value, strength_model, rows)
+            self.patches.setdefault(name, []).append(patch)
+
+    def load(self) -> None:
+        """Give the model its own weights back, then those of this patcher."""
+        self.unpatch_model()
+        for name, patches in self.patches.items():
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            self.backup[name] = owner.weight
+            weight = owner.weight.clone()
+            for patch in patches:
+                _apply(weight, *patch)
+            owner.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def unpatch_model(self) -> None:
+        for name, weight in self.backup.items():
+            self.model.get_submodule(name.rpartition(".")[0]).weight = weight
+        self.backup.clear()
+
+
+def _apply(weight: torch.Tensor, strength: float, value: Any, of_model: float, rows: Any) -> None:
+    view = weight if rows is None else weight.narrow(*rows)
+    view *= of_model
+    if isinstance(value, LoRAAdapter):
+        up, down, alpha = value.weights[:3]
+        view += strength * alpha / len(down) * (up @ down)
+    else:
+        kind, (tensor,) = value
+        assert kind == "diff"
+        view += strength * tensor
 
 
 class ProgressBar:
@@ -132,6 +183,7 @@ def install(models_dir: Path) -> list[str]:
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
         "comfy.ops": {"manual_cast": torch.nn},
         "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy.weight_adapter": {"LoRAAdapter": LoRAAdapter},
         "comfy_api": {},
         "comfy_api.latest": {
             "ComfyExtension": ComfyExtension,
@@ -156,6 +208,12 @@ def _management() -> dict[str, Any]:
     """A machine without a graphics card. `loads` records what was asked for."""
     loads: list[tuple[list[Any], int]] = []
     devices = ("get_torch_device", "unet_offload_device", "intermediate_device")
+
+    def load_models_gpu(models: list[Any], memory_required: int = 0) -> None:
+        loads.append((models, memory_required))
+        for patcher in models:
+            patcher.load()
+
     return {
         **{name: lambda: CPU for name in devices},
         "should_use_fp16": lambda device: False,
@@ -164,9 +222,7 @@ def _management() -> dict[str, Any]:
         "minimum_inference_memory": lambda: 2**30,
         "module_size": lambda module: sum(x.nbytes for x in module.state_dict().values()),
         "loads": loads,
-        "load_models_gpu": lambda models, memory_required=0: loads.append(
-            (models, memory_required)
-        ),
+        "load_models_gpu": load_models_gpu,
         "throw_exception_if_processing_interrupted": lambda: None,
     }
 

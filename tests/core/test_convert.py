@@ -1,6 +1,7 @@
 """Conversion of a language model's folder: what is written, what is kept, what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -284,3 +285,85 @@ def test_seed_mini_in_fp8_names_the_samples(tmp_path, mini_llm, sample_codes):
         assert reply.text == f"It is a {thing}."
     stored = sum(t.nbytes for t in llm.module.state_dict().values())
     assert stored < 0.7 * sum(t.nbytes // 2 for t in mini_llm.module.state_dict().values())
+
+
+# --- adapters ---
+
+
+@pytest.fixture
+def adapter(llm_folder, tmp_path, peft_adapter, make_generator):
+    """As SEED-LLaMA's own recipe leaves it: projections, and embeddings, head and norms in full."""
+    config = seed_core.load_llm(llm_folder).config
+    tensors = peft_adapter.random_tensors(config, make_generator(6), in_full=True)
+    return peft_adapter.save(tmp_path / "adapter", tensors)
+
+
+def merged(llm_folder, *adapters):
+    llm = seed_core.load_llm(llm_folder)
+    for path, strength in adapters:
+        seed_core.merge_lora(llm.module, seed_core.read_lora(path, llm.config), strength)
+    return llm.module.state_dict()
+
+
+@pytest.mark.parametrize("strengths", [(1.0,), (0.5, -0.2)])
+def test_adapters_are_merged_as_into_a_loaded_network(llm_folder, adapter, tmp_path, strengths):
+    adapters = [(adapter, strength) for strength in strengths]
+    convert_llm(llm_folder, tmp_path / "new", torch.float32, loras=adapters)
+    state = seed_core.load_llm(tmp_path / "new").module.state_dict()
+    for name, tensor in merged(llm_folder, *adapters).items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_scales_are_those_of_the_merged_weights(llm_folder, adapter, tmp_path):
+    convert_llm(llm_folder, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
+    convert_llm(tmp_path / "new", tmp_path / "in_two_steps", fp8.FP8)
+    convert_llm(llm_folder, tmp_path / "at_once", fp8.FP8, loras=[(adapter, 1.0)])
+    at_once, in_two_steps = tensors_of(tmp_path / "at_once"), tensors_of(tmp_path / "in_two_steps")
+    assert at_once.keys() == in_two_steps.keys()
+    assert all(torch.equal(x.float(), in_two_steps[key].float()) for key, x in at_once.items())
+
+
+@pytest.fixture
+def ancestor(llm_folder, tmp_path):
+    """The model before it had tokens of pictures, with SEED's vocabulary already beside it."""
+    folder = tmp_path / "ancestor"
+    shutil.copytree(llm_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[key] = tensors[key][:1024].clone()
+    save_file(tensors, folder / "model.safetensors")
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**fields, "vocab_size": 1024})
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_an_adapter_makes_a_seed_llama_of_the_model_it_was_trained_from(
+    llm_folder, ancestor, adapter, tmp_path
+):
+    """The embeddings and the head come from the adapter, so it is what it is on the grown model."""
+    with pytest.raises(CheckpointError, match="1538 token ids"):
+        seed_core.load_llm(ancestor)
+    convert_llm(ancestor, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
+    state = seed_core.load_llm(tmp_path / "new").module.state_dict()
+    for name, tensor in merged(llm_folder, (adapter, 1.0)).items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_tokens_that_no_adapter_gives_a_meaning_are_not_made_up(
+    llm_folder, ancestor, tmp_path, peft_adapter, make_generator
+):
+    config = seed_core.load_llm(llm_folder).config
+    tensors = peft_adapter.random_tensors(config, make_generator(6))
+    adapter = peft_adapter.save(tmp_path / "adapter", tensors)
+    with pytest.raises(CheckpointError, match=r"no SEED-LLaMA yet.*embed_tokens"):
+        convert_llm(ancestor, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_with_one_table_takes_no_adapters(llm_folder, adapter, tmp_path):
+    fields = json.loads((llm_folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**fields, "tie_word_embeddings": True})
+    (llm_folder / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="one table for embeddings and head"):
+        convert_llm(llm_folder, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from seed_core.errors import CheckpointError
-from seed_core.llama import ATTENTION_STEP, KVCache, Llama, LlamaConfig, names_in_file
+from seed_core.llama import (
+    ATTENTION_STEP,
+    KVCache,
+    Llama,
+    LlamaConfig,
+    names_in_file,
+    parts_in_file,
+)
 
 FIELDS = {
     "model_type": "llama",
@@ -87,3 +94,17 @@ def test_the_estimate_of_the_cache_is_its_size():
     held = sum(x.numel() * x.element_size() for x in (cache.keys, cache.values))
     assert config.cache_bytes(3, 20, torch.float16) == held
     assert cache.length == ATTENTION_STEP
+
+
+def test_the_parts_in_a_file_cover_every_weight_once():
+    config = LlamaConfig.from_dict(FIELDS)
+    state = Llama(config, device="meta").state_dict()
+    rows = {name: [] for name in state}
+    for part in parts_in_file(config).values():
+        first, length = part.rows or (0, part.shape[0])
+        assert part.shape == (length, *state[part.weight].shape[1:])
+        rows[part.weight] += range(first, first + length)
+    assert rows == {name: list(range(len(tensor))) for name, tensor in state.items()}
+    query, key, value = (f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkv")
+    parts = parts_in_file(config)
+    assert [parts[x].rows for x in (query, key, value)] == [(0, 32), (32, 16), (48, 16)]

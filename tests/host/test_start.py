@@ -11,6 +11,7 @@ NODES = [
     "SEEDTokenizerLoader",
     "SEEDLLaMALoader",
     "SEEDDecoderLoader",
+    "SEEDLoRALoader",
     "SEEDEncode",
     "SEEDGenerate",
     "SEEDChatView",

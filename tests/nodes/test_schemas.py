@@ -17,6 +17,7 @@ CONTRACT = {
     ),
     "SEEDLLaMALoader": (["model COMBO", "precision COMBO"], ["llm SEED_LLM"]),
     "SEEDDecoderLoader": (["decoder COMBO", "precision COMBO"], ["decoder SEED_DECODER"]),
+    "SEEDLoRALoader": (["llm SEED_LLM", "lora COMBO", "strength FLOAT"], ["llm SEED_LLM"]),
     "SEEDEncode": (
         ["tokenizer SEED_TOKENIZER", "image IMAGE", "fit COMBO"],
         ["codes SEED_CODES"],
@@ -116,6 +117,7 @@ DEFAULTS = {
         "width": 0,
         "height": 0,
     },
+    "SEEDLoRALoader": {"strength": 1.0},
     "SEEDEncode": {"fit": "stretch"},
     "SEEDBlendEmbeddings": {"factor": 0.5, "mode": "linear"},
 }

@@ -1,0 +1,60 @@
+"""LoRA adapters on the language model."""
+
+from comfy_api.latest import io
+
+from ..seed_core import read_lora
+from . import host, model_files
+from .io_types import CATEGORY, SeedLlmWire
+from .model_files import LORA
+
+
+class SeedLoraLoader(io.ComfyNode):
+    """SEED_LLM + combo of `models/seed_lora` -> SEED_LLM."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDLoRALoader",
+            display_name="Load SEED LoRA",
+            category=CATEGORY,
+            description="Puts a LoRA adapter on SEED-LLaMA, as peft saves it after fine-tuning. The "
+            "model itself is not changed; several can follow one another.",
+            search_aliases=["LoRA", "peft", "adapter", "fine-tune", "SEED-LLaMA"],
+            inputs=[
+                SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA, or another LoRA."),
+                io.Combo.Input(
+                    "lora",
+                    options=model_files.choices(LORA),
+                    tooltip="A peft folder (with adapter_config.json) or a .safetensors file of "
+                    "models/seed_lora.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How much of it. 1 is as trained, 0 is off, below 0 turns it around.",
+                ),
+            ],
+            outputs=[
+                SeedLlmWire.Output("llm", tooltip="The model with the adapter, for SEED Generate.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str = "") -> bool | str:
+        return model_files.check(LORA, lora)
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, lora: str, strength: float, llm: host.LoadedModel | None = None
+    ) -> str:
+        return model_files.fingerprint_choice(LORA, lora)
+
+    @classmethod
+    def execute(cls, llm: host.LoadedModel, lora: str, strength: float) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(llm)
+        adapter = read_lora(model_files.find(LORA, lora), llm.core.config)
+        return io.NodeOutput(llm.with_lora(adapter, strength))
