@@ -1,4 +1,4 @@
-"""The command line: ``python -m seed_core demo|encode|decode|chat|convert|bench``.
+"""The command line: ``python -m seed_core demo|encode|decode|chat|convert|bench|fetch``.
 
 Parses arguments, reads and writes files, and leaves the rest to the library.
 """
@@ -28,7 +28,9 @@ from . import (
 )
 from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
 from .convert import convert_llm
+from .downloads import DOWNLOADS
 from .embeddings import require_image_embedding
+from .errors import OptionError
 from .fp8 import computing_dtype
 from .generation import REPLIES
 from .picture_files import (
@@ -144,6 +146,33 @@ def run_bench(args: argparse.Namespace) -> None:
         save_report(report, args.json)
 
 
+def run_fetch(args: argparse.Namespace) -> None:
+    """Fetch a published model into ComfyUI's models folder; no other command goes online."""
+    from . import fetch
+
+    if args.name is None:
+        for line in fetch.describe_all():
+            say(line)
+        return
+    plan = fetch.make_plan(args.name, fetch.find_models_folder(args.models), args.revision)
+    for line in fetch.describe(plan):
+        say(line)
+    fetch.check_disk(plan)
+    if plan.missing and not args.yes:
+        _ask_to_go_on()
+    for path in fetch.fetch(plan):
+        say(f"fetched {path}")
+
+
+def _ask_to_go_on() -> None:
+    if not sys.stdin.isatty():
+        raise OptionError("nothing was fetched: there is nobody to ask; add --yes to fetch this")
+    sys.stdout.write("Fetch this? [y/N] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise OptionError("nothing was fetched")
+
+
 def say(line: str) -> None:
     """Print a result, whatever the console's encoding can show."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -154,7 +183,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = argparse.ArgumentParser(prog="python -m seed_core")
     parser.add_argument("--verbose", action="store_true", help="log what is read and ignored")
-    commands = parser.add_subparsers(required=True, metavar="demo|encode|decode|chat|convert|bench")
+    commands = parser.add_subparsers(
+        required=True, metavar="demo|encode|decode|chat|convert|bench|fetch"
+    )
 
     def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
@@ -189,6 +220,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert_options(convert)
 
     _add_bench_options(add("bench", run_bench))
+
+    _add_fetch_options(commands.add_parser("fetch", help=run_fetch.__doc__))
 
     for command in (encode, decode, chat):
         precisions = LLM_PRECISIONS if command is chat else PRECISIONS
@@ -263,6 +296,15 @@ def _add_bench_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=int, default=128, help="new tokens of a timed reply")
     command.add_argument("--steps", type=int, default=20, help="diffusion steps of a picture")
     command.add_argument("--json", type=Path, help="also write every figure to this file")
+
+
+def _add_fetch_options(command: argparse.ArgumentParser) -> None:
+    command.description = run_fetch.__doc__
+    command.set_defaults(run=run_fetch)
+    command.add_argument("name", nargs="?", choices=DOWNLOADS, help="leave out to list them")
+    command.add_argument("--models", type=Path, help="ComfyUI's models folder")
+    command.add_argument("--revision", help="a commit, branch or tag in place of the pinned commit")
+    command.add_argument("--yes", action="store_true", help="fetch without asking")
 
 
 def main(arguments: list[str] | None = None) -> int:

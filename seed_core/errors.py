@@ -35,3 +35,7 @@ class CheckpointError(SeedError, RuntimeError):
 
 class GenerationError(SeedError, RuntimeError):
     """A generation that cannot start or cannot go on."""
+
+
+class DownloadError(SeedError, OSError):
+    """A model that cannot be fetched: no connection, a refusal, no room, a file in the way."""

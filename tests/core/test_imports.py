@@ -9,7 +9,7 @@ import seed_core
 MODULES = sorted(
     path.stem for path in Path(seed_core.__file__).parent.glob("*.py") if path.stem != "__init__"
 )
-HEAVY = ["transformers", "diffusers", "comfy", "comfy_api", "folder_paths"]
+HEAVY = ["transformers", "diffusers", "huggingface_hub", "comfy", "comfy_api", "folder_paths"]
 
 
 def run(program):

@@ -1,6 +1,7 @@
 """Loaders: what they offer, what they share, what they refuse."""
 
 import gc
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -187,3 +188,11 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
     assert type(llm.patcher).__name__ == kind
     (decoder,) = run("SEEDDecoderLoader", decoder=BUNDLED, precision="bf16")
     assert type(decoder.patcher).__name__ == "CoreModelPatcher"
+
+
+def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
+    importlib.import_module(f"{pack.seed_core.__name__}.downloads")
+    kinds = (pack.model_files.TOKENIZER, pack.model_files.LLM, pack.model_files.DECODER)
+    downloads = pack.seed_core.downloads.DOWNLOADS.values()
+    folders = {download.folder.partition("/")[0] for download in downloads}
+    assert folders == {kind.folder for kind in kinds}
