@@ -224,15 +224,15 @@ def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
         shapes = unclip_folder.network_shapes(folder, part)
         entries = _layout(build, shapes, folder.path, lambda name: (name,))
         layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
-    width = int(folder.read_json(f"unet/{CONFIG_FILE}")["cross_attention_dim"])
-    small = dict(unclip_folder.small_tensors(folder, width))
-    layout |= {name: Entry(torch.float32, tuple(t.shape)) for name, t in small.items()}
+    unet_config = folder.read_json(f"unet/{CONFIG_FILE}")
+    small = unclip_folder.small_shapes(folder, unet_config)
+    layout |= {name: Entry(torch.float32, shape) for name, shape in small.items()}
 
     def read() -> checkpoints.Tensors:
         for part in kinds:
             for name, tensor in unclip_folder.network_tensors(folder, part):
                 yield f"{part}.{name}", tensor
-        yield from small.items()
+        yield from unclip_folder.small_tensors(folder, unet_config)
 
     names = ["model_index.json", *(f"{part}/{CONFIG_FILE}" for part in kinds)]
     names += [f"{part}/scheduler_config.json" for part in unclip_folder.SCHEDULERS]

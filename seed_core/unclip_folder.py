@@ -25,6 +25,7 @@ DECODER_LINK = "https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip
 _WEIGHTS = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
 
 EMPTY_PROMPT = "empty_prompt"
+_TEXT_ENCODER = "text_encoder/config.json"
 SCHEDULERS = ("scheduler", "image_noising_scheduler")
 
 _OLD_ATTENTION_NAMES = {
@@ -136,16 +137,27 @@ def network_shapes(folder: ModelFolder, part: str) -> dict[str, tuple[int, ...]]
     return {_present_name(key): shape for key, shape in shapes.items()}
 
 
-def small_tensors(folder: ModelFolder, width: int) -> checkpoints.Tensors:
-    """Yield what a decoder needs besides its networks, under the names in a converted model.
+def small_shapes(folder: ModelFolder, unet_config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what `small_tensors` yields, without running the text encoder."""
+    mean, std = normalizer(folder)
+    width = int(unet_config["cross_attention_dim"])
+    if folder.part is not None:
+        text = folder.weights(_WEIGHTS, "text_encoder").shapes()[EMPTY_PROMPT]
+    elif folder.has(_TEXT_ENCODER):
+        tokens = int(folder.read_json(_TEXT_ENCODER)["max_position_embeddings"])
+        text = (1, tokens, width)
+    else:
+        text = (1, 1, width)
+    names = ("image_normalizer.mean", "image_normalizer.std", f"text_encoder.{EMPTY_PROMPT}")
+    return dict(zip(names, (tuple(mean.shape), tuple(std.shape), text), strict=True))
 
-    Args:
-        folder: a decoder's.
-        width: of the text encoding that its UNet takes.
-    """
+
+def small_tensors(folder: ModelFolder, unet_config: dict[str, Any]) -> checkpoints.Tensors:
+    """Yield what a decoder needs besides its networks, under the names in a converted model."""
     mean, std = normalizer(folder)
     yield "image_normalizer.mean", mean
     yield "image_normalizer.std", std
+    width = int(unet_config["cross_attention_dim"])
     yield f"text_encoder.{EMPTY_PROMPT}", empty_prompt(folder, width)
 
 
@@ -218,7 +230,7 @@ def empty_prompt(folder: ModelFolder, width: int) -> torch.Tensor:
     """
     if folder.part is not None:
         return dict(folder.weights(_WEIGHTS, "text_encoder").tensors())[EMPTY_PROMPT].float()
-    if not folder.has("text_encoder/config.json"):
+    if not folder.has(_TEXT_ENCODER):
         return torch.zeros(1, 1, width)
     words = folder.path / "tokenizer"
     if not any((words / name).is_file() for name in ("vocab.json", "tokenizer.json")):
