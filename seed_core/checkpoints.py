@@ -50,7 +50,8 @@ LLM_PRECISIONS = {**PRECISIONS, "fp8": fp8.FP8}
 """Those of the language model. fp8 is that of its weights; the rest of it computes in bf16."""
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-WEIGHT_SUFFIXES = (".safetensors", ".sft", *PICKLED_SUFFIXES)
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLED_SUFFIXES)
 
 _MAPPED_AT_ONCE = 512 * 2**20
 """Bytes of a pickled file that are read before its mapping is renewed."""
@@ -208,19 +209,24 @@ def _some(names: list[str], what: str) -> str:
     return f"{len(names)} {what} ({shown})"
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of one safetensors or pickled file, one at a time, on the CPU.
+
+    Args:
+        path: the file.
+        prefix: only those whose names begin with it.
 
     Raises:
         CheckpointError: no such file, an unknown kind, a damaged one, or a pickle with code in it.
     """
     if _is_pickled(path):
-        yield from _pickled_tensors(path)
+        yield from _pickled_tensors(path, prefix)
         return
     # What was read of a mapped file counts as memory until the mapping ends, and that is when its
     # last tensor is gone: one mapping a tensor.
     for key in read_keys(path):
-        yield key, read_tensor(path, key)
+        if key.startswith(prefix):
+            yield key, read_tensor(path, key)
 
 
 def read_tensor(path: Path, key: str) -> torch.Tensor:
@@ -237,16 +243,18 @@ def read_tensor(path: Path, key: str) -> torch.Tensor:
     return tensor
 
 
-def read_weights(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(files: Iterable[Path], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of several files, as `read_tensors` does."""
-    return (pair for file in files for pair in read_tensors(file))
+    return (pair for file in files for pair in read_tensors(file, prefix))
 
 
-def _pickled_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _pickled_tensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield copies, and map the file anew from time to time, as one mapping holds all of it."""
     content = _read_pickled(path)
     used = 0
     for key in list(content):
+        if not key.startswith(prefix):
+            continue
         if used > _MAPPED_AT_ONCE and _is_zip(path):
             content, used = {}, 0  # the old mapping ends before the new one begins
             content = _read_pickled(path)
@@ -262,6 +270,34 @@ def read_keys(path: Path) -> list[str]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the tensors of a weight file, of a safetensors file by its header.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    if _is_pickled(path):
+        return {key: tuple(tensor.shape) for key, tensor in _read_pickled(path).items()}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file's header says besides its tensors.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -326,12 +362,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no {path.name} in the folder {path.parent}")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """Return the object written in ``text``.
+
+    Args:
+        text: JSON in UTF-8.
+        where: what the text is, for messages.
+
+    Raises:
+        CheckpointError: no JSON, or no object.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object; got a {type(content).__name__}")
+        raise CheckpointError(f"{where} must hold a JSON object; got a {type(content).__name__}")
     return content
 
 

@@ -1,103 +1,242 @@
-"""A SEED-LLaMA's folder written anew: in another number format, with LoRA adapters merged into it.
+"""A model in its published form to one safetensors file, in the number format one wants.
 
-Reads and writes tensor by tensor under Hugging Face's names, so that no more than one output file
-is in memory. To fp8 go the matrix products of the layers; embeddings, head and norms keep 16 bits.
-The tensors that the network joins to one product get one scale. Knows files, not how a network
-computes.
+The file needs nothing beside it: sizes, vocabulary and where it comes from stand in its header. It is
+written tensor by tensor, so that no more than one is in memory, and a run that was stopped goes on
+where it ended. To fp8 go the matrix products of a language model's layers; embeddings, head and
+norms keep 16 bits, and tensors that the network joins to one product get one scale. LoRA adapters can
+be merged on the way. Knows how models are stored, not how a network computes.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from torch import nn
 
-from . import checkpoints, fp8, fp8_files, llm_folder
+from . import checkpoints, fp8, fp8_files, llm_folder, model_folder, unclip_folder
 from .errors import CheckpointError, OptionError
 from .llama import Llama, LlamaConfig, names_in_file, parts_in_file
 from .lora import LowRankProduct, Replacement, read_lora
+from .model_folder import ModelFolder
+from .streamed_file import Entry, StreamedFile, sha256_of
+from .tokenizer_files import CONFIG_FILE, open_tokenizer
+from .tokenizer_network import TokenizerModel
+from .vocab import VOCABULARY_FILES
 
-SHARD_BYTES = 2 * 2**30
-"""Most bytes of one output file, unless a single tensor has more."""
+SUFFIX = ".safetensors"
 
-_COPIED = ("config.json", "generation_config.json", *llm_folder.VOCABULARY_FILES)
+Progress = Callable[[int, int], None]
 
 
-def convert_llm(
-    source: str | Path,
-    output: Path,
-    dtype: torch.dtype,
-    on_tensor: Callable[[int, int], None] | None = None,
-    loras: Sequence[tuple[str | Path, float]] = (),
-) -> None:
-    """Write a model's folder in another precision; it is there when all of it is, or not at all.
+@dataclass(frozen=True)
+class Conversion:
+    """What is to be written.
+
+    Attributes:
+        part: tokenizer, llm or decoder.
+        source: the model's file or folder.
+        dtype: one of `checkpoints.LLM_PRECISIONS`.
+        files: the small files that go into the header.
+        layout: form of every tensor in the file.
+        read: yields the source's tensors, those of the layout among them.
+        products: names of tensors that are quantised, together where they have one scale.
+    """
+
+    part: str
+    source: Path
+    dtype: torch.dtype
+    files: Mapping[str, bytes]
+    layout: Mapping[str, Entry]
+    read: Callable[[], checkpoints.Tensors]
+    products: Collection[tuple[str, ...]] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.layout.values())
+
+    def metadata(self) -> dict[str, str]:
+        """Return what the header of the file says besides its tensors."""
+        names = {dtype: name for name, dtype in checkpoints.LLM_PRECISIONS.items()}
+        origin = {"source": self.source.name, "precision": names[self.dtype]}
+        quantised = [key for keys in self.products for key in keys]
+        return {
+            "format": "pt",
+            **model_folder.header(self.part, self.files, origin),
+            **(fp8_files.header(quantised) if quantised else {}),
+        }
+
+    def tensors(self, on_tensor: Progress | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor of the layout in its form.
+
+        Raises:
+            CheckpointError: numbers that the precision cannot hold.
+        """
+        # Quantised tensors are read twice, and each has one entry more in the layout: its scale.
+        count = iter(range(1, len(self.layout) + 1))
+        scales = self._scales(count, on_tensor)
+        for key, tensor in self._wanted(self.layout, count, on_tensor):
+            if key in scales:
+                yield key, fp8.quantize(tensor, scales[key])
+                yield f"{key}{fp8.SCALE_SUFFIX}", scales[key]
+            else:
+                result = tensor.to(self.layout[key].dtype)
+                self._check(key, bool(result.isfinite().all()))
+                yield key, result
+
+    def _scales(self, count: Iterator[int], on_tensor: Progress | None) -> dict[str, torch.Tensor]:
+        """Return the scale of every quantised tensor: one for those of a product."""
+        wanted = {key for keys in self.products for key in keys}
+        largest = {}
+        for key, tensor in self._wanted(wanted, count, on_tensor) if wanted else ():
+            largest[key] = float(torch.linalg.vector_norm(tensor.float(), torch.inf))
+            self._check(key, largest[key] < torch.inf)
+        common = {keys: max(largest[key] for key in keys) for keys in self.products}
+        return {key: fp8.scale_of(common[keys]) for keys in self.products for key in keys}
+
+    def _wanted(
+        self, names: Collection[str], count: Iterator[int], on_tensor: Progress | None
+    ) -> checkpoints.Tensors:
+        for key, tensor in self.read():
+            if key in names:
+                yield key, tensor
+                if on_tensor is not None:
+                    on_tensor(next(count), len(self.layout))
+
+    def _check(self, key: str, is_finite: bool) -> None:
+        if not is_finite:
+            raise CheckpointError(
+                f"{self.source}: {key} has numbers that "
+                f"{str(self.dtype).removeprefix('torch.')} cannot hold. Convert to bf16; if that "
+                "fails too, the file is damaged."
+            )
+
+
+def convert_model(conversion: Conversion, output: Path, on_tensor: Progress | None = None) -> str:
+    """Write a model; after an end of any kind the same call goes on where it stopped.
 
     Args:
-        source: ``"seed-mini"``, or a SEED-LLaMA folder in any precision. With an adapter that has
-            embeddings and head of its own it may be the model that one was trained from, with fewer
-            token ids than the vocabulary beside it.
-        output: the folder to make; it may exist if it is empty.
-        dtype: one of `checkpoints.LLM_PRECISIONS`.
+        conversion: see `plan_conversion`.
+        output: the file to make. It is there when all of it is.
         on_tensor: called after each tensor with the number of tensors done and of all.
-        loras: adapters to merge, each with its strength; see `lora.read_lora`.
+
+    Returns:
+        the SHA-256 of the file, as hexadecimal digits.
 
     Raises:
-        CheckpointError: files of the source that are missing, damaged or another model's, or
-            numbers that the precision cannot hold.
-        OptionError: an output folder that cannot be written to.
+        CheckpointError: a damaged source, or numbers that the precision cannot hold.
+        OptionError: an output that exists or cannot be written, or too little room on its disk.
     """
-    folder = llm_folder.find_llm_folder(source)
-    config, _, fields = llm_folder.read_description(folder, grows=bool(loras))
-    output = _check_output(folder.resolve(), output.resolve())
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        unfinished = Path(temporary) / output.name
-        unfinished.mkdir()
-        changes = _changes(folder, config, loras)
-        has_grown = config.vocab_size != int(fields["vocab_size"])
-        if has_grown:
-            _check_growth(folder, changes)
-        _Conversion(folder, config, dtype, on_tensor, changes).write(unfinished)
-        for name in _COPIED:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, unfinished / name)
-        if has_grown:
-            text = json.dumps({**fields, "vocab_size": config.vocab_size}, indent=2)
-            (unfinished / "config.json").write_text(text, encoding="utf-8")
-        if output.exists():
-            output.rmdir()  # Windows renames no folder to one that exists
-        unfinished.rename(output)
-
-
-def _check_output(source: Path, output: Path) -> Path:
-    if output == source:
-        raise OptionError(f"{output} is the model to convert; give another folder for the result")
+    if output.suffix != SUFFIX:
+        raise OptionError(f"the output must end in {SUFFIX}; got {output.name}")
     if not output.parent.is_dir():
         raise OptionError(f"there is no folder {output.parent} to make {output.name} in")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OptionError(f"{output} is not empty; give the name of a new folder")
-    return output
+    file = StreamedFile(output, conversion.layout, conversion.metadata())
+    with file.open():
+        for key, tensor in conversion.tensors(on_tensor):
+            if key not in file.done:
+                file.write(key, tensor)
+    return sha256_of(output)
 
 
-Changes = dict[str, list[tuple[LowRankProduct | Replacement, float]]]
-"""What adapters do to the tensors of a file, by their names there, and how strongly."""
+def plan_conversion(
+    source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, float]] = ()
+) -> Conversion:
+    """Find out what a conversion would write; of the weights only names and shapes are looked at.
+
+    Args:
+        source: a tokenizer's file or folder, a SEED-LLaMA folder, a diffusers unCLIP folder, or a
+            converted model. With an adapter that has embeddings and head of its own it may be the
+            model that one was trained from, with fewer token ids than the vocabulary beside it.
+        dtype: one of `checkpoints.LLM_PRECISIONS`; float8_e4m3fn for language models alone.
+        loras: adapters to merge into a language model, each with its strength; see `read_lora`.
+
+    Raises:
+        CheckpointError: files that are missing, damaged or another model's.
+        OptionError: a precision or adapters that the part cannot have.
+    """
+    part = _part_of(source)
+    if dtype == fp8.FP8 and part != "llm":
+        raise OptionError(
+            f"fp8 is for language models; a {part} loses too much by it. Choose fp16 or bf16."
+        )
+    if part == "llm":
+        return _llm(source, dtype, loras)
+    if loras:
+        raise OptionError(f"LoRA adapters are for language models; {source} is a {part}")
+    return (_tokenizer if part == "tokenizer" else _decoder)(source, dtype)
+
+
+def _part_of(source: Path) -> str:
+    if source.is_file():
+        header = model_folder.read_header(source)
+        return header[0] if header else "tokenizer"
+    if (source / "model_index.json").is_file():
+        return "decoder"
+    return "llm" if any((source / name).is_file() for name in VOCABULARY_FILES) else "tokenizer"
+
+
+def _tokenizer(source: Path, dtype: torch.dtype) -> Conversion:
+    files = open_tokenizer(source)
+    config = json.dumps(files.config.to_dict(), indent=1).encode()
+    build = partial(TokenizerModel, files.config, device="meta", dtype=dtype)
+    layout = _layout(build, files.shapes(), files.source, files.names)
+    return Conversion(
+        "tokenizer", files.source, dtype, {CONFIG_FILE: config}, layout, files.tensors
+    )
+
+
+def _llm(source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, float]]) -> Conversion:
+    folder = llm_folder.find_llm_folder(source)
+    config, _, fields = llm_folder.read_description(folder, grows=bool(loras))
+    changes = _changes(folder.path, config, loras)
+    files = _small_files(folder, (CONFIG_FILE, "generation_config.json", *VOCABULARY_FILES))
+    if config.vocab_size != int(fields["vocab_size"]):
+        _check_growth(folder.path, changes)
+        grown = {**fields, "vocab_size": config.vocab_size}
+        files[CONFIG_FILE] = json.dumps(grown, indent=2).encode()
+    weights = llm_folder.llm_weights(folder)
+    stored = fp8_files.read_scales(weights.files)
+    build = partial(Llama, config, device="meta", dtype=fp8.computing_dtype(dtype))
+    shapes = weights.shapes() | {key: found[0][0].part.shape for key, found in changes.items()}
+    if config.tie_word_embeddings:
+        shapes[llm_folder.HEAD] = shapes.get(llm_folder.EMBEDDINGS, ())
+    layout = _layout(build, shapes, folder.path, names_in_file)
+    if config.tie_word_embeddings:
+        del layout[llm_folder.HEAD]
+    joined = llm_folder.matrix_products(config).values() if dtype == fp8.FP8 else ()
+    products = [keys for keys in joined if llm_folder.HEAD not in keys]
+    for key in (key for keys in products for key in keys):
+        layout[key] = Entry(fp8.FP8, layout[key].shape)
+        layout[f"{key}{fp8.SCALE_SUFFIX}"] = Entry(torch.float32, ())
+
+    def read() -> checkpoints.Tensors:
+        for key, tensor in fp8_files.dequantized(weights.tensors(), stored, folder.path):
+            yield key, _merged(tensor, changes.get(key, ()))
+
+    return Conversion("llm", folder.path, dtype, files, layout, read, products)
+
+
+Change = tuple[LowRankProduct | Replacement, float]
+"""What an adapter does to one tensor of a file, and how strongly."""
 
 
 def _changes(
-    folder: Path, config: LlamaConfig, loras: Sequence[tuple[str | Path, float]]
-) -> Changes:
+    source: Path, config: LlamaConfig, loras: Sequence[tuple[str | Path, float]]
+) -> dict[str, list[Change]]:
+    """Return what adapters do, by the names of tensors in the model's files."""
     if loras and config.tie_word_embeddings:
         raise CheckpointError(
-            f"{folder} has one table for embeddings and head, and adapters are merged into models "
+            f"{source} has one table for embeddings and head, and adapters are merged into models "
             "that have two, as SEED-LLaMA does"
         )
     keys = {part: key for key, part in parts_in_file(config).items()}
-    changes: Changes = {}
+    changes: dict[str, list[Change]] = {}
     for path, strength in loras:
         for of_weight in read_lora(path, config).by_weight().values():
             for change in of_weight:
@@ -105,138 +244,75 @@ def _changes(
     return changes
 
 
-def _check_growth(folder: Path, changes: Changes) -> None:
+def _check_growth(source: Path, changes: Mapping[str, Sequence[Change]]) -> None:
     """Refuse to make up what tokens mean."""
     for key in (llm_folder.EMBEDDINGS, llm_folder.HEAD):
         if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
             raise CheckpointError(
-                f"{folder} has fewer token ids than the vocabulary beside it, so it is no "
+                f"{source} has fewer token ids than the vocabulary beside it, so it is no "
                 f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
             )
 
 
-class _Conversion:
-    """One model on its way to another precision."""
-
-    def __init__(
-        self,
-        folder: Path,
-        config: LlamaConfig,
-        dtype: torch.dtype,
-        on_tensor: Callable[[int, int], None] | None,
-        changes: Changes,
-    ) -> None:
-        self._folder = folder
-        self._changes = changes
-        self._dtype = dtype
-        self._on_tensor = on_tensor
-        self._done = 0
-        self._files = llm_folder.weight_files(folder)
-        self._stored = fp8_files.read_scales(self._files)
-        names = Llama(config, device="meta").state_dict()
-        self._wanted = {key for name in names for key in names_in_file(name)}
-        if config.tie_word_embeddings:
-            self._wanted.discard(llm_folder.HEAD)
-        products = llm_folder.matrix_products(config).values() if dtype == fp8.FP8 else ()
-        self._products = [keys for keys in products if llm_folder.HEAD not in keys]
-        self._total = len(self._wanted) + sum(len(keys) for keys in self._products)
-
-    def write(self, folder: Path) -> None:
-        """Write the weights, and their index if they are several files."""
-        given = {key for file in self._files for key in checkpoints.read_keys(file)}
-        checkpoints.check_complete(sorted(self._wanted), given, self._folder)
-        scales = self._scales() if self._products else {}
-        shards = _Shards(folder)
-        for key, tensor in self._read(self._wanted):
-            if key in scales:
-                values = fp8.quantize(tensor, scales[key])
-                shards.add({key: values, f"{key}{fp8.SCALE_SUFFIX}": scales[key]})
-            else:
-                shards.add({key: self._converted(key, tensor)})
-        shards.close()
-
-    def _read(self, wanted: set[str]) -> checkpoints.Tensors:
-        """Yield the tensors named with adapters merged, those and quantised ones in float32."""
-        tensors = checkpoints.read_weights(self._files)
-        for key, tensor in fp8_files.dequantized(tensors, self._stored, self._folder):
-            if key in wanted:
-                yield key, self._merged(key, tensor).contiguous()
-                self._done += 1
-                if self._on_tensor is not None:
-                    self._on_tensor(self._done, self._total)
-
-    def _merged(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        if key not in self._changes:
-            return tensor
-        changes = self._changes[key]
-        merged = torch.zeros(changes[0][0].part.shape)
-        merged[: len(tensor)] = tensor
-        for change, strength in changes:
-            change.apply_to(merged, strength)
-        return merged
-
-    def _scales(self) -> dict[str, torch.Tensor]:
-        """Return the scale of every tensor of a product: one for those that are joined."""
-        largest = {}
-        for key, tensor in self._read({key for keys in self._products for key in keys}):
-            largest[key] = float(torch.linalg.vector_norm(tensor, torch.inf))
-            self._check(key, largest[key] < torch.inf)
-        common = {keys: max(largest[key] for key in keys) for keys in self._products}
-        return {key: fp8.scale_of(common[keys]) for keys in self._products for key in keys}
-
-    def _converted(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        result = tensor.to(fp8.computing_dtype(self._dtype))
-        self._check(key, bool(result.isfinite().all()))
-        return result
-
-    def _check(self, key: str, is_finite: bool) -> None:
-        if not is_finite:
-            raise CheckpointError(
-                f"{self._folder}: {key} has numbers that "
-                f"{str(self._dtype).removeprefix('torch.')} cannot hold. Convert to bf16; if that "
-                "fails too, the file is damaged."
-            )
+def _merged(tensor: torch.Tensor, changes: Sequence[Change]) -> torch.Tensor:
+    if not changes:
+        return tensor
+    merged = torch.zeros(changes[0][0].part.shape)
+    merged[: len(tensor)] = tensor
+    for change, strength in changes:
+        change.apply_to(merged, strength)
+    return merged
 
 
-class _Shards:
-    """Files of about `SHARD_BYTES`, named as Hugging Face names them."""
+def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
+    import diffusers
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pending: dict[str, torch.Tensor] = {}
-        self._written: list[tuple[Path, list[str]]] = []
-        self._bytes = 0
+    folder = unclip_folder.find_unclip_folder(source)
+    unclip_folder.check_pipeline(folder)
+    kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+    layout: dict[str, Entry] = {}
+    for part, kind in kinds.items():
+        config = folder.read_json(f"{part}/{CONFIG_FILE}")
+        build = partial(unclip_folder.build_network, kind, config, dtype)
+        shapes = unclip_folder.network_shapes(folder, part)
+        entries = _layout(build, shapes, folder.path, lambda name: (name,))
+        layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
+    unet_config = folder.read_json(f"unet/{CONFIG_FILE}")
+    small = unclip_folder.small_shapes(folder, unet_config)
+    layout |= {name: Entry(torch.float32, shape) for name, shape in small.items()}
 
-    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take tensors that belong into one file."""
-        pending = sum(tensor.nbytes for tensor in self._pending.values())
-        if self._pending and pending + sum(t.nbytes for t in tensors.values()) > SHARD_BYTES:
-            self._write()
-        self._pending |= tensors
+    def read() -> checkpoints.Tensors:
+        for part in kinds:
+            for name, tensor in unclip_folder.network_tensors(folder, part):
+                yield f"{part}.{name}", tensor
+        yield from unclip_folder.small_tensors(folder, unet_config)
 
-    def _write(self) -> None:
-        path = self._folder / f"unfinished-{len(self._written)}.safetensors"
-        quantised = [key for key, tensor in self._pending.items() if tensor.dtype == fp8.FP8]
-        metadata = {"format": "pt", **(fp8_files.header(quantised) if quantised else {})}
-        try:
-            save_file(self._pending, path, metadata)
-        except SafetensorError as error:
-            raise OSError(f"cannot write to {self._folder.parent.parent}: {error}") from error
-        self._written.append((path, list(self._pending)))
-        self._bytes += sum(tensor.nbytes for tensor in self._pending.values())
-        self._pending = {}
+    names = ["model_index.json", *(f"{part}/{CONFIG_FILE}" for part in kinds)]
+    names += [f"{part}/scheduler_config.json" for part in unclip_folder.SCHEDULERS]
+    return Conversion("decoder", folder.path, dtype, _small_files(folder, names), layout, read)
 
-    def close(self) -> None:
-        """Write what is left, and give the files their names."""
-        self._write()
-        if len(self._written) == 1:
-            self._written[0][0].rename(self._folder / "model.safetensors")
-            return
-        table: dict[str, str] = {}
-        for number, (path, keys) in enumerate(self._written, start=1):
-            name = f"model-{number:05d}-of-{len(self._written):05d}.safetensors"
-            path.rename(self._folder / name)
-            table |= dict.fromkeys(keys, name)
-        index = {"metadata": {"total_size": self._bytes}, "weight_map": table}
-        text = json.dumps(index, indent=2)
-        (self._folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+def _layout(
+    build: Callable[[], nn.Module],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: Path,
+    names: Callable[[str], tuple[str | None, ...]],
+) -> dict[str, Entry]:
+    """Return the form of the tensors a network needs, under their names in files.
+
+    Raises:
+        CheckpointError: missing tensors, or one of another shape.
+    """
+    meta = torch.device("meta")
+    stand_ins = ((key, torch.empty(shape, device=meta)) for key, shape in shapes.items())
+    network = checkpoints.assemble(lambda _: build(), nn, stand_ins, meta, source, names)
+    return {
+        key: Entry(tensor.dtype, shapes[key])
+        for name, tensor in network.state_dict().items()
+        for key in names(name)
+        if key is not None
+    }
+
+
+def _small_files(folder: ModelFolder, names: Collection[str]) -> dict[str, bytes]:
+    return {name: folder.read_bytes(name) for name in names if folder.has(name)}

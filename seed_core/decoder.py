@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from . import checkpoints
 from .denoiser import Denoiser
 from .errors import OptionError
-from .unclip_folder import UnclipModel, read_unclip_folder
+from .unclip_folder import UnclipModel, find_unclip_folder, read_unclip_folder
 
 _TILED_ABOVE = 2.0
 """Pictures of more than so many times the decoder's own area go through the VAE in tiles.
@@ -313,15 +312,14 @@ def load_decoder(
     """Load an unCLIP decoder.
 
     Args:
-        path: ``"seed-mini"`` for the bundled one; or a diffusers folder of
-            StableUnCLIPImg2ImgPipeline.
+        path: ``"seed-mini"`` for the bundled one; a diffusers folder of
+            StableUnCLIPImg2ImgPipeline; or a converted model.
         device: where to put the weights.
         dtype: float32, float16 or bfloat16.
 
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another pipeline's.
     """
-    folder = checkpoints.bundled("decoder") if path == checkpoints.SEED_MINI else Path(path)
     device = torch.device(device)
-    parts = read_unclip_folder(folder, device, dtype)
+    parts = read_unclip_folder(find_unclip_folder(path), device, dtype)
     return SeedDecoder(parts.module, parts.scheduler, parts.noising_scheduler, device, dtype)

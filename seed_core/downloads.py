@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .llm_folder import VOCABULARY_FILES
 from .tokenizer_files import EVA_VIT_LINK
+from .vocab import VOCABULARY_FILES
 
 HUB = "https://huggingface.co"
 

@@ -25,7 +25,7 @@ _WEIGHT = ".weight"
 
 HOW_TO_CONVERT = (
     "in a terminal, in the folder of this pack: "
-    "python -m seed_core convert FOLDER -o NEW_FOLDER --precision fp8"
+    "python -m seed_core convert FOLDER -o NEW_FILE.safetensors --precision fp8"
 )
 
 

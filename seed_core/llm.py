@@ -245,8 +245,9 @@ def load_llm(
     """Load a SEED-LLaMA.
 
     Args:
-        path: ``"seed-mini"`` for the bundled one; or a Hugging Face folder with config.json, one or
-            many weight files, ``tokenizer.model`` and ``added_tokens.json``; or a file in one.
+        path: ``"seed-mini"`` for the bundled one; a Hugging Face folder with config.json, one or
+            many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
+            converted model.
         device: where to put the weights.
         dtype: float32, float16 or bfloat16; or float8_e4m3fn for a folder that was converted to
             fp8, whose weights then stay so and everything else is bfloat16.

@@ -19,8 +19,9 @@ from . import checkpoints, fp8, fp8_files
 from .codes import CODEBOOK_SIZES
 from .errors import CheckpointError, OptionError
 from .llama import Llama, LlamaConfig, names_in_file
+from .model_folder import ModelFolder, Weights, read_header
 from .prompt import LLAMA_2, VICUNA, PromptTemplate
-from .vocab import Vocabulary
+from .vocab import VOCABULARY_FILES, Vocabulary
 
 LLM_LINK = "https://huggingface.co/AILab-CVC/seed-llama-8b-sft"
 VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
@@ -28,12 +29,10 @@ VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
 _LAYERS_14B = 40
 """Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template."""
 
-VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
-
-EMBEDDINGS = "model.embed_tokens.weight"
-
 HEAD = "lm_head.weight"
 """What no file has where the table of embeddings is the head too."""
+
+EMBEDDINGS = "model.embed_tokens.weight"
 
 _WEIGHT_STEMS = ("model", "pytorch_model")
 
@@ -57,14 +56,21 @@ class LlmFolder:
     end_ids: frozenset[int]
 
 
-def find_llm_folder(path: str | Path) -> Path:
+def find_llm_folder(path: str | Path) -> ModelFolder:
     """Return the folder of a model.
 
     Args:
-        path: ``"seed-mini"`` for the bundled one; or a folder, or a file in one.
+        path: ``"seed-mini"`` for the bundled one; a folder, or a file in one; or a converted model.
+
+    Raises:
+        CheckpointError: no such folder, or a converted model of another part.
     """
-    folder = checkpoints.bundled("llm") if path == checkpoints.SEED_MINI else Path(path)
-    return folder.parent if folder.is_file() else folder
+    place = checkpoints.bundled("llm") if path == checkpoints.SEED_MINI else Path(path)
+    if place.is_file() and read_header(place) is None:
+        place = place.parent
+    if not place.exists():
+        raise CheckpointError(f"there is no folder {place}; get a SEED-LLaMA from {LLM_LINK}")
+    return ModelFolder(place).require("llm")
 
 
 def has_fp8_weights(path: str | Path) -> bool:
@@ -73,16 +79,16 @@ def has_fp8_weights(path: str | Path) -> bool:
     Raises:
         CheckpointError: no weights there, or damaged ones.
     """
-    return fp8_files.has_scales(weight_files(find_llm_folder(path)))
+    return fp8_files.has_scales(llm_weights(find_llm_folder(path)).files)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model's folder."""
-    return checkpoints.weight_files(folder, _WEIGHT_STEMS)
+def llm_weights(folder: ModelFolder) -> Weights:
+    """Return the tensors of a model's network."""
+    return folder.weights(_WEIGHT_STEMS)
 
 
 def read_llm_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype, operations: Any
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype, operations: Any
 ) -> LlmFolder:
     """Load every part of a SEED-LLaMA folder.
 
@@ -93,24 +99,24 @@ def read_llm_folder(
         OptionError: fp8 asked for, and no weights that are.
     """
     config, vocab, fields = read_description(folder)
-    files = weight_files(folder)
-    stored = fp8_files.read_scales(files)
+    weights, source = llm_weights(folder), folder.path
+    stored = fp8_files.read_scales(weights.files)
     products = matrix_products(config) if dtype == fp8.FP8 else {}
-    scales = _common_scales(products, stored, folder)
+    scales = _common_scales(products, stored, source)
     if dtype == fp8.FP8 and not scales:
         raise OptionError(
-            f"precision fp8 needs weights that were converted to fp8; those of {folder} are not. "
+            f"precision fp8 needs weights that were converted to fp8; those of {source} are not. "
             f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
         )
     kept = {key for name in scales for key in products[name]}
-    tensors = fp8_files.dequantized(checkpoints.read_weights(files), stored, folder, kept)
+    tensors = fp8_files.dequantized(weights.tensors(), stored, source, kept)
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     module = checkpoints.assemble(
         lambda layers: Llama(config, layers, **factory),
         operations,
         _with_head(tensors) if config.tie_word_embeddings else tensors,
         device,
-        folder,
+        source,
         names_in_file,
         scales,
     )
@@ -124,7 +130,7 @@ def read_llm_folder(
 
 
 def read_description(
-    folder: Path, grows: bool = False
+    folder: ModelFolder, grows: bool = False
 ) -> tuple[LlamaConfig, Vocabulary, dict[str, Any]]:
     """Return a model's sizes, its vocabulary, and all that its config.json says.
 
@@ -135,16 +141,14 @@ def read_description(
     Raises:
         CheckpointError: a missing or damaged file, or another model's.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}; get a SEED-LLaMA from {LLM_LINK}")
-    fields = checkpoints.read_json(folder / "config.json")
+    fields = folder.read_json("config.json")
     config = LlamaConfig.from_dict(fields)
     vocab = _vocabulary(folder)
     if grows and config.vocab_size < vocab.size:
         config = replace(config, vocab_size=vocab.size)
     if vocab.size != config.vocab_size:
         raise CheckpointError(
-            f"{folder}: the vocabulary files have {vocab.size} token ids, the weights "
+            f"{folder.path}: the vocabulary files have {vocab.size} token ids, the weights "
             f"{config.vocab_size}. Use tokenizer.model and added_tokens.json of the same model."
         )
     return config, vocab, fields
@@ -190,14 +194,13 @@ def _family(codebook_size: int) -> str:
     )
 
 
-def _vocabulary(folder: Path) -> Vocabulary:
-    files = [folder / name for name in VOCABULARY_FILES]
-    if missing := [file.name for file in files if not file.is_file()]:
+def _vocabulary(folder: ModelFolder) -> Vocabulary:
+    if missing := [name for name in VOCABULARY_FILES if not folder.has(name)]:
         raise CheckpointError(
-            f"the folder {folder} lacks {' and '.join(missing)}; copy them there from "
+            f"the folder {folder.path} lacks {' and '.join(missing)}; copy them there from "
             f"{VOCABULARY_LINK}"
         )
-    return Vocabulary(*files)
+    return Vocabulary(folder)
 
 
 def _with_head(tensors: checkpoints.Tensors) -> checkpoints.Tensors:
@@ -208,10 +211,10 @@ def _with_head(tensors: checkpoints.Tensors) -> checkpoints.Tensors:
             yield HEAD, tensor
 
 
-def _end_ids(folder: Path, fields: dict[str, Any]) -> frozenset[int]:
+def _end_ids(folder: ModelFolder, fields: dict[str, Any]) -> frozenset[int]:
     """Return the end tokens of both config files; published ones disagree with the vocabulary."""
     listed = [fields.get("eos_token_id")]
-    if (file := folder / "generation_config.json").is_file():
-        listed.append(checkpoints.read_json(file).get("eos_token_id"))
+    if folder.has("generation_config.json"):
+        listed.append(folder.read_json("generation_config.json").get("eos_token_id"))
     flat = [i for ids in listed for i in (ids if isinstance(ids, list) else [ids])]
     return frozenset(i for i in flat if isinstance(i, int) and i >= 0)

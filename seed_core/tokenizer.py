@@ -8,7 +8,6 @@ Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,18 +170,15 @@ def load_tokenizer(
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
     """
-    files = open_tokenizer(
-        checkpoints.bundled("tokenizer") if path == checkpoints.SEED_MINI else Path(path)
-    )
-    config, device = files.config, torch.device(device)
+    bundled = checkpoints.bundled("tokenizer")
+    files = open_tokenizer(bundled if path == checkpoints.SEED_MINI else Path(path))
+    device = torch.device(device)
     module = checkpoints.assemble(
-        lambda layers: TokenizerModel(config, layers, device="meta", dtype=dtype),
+        lambda layers: TokenizerModel(files.config, layers, device="meta", dtype=dtype),
         operations,
-        files.tensors,
+        files.tensors(),
         device,
         files.source,
-        partial(
-            checkpoints.upstream_tokenizer_names, side="text" if config.embeds_text else "image"
-        ),
+        files.names,
     )
-    return SeedTokenizer(config, module, device, dtype)
+    return SeedTokenizer(files.config, module, device, dtype)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from . import checkpoints
 from .errors import CheckpointError
+from .model_folder import ModelFolder, read_header
 from .tokenizer_network import TOKENIZER_LINK, TokenizerConfig
 
 EVA_VIT_LINK = (
@@ -36,17 +37,42 @@ _TOKENIZER_FILES = (
 )
 
 
+CONFIG_FILE = "config.json"
+
+
 class TokenizerFiles(NamedTuple):
     """What a tokenizer is built from.
 
     Attributes:
         source: the tokenizer's own file.
-        tensors: by upstream's names, each once, from all files.
+        parts: all files, and what the names in each lack at their beginning to be upstream's. Of
+            equal names the first counts.
     """
 
     source: Path
     config: TokenizerConfig
-    tensors: checkpoints.Tensors
+    parts: dict[Path, str]
+
+    def tensors(self) -> checkpoints.Tensors:
+        """Yield all tensors by upstream's names, each once."""
+        given: set[str] = set()
+        for file, prefix in self.parts.items():
+            for key, tensor in checkpoints.read_tensors(file):
+                if (name := prefix + key) not in given:
+                    given.add(name)
+                    yield name, tensor
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors by upstream's names."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file, prefix in reversed(self.parts.items()):
+            shapes |= {prefix + k: shape for k, shape in checkpoints.read_shapes(file).items()}
+        return shapes
+
+    def names(self, name: str) -> tuple[str | None, ...]:
+        """Return upstream's names of one of our network's tensors."""
+        side = "text" if self.config.embeds_text else "image"
+        return checkpoints.upstream_tokenizer_names(name, side)
 
 
 def open_tokenizer(path: Path) -> TokenizerFiles:
@@ -60,9 +86,9 @@ def open_tokenizer(path: Path) -> TokenizerFiles:
     """
     source = _own_file(path)
     keys = set(checkpoints.read_keys(source))
-    config_file = source.with_name("config.json")
-    if config_file.is_file():
-        config = TokenizerConfig.from_dict(checkpoints.read_json(config_file))
+    beside = ModelFolder(source.parent) if read_header(source) is None else ModelFolder(source)
+    if beside.require("tokenizer").has(CONFIG_FILE):
+        config = TokenizerConfig.from_dict(beside.read_json(CONFIG_FILE))
     else:
         config = TokenizerConfig.published(keys)
     try:
@@ -80,7 +106,7 @@ def open_tokenizer(path: Path) -> TokenizerFiles:
         )
     if not any(key.startswith("visual_encoder.") for key in keys):
         parts[_vision_tower(source)] = "visual_encoder."
-    return TokenizerFiles(source, config, _joined(parts))
+    return TokenizerFiles(source, config, parts)
 
 
 def _own_file(path: Path) -> Path:
@@ -108,13 +134,3 @@ def _vision_tower(source: Path) -> Path:
         f"{source.name} holds no vision tower, and eva_vit_g.pth is not beside it in the "
         f"folder {source.parent}. Download it there: {EVA_VIT_LINK}"
     )
-
-
-def _joined(parts: dict[Path, str]) -> checkpoints.Tensors:
-    """Yield the tensors of several files, each with a prefix; of equal names the first counts."""
-    given: set[str] = set()
-    for file, prefix in parts.items():
-        for key, tensor in checkpoints.read_tensors(file):
-            if (name := prefix + key) not in given:
-                given.add(name)
-                yield name, tensor

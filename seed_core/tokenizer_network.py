@@ -136,6 +136,39 @@ class TokenizerConfig:
             interpolation=str(fields.get("interpolation", "bilinear")),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` reads."""
+        vision, qformer = self.vision, self.qformer
+        side = "text" if self.embeds_text else "image"
+        return {
+            "family": self.family,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "vit_width": vision.width,
+            "vit_depth": vision.depth,
+            "vit_heads": vision.num_heads,
+            "vit_mlp_hidden": vision.mlp_width,
+            "vit_norm_eps": vision.norm_eps,
+            "ln_vision_eps": self.image_norm_eps,
+            "num_query_tokens": qformer.num_queries,
+            "qformer_hidden_size": qformer.width,
+            "qformer_num_layers": qformer.depth,
+            "qformer_num_heads": qformer.num_heads,
+            "qformer_intermediate_size": qformer.mlp_width,
+            "qformer_layer_norm_eps": qformer.norm_eps,
+            "cross_attention_freq": qformer.cross_attention_every,
+            "n_embed": self.codebook_size,
+            "codebook_embed_dim": self.codebook_dim,
+            f"blocks_{side}_depth": self.decode_depth,
+            f"blocks_{side}_heads": self.decode_heads,
+            f"blocks_{side}_mlp_ratio": self.decode_mlp_ratio,
+            "blocks_norm_eps": self.decode_norm_eps,
+            "image_down": list(self.image_down),
+            "num_reverse_tokens": self.reverse_queries,
+            f"{side}_features_dim": self.embedding_dim,
+            "interpolation": self.interpolation,
+        }
+
     @classmethod
     def seed_1(cls) -> TokenizerConfig:
         """Return the sizes of the published SEED-1 tokenizer."""

@@ -11,60 +11,62 @@ Source: AILab-CVC/SEED at 93b3cf4 with transformers 4.30.2, whose slow tokenizer
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import sentencepiece
 
 from .chat import Part
-from .checkpoints import read_json
 from .codes import BEGIN_IMAGE, END_IMAGE, image_token
 from .errors import CheckpointError
+from .model_folder import ModelFolder
+
+VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
 
 
 class Vocabulary:
     """Text pieces below, then one token id for each code, then the two markers.
 
     Args:
-        model_file: sentencepiece's ``tokenizer.model``.
-        added_tokens_file: ``added_tokens.json``, the ids of image tokens and markers.
+        folder: where `VOCABULARY_FILES` are: sentencepiece's model, and the ids of image tokens and
+            markers.
 
     Raises:
         CheckpointError: a missing or damaged file, or image tokens that are not in one row.
     """
 
-    def __init__(self, model_file: Path, added_tokens_file: Path) -> None:
-        self._text = _read_sentencepiece(model_file)
-        added = read_json(added_tokens_file)
+    def __init__(self, folder: ModelFolder) -> None:
+        text_file, added_file = VOCABULARY_FILES
+        self._text = _read_sentencepiece(folder, text_file)
+        added, where = folder.read_json(added_file), f"{added_file} of {folder.path}"
         try:
             self.begin_image = int(added[BEGIN_IMAGE])
             self.end_image = int(added[END_IMAGE])
             self.first_code = int(added[image_token(0)])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{added_tokens_file} lacks {error}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
+                f"{where} lacks {error}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
                 f"{image_token(0)} ... to token ids"
             ) from error
         self.codebook_size = 0
         while added.get(image_token(self.codebook_size)) == self.first_code + self.codebook_size:
             self.codebook_size += 1
         self.size = max(self._text.vocab_size(), *(int(i) for i in added.values() if _is_id(i))) + 1
-        self._check(added, added_tokens_file)
+        self._check(added, where)
         self.bos = int(self._text.bos_id())
         self.eos = int(self._text.eos_id())
 
-    def _check(self, added: dict[str, object], file: Path) -> None:
+    def _check(self, added: dict[str, object], where: str) -> None:
         """Refuse ids that overlap or are out of order, which would turn text into pictures."""
         images = [self.begin_image, self.end_image]
         images += range(self.first_code, self.first_code + self.codebook_size)
         listed = sum(1 for token in added if token.startswith("<img_"))
         if listed != self.codebook_size or len(set(images)) != len(images):
             raise CheckpointError(
-                f"{file}: the ids of <img_00000> ... must follow one another without a gap, apart "
+                f"{where}: the ids of <img_00000> ... must follow one another without a gap, apart "
                 f"from the markers' ids; {self.codebook_size} of {listed} do"
             )
         if min(images) < self._text.vocab_size():
             raise CheckpointError(
-                f"{file}: image tokens start at id {min(images)}, inside the "
+                f"{where}: image tokens start at id {min(images)}, inside the "
                 f"{self._text.vocab_size()} ids of tokenizer.model"
             )
 
@@ -140,16 +142,13 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
-    if not file.is_file():
-        raise CheckpointError(
-            f"there is no {file.name} in the folder {file.parent}; a SEED-LLaMA folder needs "
-            "tokenizer.model and added_tokens.json beside its weights"
-        )
-    content = file.read_bytes()
+def _read_sentencepiece(folder: ModelFolder, name: str) -> sentencepiece.SentencePieceProcessor:
+    content = folder.read_bytes(name)
     if not content:  # sentencepiece would take it for "no model given"
-        raise CheckpointError(f"{file} is empty; download it again")
+        raise CheckpointError(f"{name} of {folder.path} is empty; download it again")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
-        raise CheckpointError(f"{file} is no sentencepiece model, or damaged: {error}") from error
+        raise CheckpointError(
+            f"{name} of {folder.path} is no sentencepiece model, or damaged: {error}"
+        ) from error

@@ -16,7 +16,7 @@ import torch
 
 from .. import checkpoints, fp8
 from ..codes import NUM_CODES
-from ..convert import convert_llm
+from ..convert import convert_model, plan_conversion
 from ..decoder import DecodeOptions, SeedDecoder
 from ..generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
 from ..graphs import can_capture
@@ -248,11 +248,12 @@ def quality(bench: Bench) -> None:
 def _mini_quality(bench: Bench) -> None:
     subject = bench.subject
     with tempfile.TemporaryDirectory() as folder:
-        convert_llm(checkpoints.SEED_MINI, Path(folder) / "fp8", fp8.FP8)
+        quantised = Path(folder) / "fp8.safetensors"
+        convert_model(plan_conversion(checkpoints.bundled("llm"), fp8.FP8), quantised)
         sources = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": fp8.FP8}
         reference, questions = load_llm(checkpoints.SEED_MINI, subject.device), _questions()
         for name, dtype in sources.items():
-            path = Path(folder) / "fp8" if name == "fp8" else checkpoints.SEED_MINI
+            path = quantised if name == "fp8" else checkpoints.SEED_MINI
             measured = measure_quality(reference, load_llm(path, subject.device, dtype), questions)
             note = (
                 f"{measured.tokens} tokens, perplexity in fp32 {measured.reference_perplexity:.4f}"

@@ -1,5 +1,6 @@
 """The command line on the bundled model, end to end."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -77,21 +78,28 @@ def test_chat_takes_codes_in_place_of_pictures(tmp_path, codes_file, capsys):
     assert capsys.readouterr().out.strip() == "It is a cat."
 
 
-def test_convert_writes_a_folder_that_chat_loads_in_fp8(tmp_path, capsys):
-    output = tmp_path / "mini-fp8"
-    assert main(["convert", "seed-mini", "-o", str(output)]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == f"wrote {output}\n"
-    assert captured.err.endswith("67 of 67 tensors\n")
+def test_convert_writes_a_file_that_chat_loads_in_fp8(tmp_path, capsys):
+    mini, output = str(checkpoints.bundled("llm")), tmp_path / "mini-fp8.safetensors"
+    command = ["convert", mini, "-o", str(output), "--precision", "fp8"]
+    assert main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "llm" in said
+    assert "in fp8, with config.json, generation_config.json, tokenizer.model" in said
+    assert list(tmp_path.iterdir()) == []
+    assert main(command) == 0
+    digest = hashlib.sha256(output.read_bytes()).hexdigest()
+    assert capsys.readouterr().out == f"{said}wrote {output}\nSHA-256 {digest}\n"
     chat = ["chat", "What is this?", "--picture", FOX, "--temperature", "0"]
     assert main([*chat, "--model", str(output), "--precision", "fp8"]) == 0
     assert capsys.readouterr().out == "It is a fox.\n"
 
 
-def test_convert_leaves_a_folder_with_something_in_it_alone(tmp_path, codes_file, capsys):
-    assert main(["convert", "seed-mini", "-o", str(tmp_path)]) == 1
-    assert "is not empty" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [codes_file]
+def test_convert_leaves_a_file_that_exists_alone(codes_file, capsys):
+    output = codes_file.with_suffix(".safetensors")
+    output.write_text("mine", encoding="utf-8")
+    assert main(["convert", str(checkpoints.bundled("llm")), "-o", str(output)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert output.read_text("utf-8") == "mine"
 
 
 def arguments_of(tmp_path):

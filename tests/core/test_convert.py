@@ -1,6 +1,8 @@
-"""Conversion of a language model's folder: what is written, what is kept, what is refused."""
+"""Conversion to one file: what is written, what is kept, what is refused."""
 
+import hashlib
 import json
+import re
 import shutil
 
 import pytest
@@ -9,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import seed_core
-from seed_core import GenerationOptions, convert, fp8
-from seed_core.convert import convert_llm
+from seed_core import GenerationOptions, fp8
+from seed_core.convert import convert_model, plan_conversion
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.llama import KVCache
 
@@ -28,18 +30,19 @@ GROUPS = [
 QUANTISED = {key for group in GROUPS for key in group}
 
 
+def convert(source, output, dtype, on_tensor=None, loras=()):
+    return convert_model(plan_conversion(source, dtype, loras), output, on_tensor)
+
+
 @pytest.fixture
-def converted(llm_folder, tmp_path):
-    convert_llm(llm_folder, tmp_path / "fp8", fp8.FP8)
-    return tmp_path / "fp8"
+def output(tmp_path):
+    return tmp_path / "converted.safetensors"
 
 
-def tensors_of(folder):
-    return {
-        key: tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for key, tensor in load_file(file).items()
-    }
+@pytest.fixture
+def converted(llm_folder, output):
+    convert(llm_folder, output, fp8.FP8)
+    return output
 
 
 def change(folder, **tensors):
@@ -56,11 +59,15 @@ def logits(llm):
         return llm.module.prefill(token_ids, cache, all_positions=True)
 
 
+def weights(model):
+    return {name: tensor.tolist() for name, tensor in model.module.state_dict().items()}
+
+
 # --- fp8 ---
 
 
 def test_the_products_of_the_layers_are_quantised_and_nothing_else(llm_folder, converted):
-    before, after = tensors_of(llm_folder), tensors_of(converted)
+    before, after = load_file(llm_folder / "model.safetensors"), load_file(converted)
     assert after.keys() == before.keys() | {f"{key}_scale" for key in QUANTISED}
     for key, tensor in before.items():
         if key not in QUANTISED:
@@ -73,15 +80,15 @@ def test_the_products_of_the_layers_are_quantised_and_nothing_else(llm_folder, c
 
 
 def test_what_the_network_joins_has_one_scale_by_its_largest_number(llm_folder, converted):
-    before, after = tensors_of(llm_folder), tensors_of(converted)
+    before, after = load_file(llm_folder / "model.safetensors"), load_file(converted)
     for group in GROUPS:
         largest = max(float(before[key].abs().max()) for key in group)
         for key in group:
             assert float(after[f"{key}_scale"]) == pytest.approx(largest / 448)
 
 
-def test_the_header_is_comfyuis(converted):
-    with safe_open(converted / "model.safetensors", framework="pt") as file:
+def test_the_header_tells_comfyui_of_the_quantised_layers(converted):
+    with safe_open(converted, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "pt"
     layers = {key.removesuffix(".weight"): {"format": "float8_e4m3fn"} for key in QUANTISED}
@@ -95,7 +102,7 @@ def test_the_header_is_comfyuis(converted):
 def test_loaded_in_another_precision_a_weight_is_its_values_times_its_scale(converted, dtype):
     state = seed_core.load_llm(converted, dtype=dtype).module.state_dict()
     assert {tensor.dtype for tensor in state.values()} == {dtype}
-    stored = tensors_of(converted)
+    stored = load_file(converted)
     joined = torch.cat([stored[key].float() * stored[f"{key}_scale"] for key in GROUPS[0]])
     assert torch.equal(state["model.layers.0.self_attn.qkv_proj.weight"], joined.to(dtype))
     alone = GROUPS[1][0]
@@ -122,69 +129,100 @@ def test_fp8_computes_what_its_dequantised_weights_do(converted):
     assert torch.equal(logits(quantised), logits(plain))
 
 
-# --- other precisions ---
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_other_precisions_are_those_of_every_tensor(llm_folder, tmp_path, dtype):
-    convert_llm(llm_folder, tmp_path / "out", dtype)
-    before, after = tensors_of(llm_folder), tensors_of(tmp_path / "out")
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], tensor.to(dtype)) for key, tensor in before.items())
-
-
 def test_back_from_fp8_are_the_dequantised_weights(converted, tmp_path):
-    convert_llm(converted, tmp_path / "back", torch.float32)
-    expected, back = (seed_core.load_llm(path) for path in (converted, tmp_path / "back"))
+    convert(converted, tmp_path / "back.safetensors", torch.float32)
+    expected, back = (
+        seed_core.load_llm(path) for path in (converted, tmp_path / "back.safetensors")
+    )
     assert torch.equal(logits(back), logits(expected))
 
 
 def test_converted_twice_to_fp8_is_the_same_again(converted, tmp_path):
-    convert_llm(converted, tmp_path / "again", fp8.FP8)
-    first, again = tensors_of(converted), tensors_of(tmp_path / "again")
+    convert(converted, tmp_path / "again.safetensors", fp8.FP8)
+    first, again = load_file(converted), load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(again[key].float(), first[key].float()) for key in QUANTISED)
 
 
-# --- files ---
+@pytest.mark.parametrize("part", ["tokenizer", "decoder"])
+def test_only_language_models_are_quantised(mini_folder, part):
+    with pytest.raises(OptionError, match=f"a {part} loses too much"):
+        plan_conversion(mini_folder / part, fp8.FP8)
 
 
-def test_the_other_files_come_along(llm_folder, converted):
-    names = {"config.json", "generation_config.json", "tokenizer.model", "added_tokens.json"}
-    assert {file.name for file in converted.iterdir()} == names | {"model.safetensors"}
-    assert all((converted / n).read_bytes() == (llm_folder / n).read_bytes() for n in names)
+# --- each part, each precision ---
 
 
-@pytest.mark.parametrize("dtype", [fp8.FP8, torch.float32])
-def test_a_large_model_is_several_files_with_an_index(llm_folder, tmp_path, monkeypatch, dtype):
-    convert_llm(llm_folder, tmp_path / "one", dtype)
-    monkeypatch.setattr(convert, "SHARD_BYTES", 100_000)
-    convert_llm(llm_folder, tmp_path / "many", dtype)
-    whole, parts = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "many")
-    assert all(torch.equal(parts[key].float(), whole[key].float()) for key in whole)
-    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text("utf-8"))
-    assert index["weight_map"].keys() == whole.keys()
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
-    files = sorted(set(index["weight_map"].values()))
-    assert files == [
-        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
-    ]
-    assert len(files) > 2
-    for key in QUANTISED & index["weight_map"].keys() if dtype == fp8.FP8 else ():
-        assert index["weight_map"][f"{key}_scale"] == index["weight_map"][key]
-    one, many = (seed_core.load_llm(tmp_path / name, dtype=dtype) for name in ("one", "many"))
-    assert torch.equal(logits(one), logits(many))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("part", ["tokenizer", "llm", "decoder"])
+def test_a_converted_model_is_the_model_in_that_precision(mini_folder, output, part, dtype):
+    """Alone in a folder: nothing beside it is read."""
+    load = getattr(seed_core, f"load_{part}")
+    convert(mini_folder / part, output, dtype)
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert weights(load(output, dtype=dtype)) == weights(load(mini_folder / part, dtype=dtype))
 
 
-def test_a_pickled_model_is_converted_too(llm_folder, converted, tmp_path):
+def test_a_converted_decoder_paints_the_same_picture(mini_folder, mini_decoder, output, generator):
+    convert(mini_folder / "decoder", output, torch.float32)
+    embedding = torch.randn(1, 256, generator=generator)
+    options = seed_core.DecodeOptions(num_inference_steps=2)
+    ours, same = (
+        decoder.decode(embedding, options=options)
+        for decoder in (seed_core.load_decoder(output), mini_decoder)
+    )
+    assert torch.equal(ours, same)
+
+
+@pytest.mark.parametrize("form", ["two files", "one file"])
+def test_published_tokenizers_become_one_file(tiny_tensors, tiny_config, output, form):
+    """SEED-2's two files, with what no network has; the result knows its sizes by itself."""
+    folder = tiny_config / "published"
+    folder.mkdir()
+    (tiny_config / "config.json").rename(folder / "config.json")
+    tower = {k[15:]: v for k, v in tiny_tensors.items() if k.startswith("visual_encoder.")}
+    rest = {k: v for k, v in tiny_tensors.items() if not k.startswith("visual_encoder.")}
+    if form == "two files":
+        torch.save(tower, folder / "eva_vit_g.pth")
+        torch.save(rest | {"unknown": torch.zeros(3)}, folder / "seed_quantizer.pt")
+    else:
+        save_file(tiny_tensors, folder / "seed_quantizer.safetensors")
+    convert(folder, output, torch.float32)
+    assert weights(seed_core.load_tokenizer(output)) == weights(seed_core.load_tokenizer(folder))
+    assert load_file(output).keys() == tiny_tensors.keys()
+
+
+def test_seed_1_becomes_one_file(seed_1_folder, output):
+    convert(seed_1_folder, output, torch.float32)
+    tokenizer, expected = (seed_core.load_tokenizer(p) for p in (output, seed_1_folder))
+    assert tokenizer.config == expected.config
+    assert weights(tokenizer) == weights(expected)
+
+
+def test_the_codebook_stays_in_float32(mini_folder, output):
+    """Half-precision distances confuse close codes."""
+    convert(mini_folder / "tokenizer", output, torch.float16)
+    kinds = {key: tensor.dtype for key, tensor in load_file(output).items()}
+    assert kinds.pop("quantize.embedding.weight") == torch.float32
+    assert set(kinds.values()) == {torch.float16}
+
+
+def test_a_pickled_model_in_shards_is_converted_too(llm_folder, converted, tmp_path):
     file = llm_folder / "model.safetensors"
-    torch.save(load_file(file), llm_folder / "pytorch_model.bin")
+    tensors = list(load_file(file).items())
+    index = {}
+    for number, shard in enumerate((tensors[::2], tensors[1::2])):
+        name = f"pytorch_model-{number}.bin"
+        torch.save(dict(shard), llm_folder / name)
+        index |= {key: name for key, _ in shard}
+    text = json.dumps({"weight_map": index})
+    (llm_folder / "pytorch_model.bin.index.json").write_text(text, encoding="utf-8")
     file.unlink()
-    convert_llm(llm_folder, tmp_path / "of-bin", fp8.FP8)
-    first, second = tensors_of(converted), tensors_of(tmp_path / "of-bin")
+    convert(llm_folder, tmp_path / "of-bin.safetensors", fp8.FP8)
+    first, second = load_file(converted), load_file(tmp_path / "of-bin.safetensors")
     assert all(torch.equal(second[key].float(), first[key].float()) for key in first)
 
 
-def test_tied_embeddings_are_written_once(llm_folder, tmp_path):
+def test_tied_embeddings_are_written_once(llm_folder, output):
     file = llm_folder / "model.safetensors"
     tensors = load_file(file)
     del tensors["lm_head.weight"]
@@ -192,94 +230,102 @@ def test_tied_embeddings_are_written_once(llm_folder, tmp_path):
     config = llm_folder / "config.json"
     fields = {**json.loads(config.read_text("utf-8")), "tie_word_embeddings": True}
     config.write_text(json.dumps(fields), encoding="utf-8")
-    convert_llm(llm_folder, tmp_path / "out", fp8.FP8)
-    assert "lm_head.weight" not in tensors_of(tmp_path / "out")
-    state = seed_core.load_llm(tmp_path / "out", dtype=fp8.FP8).module.state_dict()
+    convert(llm_folder, output, fp8.FP8)
+    assert "lm_head.weight" not in load_file(output)
+    state = seed_core.load_llm(output, dtype=fp8.FP8).module.state_dict()
     assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
 
 
-def test_progress_counts_every_tensor(llm_folder, tmp_path):
+def test_the_header_says_where_it_comes_from(llm_folder, converted):
+    with safe_open(converted, framework="pt") as file:
+        record = json.loads(file.metadata()["seed_llama"])
+    assert record["part"] == "llm"
+    assert record["origin"] == {"source": llm_folder.name, "precision": "fp8"}
+    assert json.loads(record["files"]["config.json"])["hidden_size"] == 32
+
+
+def test_the_digest_is_that_of_the_file(llm_folder, output):
+    digest = convert(llm_folder, output, torch.bfloat16)
+    assert digest == hashlib.sha256(output.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", [fp8.FP8, torch.bfloat16])
+def test_progress_counts_every_tensor(llm_folder, output, dtype):
+    """Those that are quantised twice: their scale has to be known first."""
     seen = []
-    convert_llm(llm_folder, tmp_path / "out", fp8.FP8, lambda *counts: seen.append(counts))
-    total = len(tensors_of(llm_folder)) + len(QUANTISED)  # these are read twice
+    convert(llm_folder, output, dtype, lambda *counts: seen.append(counts))
+    total = len(load_file(llm_folder / "model.safetensors"))
+    total += len(QUANTISED) if dtype == fp8.FP8 else 0
     assert seen == [(done, total) for done in range(1, total + 1)]
-
-
-def test_an_empty_folder_may_wait_for_the_result(llm_folder, tmp_path):
-    (tmp_path / "out").mkdir()
-    convert_llm(llm_folder, tmp_path / "out", torch.bfloat16)
-    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 # --- refusals ---
 
 
-def test_the_source_is_not_written_to(llm_folder):
-    before = sorted(file.name for file in llm_folder.iterdir())
-    with pytest.raises(OptionError, match="another folder"):
-        convert_llm(llm_folder, llm_folder.parent / "x" / ".." / llm_folder.name, fp8.FP8)
-    assert sorted(file.name for file in llm_folder.iterdir()) == before
+def test_what_exists_is_not_written_to(llm_folder, output):
+    output.write_text("mine", encoding="utf-8")
+    with pytest.raises(OptionError, match="exists already"):
+        convert(llm_folder, output, fp8.FP8)
+    assert output.read_text("utf-8") == "mine"
+    with pytest.raises(OptionError, match="exists already"):
+        convert(llm_folder, llm_folder / "model.safetensors", torch.bfloat16)
 
 
-def test_a_folder_with_something_in_it_is_not_written_to(llm_folder, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(OptionError, match="not empty"):
-        convert_llm(llm_folder, tmp_path / "out", fp8.FP8)
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
-
-
-def test_a_folder_that_nothing_can_be_made_in_is_named(llm_folder, tmp_path):
+def test_the_output_is_a_safetensors_file_in_a_folder_that_exists(llm_folder, tmp_path):
+    with pytest.raises(OptionError, match="must end in .safetensors"):
+        convert(llm_folder, tmp_path / "out", fp8.FP8)
     with pytest.raises(OptionError, match="gone"):
-        convert_llm(llm_folder, tmp_path / "gone" / "out", fp8.FP8)
+        convert(llm_folder, tmp_path / "gone" / "out.safetensors", fp8.FP8)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors"])
-def test_a_missing_file_of_the_source_is_named(llm_folder, tmp_path, name):
+def test_a_missing_file_of_the_source_is_named(llm_folder, output, name):
     (llm_folder / name).unlink()
-    with pytest.raises(CheckpointError, match=name.replace("model.s", r"model\.s")):
-        convert_llm(llm_folder, tmp_path / "out", fp8.FP8)
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        convert(llm_folder, output, fp8.FP8)
+    assert not output.exists()
 
 
-def test_a_missing_tensor_of_the_source_is_named(llm_folder, tmp_path):
+def test_a_missing_tensor_of_the_source_is_named(llm_folder, output):
     file = llm_folder / "model.safetensors"
     tensors = load_file(file)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        convert_llm(llm_folder, tmp_path / "out", fp8.FP8)
+        convert(llm_folder, output, fp8.FP8)
+
+
+def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(llm_folder, output):
+    change(llm_folder, model__norm__weight=torch.zeros(31))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight \[31\].*\[32\]"):
+        convert(llm_folder, output, torch.bfloat16)
+    assert list(output.parent.glob("converted*")) == []
 
 
 @pytest.mark.parametrize(
     ("dtype", "number"), [(torch.float16, 1e6), (fp8.FP8, torch.nan), (fp8.FP8, torch.inf)]
 )
-def test_numbers_that_do_not_fit_are_refused_with_their_tensor(llm_folder, tmp_path, dtype, number):
+def test_numbers_that_do_not_fit_are_refused_with_their_tensor(llm_folder, output, dtype, number):
     change(llm_folder, model__layers__0__mlp__down_proj__weight=torch.full((32, 48), number))
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj.*cannot hold"):
-        convert_llm(llm_folder, tmp_path / "out", dtype)
+        convert(llm_folder, output, dtype)
+    assert not output.exists()
 
 
-@pytest.mark.parametrize("when", [1, 20])
-def test_a_run_that_breaks_leaves_nothing(llm_folder, tmp_path, monkeypatch, when):
-    monkeypatch.setattr(convert, "SHARD_BYTES", 10_000)
-    before = sorted(tmp_path.iterdir())
-
-    def on_tensor(done, total):
-        if done == when:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert_llm(llm_folder, tmp_path / "out", torch.bfloat16, on_tensor)
-    assert sorted(tmp_path.iterdir()) == before
+@pytest.mark.parametrize("part", ["tokenizer", "llm", "decoder"])
+def test_a_converted_model_of_another_part_is_refused_by_both_names(mini_folder, output, part):
+    convert(mini_folder / part, output, torch.float16)
+    for other in {"tokenizer", "llm", "decoder"} - {part}:
+        with pytest.raises(CheckpointError, match=f"holds a SEED {part}; a SEED {other}"):
+            getattr(seed_core, f"load_{other}")(output)
 
 
 # --- the bundled model ---
 
 
-def test_seed_mini_in_fp8_names_the_samples(tmp_path, mini_llm, sample_codes):
-    convert_llm("seed-mini", tmp_path / "mini", fp8.FP8)
-    llm = seed_core.load_llm(tmp_path / "mini", dtype=fp8.FP8)
+def test_seed_mini_in_fp8_names_the_samples(mini_folder, output, mini_llm, sample_codes):
+    convert(mini_folder / "llm", output, fp8.FP8)
+    llm = seed_core.load_llm(output, dtype=fp8.FP8)
     for row, thing in enumerate(("fox", "cat", "castle")):
         reply = llm.generate("What is this?", sample_codes[row : row + 1], options=GREEDY)
         assert reply.text == f"It is a {thing}."
@@ -308,17 +354,20 @@ def merged(llm_folder, *adapters):
 @pytest.mark.parametrize("strengths", [(1.0,), (0.5, -0.2)])
 def test_adapters_are_merged_as_into_a_loaded_network(llm_folder, adapter, tmp_path, strengths):
     adapters = [(adapter, strength) for strength in strengths]
-    convert_llm(llm_folder, tmp_path / "new", torch.float32, loras=adapters)
-    state = seed_core.load_llm(tmp_path / "new").module.state_dict()
+    convert(llm_folder, tmp_path / "new.safetensors", torch.float32, loras=adapters)
+    state = seed_core.load_llm(tmp_path / "new.safetensors").module.state_dict()
     for name, tensor in merged(llm_folder, *adapters).items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 def test_scales_are_those_of_the_merged_weights(llm_folder, adapter, tmp_path):
-    convert_llm(llm_folder, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
-    convert_llm(tmp_path / "new", tmp_path / "in_two_steps", fp8.FP8)
-    convert_llm(llm_folder, tmp_path / "at_once", fp8.FP8, loras=[(adapter, 1.0)])
-    at_once, in_two_steps = tensors_of(tmp_path / "at_once"), tensors_of(tmp_path / "in_two_steps")
+    convert(llm_folder, tmp_path / "new.safetensors", torch.float32, loras=[(adapter, 1.0)])
+    convert(tmp_path / "new.safetensors", tmp_path / "in_two_steps.safetensors", fp8.FP8)
+    convert(llm_folder, tmp_path / "at_once.safetensors", fp8.FP8, loras=[(adapter, 1.0)])
+    at_once, in_two_steps = (
+        load_file(tmp_path / "at_once.safetensors"),
+        load_file(tmp_path / "in_two_steps.safetensors"),
+    )
     assert at_once.keys() == in_two_steps.keys()
     assert all(torch.equal(x.float(), in_two_steps[key].float()) for key, x in at_once.items())
 
@@ -344,8 +393,8 @@ def test_an_adapter_makes_a_seed_llama_of_the_model_it_was_trained_from(
     """The embeddings and the head come from the adapter, so it is what it is on the grown model."""
     with pytest.raises(CheckpointError, match="1538 token ids"):
         seed_core.load_llm(ancestor)
-    convert_llm(ancestor, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
-    state = seed_core.load_llm(tmp_path / "new").module.state_dict()
+    convert(ancestor, tmp_path / "new.safetensors", torch.float32, loras=[(adapter, 1.0)])
+    state = seed_core.load_llm(tmp_path / "new.safetensors").module.state_dict()
     for name, tensor in merged(llm_folder, (adapter, 1.0)).items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
 
@@ -357,8 +406,8 @@ def test_tokens_that_no_adapter_gives_a_meaning_are_not_made_up(
     tensors = peft_adapter.random_tensors(config, make_generator(6))
     adapter = peft_adapter.save(tmp_path / "adapter", tensors)
     with pytest.raises(CheckpointError, match=r"no SEED-LLaMA yet.*embed_tokens"):
-        convert_llm(ancestor, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
-    assert not (tmp_path / "new").exists()
+        convert(ancestor, tmp_path / "new.safetensors", torch.float32, loras=[(adapter, 1.0)])
+    assert not (tmp_path / "new.safetensors").exists()
 
 
 def test_a_model_with_one_table_takes_no_adapters(llm_folder, adapter, tmp_path):
@@ -366,4 +415,10 @@ def test_a_model_with_one_table_takes_no_adapters(llm_folder, adapter, tmp_path)
     text = json.dumps({**fields, "tie_word_embeddings": True})
     (llm_folder / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match="one table for embeddings and head"):
-        convert_llm(llm_folder, tmp_path / "new", torch.float32, loras=[(adapter, 1.0)])
+        convert(llm_folder, tmp_path / "new.safetensors", torch.float32, loras=[(adapter, 1.0)])
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "decoder"])
+def test_adapters_are_for_language_models(mini_folder, adapter, part):
+    with pytest.raises(OptionError, match=f"is a {part}"):
+        plan_conversion(mini_folder / part, torch.float16, [(adapter, 1.0)])

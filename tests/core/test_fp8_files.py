@@ -1,24 +1,28 @@
 """Quantised files that were not made here: what is understood, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import seed_core
-from seed_core.convert import convert_llm
+from seed_core.convert import convert_model, plan_conversion
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.fp8 import FP8, scale_of
 from seed_core.llm_folder import has_fp8_weights
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
-COMMAND = "python -m seed_core convert FOLDER -o NEW_FOLDER --precision fp8"
+COMMAND = "python -m seed_core convert FOLDER -o NEW_FILE.safetensors --precision fp8"
 
 
 @pytest.fixture
 def make_folder(llm_folder, tmp_path):
     """A folder in fp8 with some tensors replaced, or left out where they are None."""
-    convert_llm(llm_folder, tmp_path / "fp8", FP8)
+    folder = shutil.copytree(llm_folder, tmp_path / "fp8")
+    (folder / "model.safetensors").unlink()
+    convert_model(plan_conversion(llm_folder, FP8), folder / "model.safetensors")
 
     def make(tensors):
         file = tmp_path / "fp8" / "model.safetensors"
@@ -83,8 +87,8 @@ def test_scales_of_each_tensor_do_for_another_precision_and_for_converting(make_
     up = load_file(folder / "model.safetensors")[UP].float() * scale_of(100.0)
     state = seed_core.load_llm(folder).module.state_dict()
     assert torch.equal(state[UP.replace("up_proj", "gate_up_proj")][48:], up)
-    convert_llm(folder, tmp_path / "again", FP8)
-    assert seed_core.load_llm(tmp_path / "again", dtype=FP8).dtype == torch.bfloat16
+    convert_model(plan_conversion(folder, FP8), tmp_path / "again.safetensors")
+    assert seed_core.load_llm(tmp_path / "again.safetensors", dtype=FP8).dtype == torch.bfloat16
 
 
 def test_a_scale_may_have_a_dimension(make_folder):

@@ -10,7 +10,7 @@ from torch import nn
 
 from seed_core.codes import image_token
 from seed_core.errors import CheckpointError
-from seed_core.llm_folder import VOCABULARY_LINK, read_llm_folder
+from seed_core.llm_folder import VOCABULARY_LINK, find_llm_folder, read_llm_folder
 from seed_core.prompt import LLAMA_2, VICUNA
 
 TEXT_TOKENS = 1024  # of seed-mini's tokenizer.model
@@ -74,7 +74,7 @@ def folder(make_folder):
 
 
 def read(folder):
-    return read_llm_folder(folder, torch.device("cpu"), torch.float32, nn)
+    return read_llm_folder(find_llm_folder(folder), torch.device("cpu"), torch.float32, nn)
 
 
 def equal(module, other):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from seed_core import CheckpointError, load_llm, merge_lora, read_lora
 from seed_core.__main__ import main
-from seed_core.convert import convert_llm
+from seed_core.checkpoints import bundled
+from seed_core.convert import convert_model, plan_conversion
 from seed_core.fp8 import FP8
 
 Q_PROJ = "base_model.model.model.layers.1.self_attn.q_proj"
@@ -137,12 +138,13 @@ def test_16_bit_weights_are_rounded_once(llm_folder, whole, save):
 
 def test_weights_in_fp8_get_the_scale_of_their_sum(llm_folder, tensors, save, tmp_path):
     """Half of the largest step between two float8 values is 1 part in 28 of the largest weight."""
-    convert_llm(llm_folder, tmp_path / "fp8", FP8)
+    fp8_file = tmp_path / "fp8.safetensors"
+    convert_model(plan_conversion(llm_folder, FP8), fp8_file)
     path = save(tensors)
-    llm = load_llm(tmp_path / "fp8", dtype=FP8)
+    llm = load_llm(fp8_file, dtype=FP8)
     adapter = read_lora(path, llm.config)
     merge_lora(llm.module, adapter)
-    exact = state_after(tmp_path / "fp8", (path, 1.0))
+    exact = state_after(fp8_file, (path, 1.0))
     for name in adapter.by_weight():
         layer = llm.module.get_submodule(name.removesuffix(".weight"))
         assert layer.weight.dtype == FP8
@@ -400,9 +402,9 @@ def test_chat_takes_adapters_with_their_strengths(chat, strong):
 
 
 def test_convert_writes_a_model_with_adapters_in_it(chat, strong, tmp_path):
-    output = str(tmp_path / "merged")
+    output, mini = str(tmp_path / "merged.safetensors"), str(bundled("llm"))
     lora = ["--lora", f"{strong}:0.8"]
-    assert main(["convert", "seed-mini", "-o", output, "--precision", "fp32", *lora]) == 0
+    assert main(["convert", mini, "-o", output, "--precision", "fp32", *lora]) == 0
     assert chat("--model", output) == chat(*lora)
 
 

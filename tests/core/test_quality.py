@@ -7,7 +7,8 @@ import torch
 
 import seed_core
 from seed_core import GenerationOptions, fp8
-from seed_core.convert import convert_llm
+from seed_core.checkpoints import bundled
+from seed_core.convert import convert_model, plan_conversion
 from seed_core.quality import Question, measure_quality
 
 
@@ -41,8 +42,8 @@ def test_perplexity_is_that_of_the_replies_tokens(mini_llm):
 
 
 def test_fp8_stays_close_and_noise_does_not(mini_llm, questions, tmp_path, make_generator):
-    convert_llm("seed-mini", tmp_path / "mini", fp8.FP8)
-    quantised = seed_core.load_llm(tmp_path / "mini", dtype=fp8.FP8)
+    convert_model(plan_conversion(bundled("llm"), fp8.FP8), tmp_path / "mini.safetensors")
+    quantised = seed_core.load_llm(tmp_path / "mini.safetensors", dtype=fp8.FP8)
     close = measure_quality(mini_llm, quantised, questions)
     assert close.agreement > 0.9
     assert close.perplexity < 1.05 * close.reference_perplexity

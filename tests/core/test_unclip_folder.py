@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seed_core.errors import CheckpointError
-from seed_core.unclip_folder import read_unclip_folder
+from seed_core.unclip_folder import find_unclip_folder, read_unclip_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -21,7 +21,7 @@ def folder(tmp_path, mini_folder):
 
 
 def read(folder):
-    return read_unclip_folder(folder, torch.device("cpu"), torch.float32)
+    return read_unclip_folder(find_unclip_folder(folder), torch.device("cpu"), torch.float32)
 
 
 def change_tensors(file, change):

@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 
 from seed_core.errors import CheckpointError
+from seed_core.model_folder import ModelFolder
 from seed_core.vocab import Vocabulary
 
 PICTURE = tuple(range(32))
@@ -21,7 +22,7 @@ def text_model(mini_folder):
 @pytest.fixture(scope="module")
 def vocab(mini_folder):
     folder = mini_folder / "llm"
-    return Vocabulary(folder / "tokenizer.model", folder / "added_tokens.json")
+    return Vocabulary(ModelFolder(folder))
 
 
 def test_ids_are_those_of_the_files(vocab):
@@ -116,7 +117,7 @@ def folder(tmp_path, mini_folder):
 
 
 def open_in(folder):
-    return Vocabulary(folder / "tokenizer.model", folder / "added_tokens.json")
+    return Vocabulary(ModelFolder(folder))
 
 
 def change_added(folder, change):

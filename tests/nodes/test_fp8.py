@@ -18,8 +18,10 @@ def converted(pack):
     folder = Path(pack.host.folder_paths.models_dir) / "seed_llm"
     folder.mkdir(parents=True, exist_ok=True)
     convert = import_module(f"{pack.seed_core.__name__}.convert")
-    convert.convert_llm("seed-mini", folder / "mini-fp8", FP8)
-    yield folder / "mini-fp8"
+    file = folder / "mini-fp8.safetensors"
+    source = pack.seed_core.checkpoints.bundled("llm")
+    convert.convert_model(convert.plan_conversion(source, FP8), file)
+    yield file
     shutil.rmtree(folder)
 
 
@@ -125,7 +127,7 @@ def test_another_precision_is_of_plain_weights(load, pack, converted, logits_of)
 def test_the_file_is_read_by_the_hosts_own_loader(pack, on_comfyui, converted):
     """With nothing of ours: its reader of metadata, its layers, one tensor of the file."""
     comfy = pack.host.comfy
-    path = str(converted / "model.safetensors")
+    path = str(converted)
     tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     weight, scale = tensors[f"{LAYER}.weight"], tensors[f"{LAYER}.weight_scale"]
     tensors, _ = comfy.utils.convert_old_quants(tensors, metadata=metadata)
@@ -140,7 +142,7 @@ def test_the_file_is_read_by_the_hosts_own_loader(pack, on_comfyui, converted):
 
 
 def test_a_model_that_was_not_converted_is_refused_with_the_command(pack, run):
-    with pytest.raises(pack.seed_core.OptionError, match="convert FOLDER -o NEW_FOLDER"):
+    with pytest.raises(pack.seed_core.OptionError, match="convert FOLDER -o NEW_FILE"):
         run("SEEDLLaMALoader", precision="fp8")
 
 

@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,58 @@ def test_decoder_folders_are_those_of_unclip_pipelines(pack, models):
     write(models / "diffusers" / "broken" / "model_index.json", "{not json")
     write(models / "diffusers" / "list" / "model_index.json", "[1]")
     assert options(pack, "SEEDDecoderLoader") == [BUNDLED, "other/unclip", "sd21"]
+
+
+@pytest.fixture
+def converted(pack, models):
+    """seed-mini's parts as one file each, by part, in the folder of the language models."""
+    convert = import_module(f"{pack.seed_core.__name__}.convert")
+    folder = models / "seed_llm"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for part in ("tokenizer", "llm", "decoder"):
+        plan = convert.plan_conversion(pack.seed_core.checkpoints.bundled(part), torch.float32)
+        files[part] = folder / f"mini {part}.safetensors"
+        convert.convert_model(plan, files[part])
+    return files
+
+
+def test_converted_models_are_offered_where_they_belong(pack, run, models, converted, mini):
+    """Each part by its own loader, whatever folder it was dropped into."""
+    write(models / "seed_llm" / "notes.safetensors", "nothing that could be read")
+    assert options(pack, "SEEDLLaMALoader") == [BUNDLED, "mini llm.safetensors"]
+    (llm,) = run("SEEDLLaMALoader", model="mini llm.safetensors")
+    assert llm.core.vocab.size == mini.llm.core.vocab.size
+    (models / "seed_decoder" / "sub").mkdir(parents=True)
+    converted["decoder"].rename(models / "seed_decoder" / "sub" / "d.safetensors")
+    assert options(pack, "SEEDDecoderLoader") == [BUNDLED, "sub/d.safetensors"]
+    (models / "seed_tokenizer").mkdir()
+    converted["tokenizer"].rename(models / "seed_tokenizer" / "t.safetensors")
+    converted["llm"].rename(models / "seed_tokenizer" / "l.safetensors")
+    assert options(pack, "SEEDTokenizerLoader") == [BUNDLED, "t.safetensors"]
+    assert run("SEEDTokenizerLoader", tokenizer="t.safetensors")[0].core.family == "seed-mini"
+
+
+def test_a_file_that_is_no_choice_is_told_why(pack, models, converted):
+    node = pack.nodes_by_id["SEEDLLaMALoader"]
+    assert node.validate_inputs(model="mini llm.safetensors") is True
+    said = node.validate_inputs(model="mini decoder.safetensors")
+    assert "is no SEED-LLaMA, which is a folder with config.json or a converted" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("added_tokens.json", "lacks added_tokens.json"), ("model.safetensors", "has no weights")],
+)
+def test_what_a_model_lacks_is_told_before_the_queue_starts(pack, models, name, words):
+    folder = models / "seed_llm" / "mini"
+    shutil.copytree(pack.seed_core.checkpoints.bundled("llm"), folder)
+    node = pack.nodes_by_id["SEEDLLaMALoader"]
+    assert node.validate_inputs(model="mini") is True
+    (folder / name).unlink()
+    said = node.validate_inputs(model="mini")
+    assert words in said
+    assert "https://huggingface.co/AILab-CVC/seed-llama-8b-sft" in said
 
 
 def test_folders_of_extra_model_paths_are_searched(pack, tmp_path):

@@ -241,8 +241,9 @@ def test_weights_in_fp8_are_patched_too(
     """
     monkeypatch.setattr(management, "supports_fp8_compute", lambda device: has_units)
     convert = import_module(f"{pack.seed_core.__name__}.convert")
-    convert.convert_llm("seed-mini", tmp_path / "fp8", FP8)
-    llm = make_llm(tmp_path / "fp8", FP8, pack.host.fp8_operations)
+    plan = convert.plan_conversion(pack.seed_core.checkpoints.bundled("llm"), FP8)
+    convert.convert_model(plan, tmp_path / "fp8.safetensors")
+    llm = make_llm(tmp_path / "fp8.safetensors", FP8, pack.host.fp8_operations)
     before, name = weights(llm), save()
     patched = load(llm, name)
     with torch.inference_mode():
@@ -253,8 +254,8 @@ def test_weights_in_fp8_are_patched_too(
         logits = logits_of(llm.core)
     kinds = {t.dtype for t in llm.core.module.state_dict().values()}
     assert FP8 in kinds
-    expected = logits_of(merged((name, 1.0), source=tmp_path / "fp8"))
-    without = logits_of(merged(source=tmp_path / "fp8"))
+    expected = logits_of(merged((name, 1.0), source=tmp_path / "fp8.safetensors"))
+    without = logits_of(merged(source=tmp_path / "fp8.safetensors"))
     assert distance(without, expected) > 0.09
     assert distance(logits, expected) < (0.05 if has_units or not is_streamed else 0.01)
     assert equal(weights(llm), before)

@@ -12,6 +12,7 @@ import torch
 from seed_core.chat import SeedChat
 from seed_core.codes import codes_to_text
 from seed_core.generation import GenerationOptions
+from seed_core.model_folder import ModelFolder
 from seed_core.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.vocab import Vocabulary
 
@@ -56,7 +57,7 @@ def vocab(text_model, tmp_path_factory):
     added = {f"<img_{code:05d}>": first + code for code in range(8192)}
     added |= {"<img>": first + 8192, "</img>": first + 8193}
     (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
-    return Vocabulary(folder / "tokenizer.model", folder / "added_tokens.json")
+    return Vocabulary(ModelFolder(folder))
 
 
 def codes_of(rows):

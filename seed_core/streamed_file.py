@@ -1,0 +1,192 @@
+"""A safetensors file written tensor by tensor, which a later run can go on with.
+
+Its whole layout is fixed before the first tensor, so each one goes to its own place and none is kept
+in memory. What is done stands in a journal beside the unfinished file. Knows the format of
+safetensors, not what the tensors are for.
+
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from .errors import OptionError
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+_CHUNK = 16 * 2**20
+
+
+class Entry(NamedTuple):
+    """Form of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class StreamedFile:
+    """One file on its way.
+
+    Args:
+        path: the file to make; until it is finished it has ``.unfinished`` at its end.
+        layout: form of every tensor.
+        metadata: what the header says besides.
+    """
+
+    def __init__(
+        self, path: Path, layout: Mapping[str, Entry], metadata: Mapping[str, str]
+    ) -> None:
+        self._path = path
+        self._unfinished = path.with_name(f"{path.name}.unfinished")
+        self._journal = path.with_name(f"{path.name}.journal")
+        self._layout = layout
+        # Readers want each tensor at a multiple of its numbers' size, so large numbers come first.
+        ordered = sorted(layout, key=lambda name: -layout[name].dtype.itemsize)
+        self._header, self._start = _header(ordered, layout, metadata)
+        self.nbytes = len(self._header) + sum(entry.nbytes for entry in layout.values())
+        self.done: set[str] = set()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Begin, or go on where an earlier run with the same header ended.
+
+        Raises:
+            OptionError: the file exists, another run is writing it, or the disk is full.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(f"{self._path}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                try:
+                    self._check_target()
+                    yield from self._opened()
+                finally:
+                    with contextlib.suppress(OSError):  # Windows removes no open file
+                        Path(lock.lock_file).unlink()
+        except Timeout as error:
+            raise OptionError(f"another run is writing {self._path}; wait for its end") from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OptionError(
+                f"the disk of {self._path.parent} is full. Make room and give the same command: it "
+                "goes on where it stopped."
+            ) from error
+
+    def _check_target(self) -> None:
+        if self._path.exists():
+            raise OptionError(f"{self._path} exists already; give another name, or move it away")
+        there = self._unfinished.stat().st_size if self._unfinished.exists() else 0
+        free = shutil.disk_usage(self._path.parent).free
+        if free + there < self.nbytes:
+            raise OptionError(
+                f"{self._path.name} takes {self.nbytes / 2**30:.1f} GiB, and the disk of "
+                f"{self._path.parent} has {free / 2**30:.1f} GiB left"
+            )
+
+    def _opened(self) -> Iterator[None]:
+        self.done = self._read_journal()
+        mode = "r+b" if self.done else "wb"
+        with (
+            self._unfinished.open(mode) as self._file,
+            self._journal.open("a", encoding="utf-8") as self._log,
+        ):
+            if not self.done:
+                self._log.truncate(0)
+                self._file.write(self._header)
+                self._note(self._signature())
+            yield
+        self._finish()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Put a tensor into its place; it has the form that the layout says."""
+        if (tensor.dtype, tuple(tensor.shape)) != self._layout[name]:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        self._file.seek(self._start[name])
+        self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._file.flush()
+        self._note(name)
+        self.done.add(name)
+
+    def _note(self, line: str) -> None:
+        self._log.write(f"{line}\n")
+        self._log.flush()
+
+    def _signature(self) -> str:
+        return hashlib.sha256(self._header).hexdigest()
+
+    def _read_journal(self) -> set[str]:
+        """Return the tensors an earlier run has written whole, if its file was to be this one."""
+        if not self._unfinished.exists() or not self._journal.exists():
+            return set()
+        *lines, _ = self._journal.read_text(encoding="utf-8").split("\n")  # the last may be cut
+        if lines[:1] != [self._signature()]:
+            return set()
+        size = self._unfinished.stat().st_size
+        return {
+            name
+            for name in lines[1:]
+            if name in self._layout and self._start[name] + self._layout[name].nbytes <= size
+        }
+
+    def _finish(self) -> None:
+        if missing := self._layout.keys() - self.done:
+            raise ValueError(f"never written: {', '.join(sorted(missing)[:10])}")
+        with self._unfinished.open("r+b") as file:
+            os.fsync(file.fileno())
+        self._unfinished.rename(self._path)
+        self._journal.unlink()
+
+    _file: IO[bytes]
+    _log: IO[str]
+
+
+def _header(
+    ordered: list[str], layout: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """Return the beginning of the file, and where in it each tensor starts."""
+    fields: dict[str, object] = {"__metadata__": dict(metadata)}
+    offsets, end = {}, 0
+    for name in ordered:
+        entry = layout[name]
+        offsets[name], end = end, end + entry.nbytes
+        fields[name] = {
+            "dtype": _DTYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(fields, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {k: start + v for k, v in offsets.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
