@@ -46,7 +46,7 @@ SIZES = (MINI, *_RANDOM)
 LANGUAGE_ONLY = ("300m",)
 """Sizes that have no tokenizer and no decoder."""
 
-_UNET = {
+UNET = {
     "sample_size": 96,
     "block_out_channels": (320, 640, 1280, 1280),
     "attention_head_dim": (5, 10, 20, 20),
@@ -55,7 +55,7 @@ _UNET = {
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 2048,
 }
-_VAE = {
+VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -167,8 +167,8 @@ class Subject:
         if self.size == MINI:
             return load_decoder(checkpoints.SEED_MINI, self.device, self.dtype)
         diffusers: Any = importlib.import_module("diffusers")
-        unet = self._fill(lambda: self._empty(diffusers.UNet2DConditionModel, _UNET))
-        vae = self._fill(lambda: self._empty(diffusers.AutoencoderKL, _VAE))
+        unet = self._fill(lambda: self._empty(diffusers.UNet2DConditionModel, UNET))
+        vae = self._fill(lambda: self._empty(diffusers.AutoencoderKL, VAE))
         mean, std = torch.zeros(1, 1024), torch.ones(1, 1024)
         module = UnclipModel(unet, vae, mean, std, torch.zeros(_EMPTY_PROMPT)).to(self.device)
         scheduler = diffusers.PNDMScheduler(**_SCHEDULER)

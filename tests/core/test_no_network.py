@@ -31,6 +31,7 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 """
 FOX = str(checkpoints.sample_pictures()["fox_on_yellow"])
+BUNDLED_LLM = str(checkpoints.bundled("llm"))
 
 
 def run(program, folder, **environment):
@@ -89,15 +90,15 @@ def test_every_other_command_works_without_sockets(tmp_path):
         ["decode", "codes.json", "--steps", "1", "--negative", "codes.json"],
         ["chat", "What is this?", "--picture", FOX, *greedy],
         ["chat", "a panda on blue", "--reply", "image", *greedy],
-        ["convert", "seed-mini", "-o", "fp8"],
-        ["chat", "What is this?", "--codes", "codes.json", "--model", "fp8", *greedy],
+        ["convert", BUNDLED_LLM, "-o", "fp8.safetensors", "--precision", "fp8"],
+        ["chat", "What is this?", "--codes", "codes.json", "--model", "fp8.safetensors", *greedy],
     ]
     program = "from seed_core.__main__ import main\n"
     program += f"sys.exit(max(main(each) for each in {commands}))"
     found = run(program, tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("It is a fox.") == 2
-    assert {"codes.json", "decoded.png", "reply.json", "fp8"} <= {
+    assert {"codes.json", "decoded.png", "reply.json", "fp8.safetensors"} <= {
         p.name for p in tmp_path.iterdir()
     }
 
