@@ -10,6 +10,7 @@ models are stored, not how a network computes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -85,7 +86,7 @@ class Conversion:
                 yield f"{key}{fp8.SCALE_SUFFIX}", scales[key]
             else:
                 result = tensor.to(self.layout[key].dtype)
-                self._check(key, bool(result.isfinite().all()))
+                self._check(key, checkpoints.largest(result))
                 yield key, result
 
     def _scales(self, count: Iterator[int], on_tensor: Progress | None) -> dict[str, torch.Tensor]:
@@ -93,8 +94,8 @@ class Conversion:
         wanted = {key for keys in self.products for key in keys}
         largest = {}
         for key, tensor in self._wanted(wanted, count, on_tensor) if wanted else ():
-            largest[key] = float(torch.linalg.vector_norm(tensor.float(), torch.inf))
-            self._check(key, largest[key] < torch.inf)
+            largest[key] = checkpoints.largest(tensor)
+            self._check(key, largest[key])
         common = {keys: max(largest[key] for key in keys) for keys in self.products}
         return {key: fp8.scale_of(common[keys]) for keys in self.products for key in keys}
 
@@ -103,12 +104,13 @@ class Conversion:
     ) -> checkpoints.Tensors:
         for key, tensor in self.read():
             if key in names:
+                checkpoints.check_kind(key, tensor, self.source)
                 yield key, tensor
                 if on_tensor is not None:
                     on_tensor(next(count), len(self.layout))
 
-    def _check(self, key: str, is_finite: bool) -> None:
-        if not is_finite:
+    def _check(self, key: str, largest: float) -> None:
+        if not math.isfinite(largest):
             raise CheckpointError(
                 f"{self.source}: {key} has numbers that "
                 f"{str(self.dtype).removeprefix('torch.')} cannot hold. Convert to bf16; if that "
@@ -184,11 +186,13 @@ def _tokenizer(source: Path, dtype: torch.dtype) -> Conversion:
 
 def _llm(source: Path, dtype: torch.dtype) -> Conversion:
     folder = llm_folder.find_llm_folder(source)
-    config, _, _ = llm_folder.read_description(folder)
+    config, vocab, _ = llm_folder.read_description(folder)
     weights = llm_folder.llm_weights(folder)
     stored = fp8_files.read_scales(weights.files)
     build = partial(Llama, config, device="meta", dtype=fp8.computing_dtype(dtype))
     shapes = weights.shapes()
+    for key, shape in shapes.items():
+        llm_folder.check_rows(key, shape, vocab.size, folder.path)
     if config.tie_word_embeddings:
         shapes[llm_folder.HEAD] = shapes.get(llm_folder.EMBEDDINGS, ())
     layout = _layout(build, shapes, folder.path, names_in_file)
@@ -219,12 +223,12 @@ def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
     kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
     layout: dict[str, Entry] = {}
     for part, kind in kinds.items():
-        config = folder.read_json(f"{part}/{CONFIG_FILE}")
+        config = unclip_folder.network_config(folder, part)
         build = partial(unclip_folder.build_network, kind, config, dtype)
         shapes = unclip_folder.network_shapes(folder, part)
         entries = _layout(build, shapes, folder.path, lambda name: (name,))
         layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
-    unet_config = folder.read_json(f"unet/{CONFIG_FILE}")
+    unet_config = unclip_folder.network_config(folder, "unet")
     small = unclip_folder.small_shapes(folder, unet_config)
     layout |= {name: Entry(torch.float32, shape) for name, shape in small.items()}
 
