@@ -21,6 +21,9 @@ from .model_folder import ModelFolder
 
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
 
+_LOSSLESS = "a  b"
+"""Text that a file loses which was cut before the rules at its end."""
+
 
 class Vocabulary:
     """Text pieces below, then one token id for each code, then the two markers.
@@ -174,8 +177,14 @@ def _read_sentencepiece(folder: ModelFolder, name: str) -> sentencepiece.Sentenc
     if not content:  # sentencepiece would take it for "no model given"
         raise CheckpointError(f"{name} of {folder.path} is empty; download it again")
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=content)
+        text = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise CheckpointError(
             f"{name} of {folder.path} is no sentencepiece model, or damaged: {error}"
         ) from error
+    if text.decode(text.encode(_LOSSLESS)) != _LOSSLESS:
+        raise CheckpointError(
+            f"{name} of {folder.path} changes the text it encodes, as no LLaMA's does: it is damaged, "
+            "or of another model"
+        )
+    return text
