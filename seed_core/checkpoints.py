@@ -11,34 +11,24 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 import re
-import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from . import fp8
 from .errors import CheckpointError
 
 log = logging.getLogger(__name__)
-
-_UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OSError,
-    struct.error,
-)
-"""What torch raises, besides pickle's own error, on a file that is cut short or overwritten."""
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,6 +42,15 @@ LLM_PRECISIONS = {**PRECISIONS, "fp8": fp8.FP8}
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLED_SUFFIXES)
+
+_STORED_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+}
+"""Number formats of weights; integers are another program's quantisation."""
+
+_LARGEST_SIDE_FILE = 64 * 2**20
+"""Bytes of a config or a vocabulary that are read; published ones have half a million."""
 
 _MAPPED_AT_ONCE = 512 * 2**20
 """Bytes of a pickled file that are read before its mapping is renewed."""
@@ -142,7 +141,8 @@ def assemble(
             they come in; the network's layers take both.
 
     Raises:
-        CheckpointError: missing tensors, or one of another shape, by their names in the file.
+        CheckpointError: missing tensors, or one of another shape or with numbers that are none, by
+            their names in the file.
     """
     # A host's layers may hold no weights before they are loaded, so torch's tell the shapes.
     expected = build(nn).state_dict()
@@ -158,7 +158,9 @@ def assemble(
             unknown.append(key)
             continue
         parts = found.setdefault(name, {})
+        check_kind(key, tensor, source)
         parts[key] = tensor.to(device, None if name in scales else expected[name].dtype)
+        check_finite(key, parts[key], source)
         if all(other is None or other in parts for other in pieces[name]):
             state[name] = _join(pieces[name], found.pop(name), expected[name], source)
     if unknown:
@@ -169,6 +171,46 @@ def assemble(
     module = build(operations)
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def check_kind(key: str, tensor: torch.Tensor, source: Path) -> None:
+    """Refuse a tensor of whole numbers or of a format that no weights are published in.
+
+    Raises:
+        CheckpointError: naming the tensor and its format.
+    """
+    if tensor.dtype not in _STORED_DTYPES:
+        raise CheckpointError(
+            f"{source} holds {key} as {str(tensor.dtype).removeprefix('torch.')}, no number format "
+            "of weights: it was quantised by another program. Use the model in 16 or 32 bits."
+        )
+
+
+def check_finite(key: str, tensor: torch.Tensor, source: Path) -> None:
+    """Refuse a tensor with numbers that are none, as damage and overflow leave them behind.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    if not math.isfinite(largest(tensor)):
+        raise CheckpointError(
+            f"{source}: {key} holds numbers that are infinite or none in "
+            f"{str(tensor.dtype).removeprefix('torch.')}. The file is damaged, or made for another "
+            "precision: try bf16 or fp32, then download it again."
+        )
+
+
+def largest(tensor: torch.Tensor) -> float:
+    """Return the largest magnitude in a tensor, NaN where a number is none; 0 of no numbers.
+
+    One pass without a copy, where torch's own isfinite and norms take thirty times as long.
+    """
+    if tensor.is_meta or not tensor.numel():
+        return 0.0
+    if tensor.dtype == fp8.FP8:
+        return fp8.largest(tensor)
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(-low, high).item()
 
 
 def check_complete(wanted: Iterable[str], given: Collection[str | None], source: Path) -> None:
@@ -235,17 +277,37 @@ def read_tensor(path: Path, key: str) -> torch.Tensor:
     Raises:
         CheckpointError: a damaged file.
     """
+    with _opened(path) as file:
+        tensor: torch.Tensor = file.get_tensor(key)
+        return tensor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; whatever goes wrong with it is one error."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensor: torch.Tensor = file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
+            yield file
+    except Exception as error:  # of several libraries
         raise _damaged(path, error) from error
-    return tensor
 
 
 def read_weights(files: Iterable[Path], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of several files, as `read_tensors` does."""
-    return (pair for file in files for pair in read_tensors(file, prefix))
+    """Yield the tensors of several files, as `read_tensors` does.
+
+    Raises:
+        CheckpointError: also for a tensor that two of the files hold.
+    """
+    given: set[str] = set()
+    for file in files:
+        for key, tensor in read_tensors(file, prefix):
+            if key in given:
+                raise CheckpointError(
+                    f"{file} holds {key}, and so does another file of the model in {file.parent}. "
+                    "Files of two downloads are mixed there: download the model into an empty folder."
+                )
+            given.add(key)
+            yield key, tensor
 
 
 def _pickled_tensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -265,13 +327,7 @@ def _pickled_tensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tenso
 
 def read_keys(path: Path) -> list[str]:
     """Return the names of the tensors of a weight file; of a safetensors file only by its header."""
-    if _is_pickled(path):
-        return list(_read_pickled(path))
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    return list(read_shapes(path))
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -282,11 +338,17 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """
     if _is_pickled(path):
         return {key: tuple(tensor.shape) for key, tensor in _read_pickled(path).items()}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    _check_header(path)
+    return shapes
+
+
+def _check_header(path: Path) -> None:
+    """Refuse names that occur twice, of which the library would take one."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        parse_json(file.read(length), f"the header of {path}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -295,11 +357,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: a damaged file.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
 
 
 def _is_pickled(path: Path) -> bool:
@@ -323,6 +382,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     """Read a table of tensors without running code; memory-mapped where the form allows it."""
+    check_pickled(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces its own deprecations of old forms
@@ -332,16 +392,63 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
             f"{path} was refused: it is damaged, or it holds program code, and a weight file needs "
             "none. Use the file from its official page, or a .safetensors version of it."
         ) from error
-    except _UNREADABLE as error:
+    except Exception as error:  # on a file cut short or overwritten torch raises any kind
         raise _damaged(path, error) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]  # as training scripts save it, SEED-1's and LAVIS's among them
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a table of tensors")
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    tensors = {
+        k: v.detach()
+        for k, v in content.items()
+        if isinstance(k, str) and isinstance(v, torch.Tensor)
+    }
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors at its top level: {list(content)[:10]}")
+    for key, tensor in tensors.items():
+        if not _is_stored(tensor):
+            raise CheckpointError(
+                f"{path} was refused: {key} stands for more numbers than are stored in the file, or "
+                "for a special kind of tensor. Use a .safetensors version of it."
+            )
     return tensors
+
+
+def _is_stored(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is plain numbers that its file really holds."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_plain or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
+def check_pickled(path: Path) -> None:
+    """Refuse archives that could be larger inside than they are, before anything unpacks them.
+
+    Raises:
+        CheckpointError: a tar archive, or a zip archive whose content is packed or overlaps.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        raise CheckpointError(
+            f"{path} is a tar archive, as PyTorch saved files before 2017; these are refused. Use a "
+            ".safetensors version of it."
+        )
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile checks little before it computes with what it finds
+        raise _damaged(path, error) from error
+    size = path.stat().st_size
+    is_packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if is_packed or sum(member.file_size for member in members) > size:
+        raise CheckpointError(
+            f"{path} was refused: it would take more memory than its {size:,} bytes. PyTorch writes "
+            "no such files; use the file from its official page."
+        )
 
 
 def _load_weights_only(path: Path) -> Any:
@@ -362,7 +469,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no {path.name} in the folder {path.parent}")
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_side_file(path), str(path))
+
+
+def read_side_file(path: Path) -> bytes:
+    """Return the content of a small file.
+
+    Raises:
+        CheckpointError: one too large to be what it should, or that may not be read.
+    """
+    try:
+        if (size := path.stat().st_size) <= _LARGEST_SIDE_FILE:
+            return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    raise CheckpointError(f"{path} has {size:,} bytes, far too many for a {path.name}")
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
@@ -373,15 +494,24 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
         where: what the text is, for messages.
 
     Raises:
-        CheckpointError: no JSON, or no object.
+        CheckpointError: no JSON, no object, or a name that occurs twice in one.
     """
     try:
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{where} must hold a JSON object; got a {type(content).__name__}")
     return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in table if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.80} occurs twice")
+    return table
 
 
 def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
@@ -412,6 +542,13 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} names {name!r}, which lies outside its folder; refused")
-        if not (index.parent / name).is_file():
+        if not _is_file(index.parent / name):
             raise CheckpointError(f"{index.parent} lacks {name}, which {index.name} names")
     return [index.parent / name for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False

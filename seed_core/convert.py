@@ -10,6 +10,7 @@ be merged on the way. Knows how models are stored, not how a network computes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +87,7 @@ class Conversion:
                 yield f"{key}{fp8.SCALE_SUFFIX}", scales[key]
             else:
                 result = tensor.to(self.layout[key].dtype)
-                self._check(key, bool(result.isfinite().all()))
+                self._check(key, checkpoints.largest(result))
                 yield key, result
 
     def _scales(self, count: Iterator[int], on_tensor: Progress | None) -> dict[str, torch.Tensor]:
@@ -94,8 +95,8 @@ class Conversion:
         wanted = {key for keys in self.products for key in keys}
         largest = {}
         for key, tensor in self._wanted(wanted, count, on_tensor) if wanted else ():
-            largest[key] = float(torch.linalg.vector_norm(tensor.float(), torch.inf))
-            self._check(key, largest[key] < torch.inf)
+            largest[key] = checkpoints.largest(tensor)
+            self._check(key, largest[key])
         common = {keys: max(largest[key] for key in keys) for keys in self.products}
         return {key: fp8.scale_of(common[keys]) for keys in self.products for key in keys}
 
@@ -104,12 +105,13 @@ class Conversion:
     ) -> checkpoints.Tensors:
         for key, tensor in self.read():
             if key in names:
+                checkpoints.check_kind(key, tensor, self.source)
                 yield key, tensor
                 if on_tensor is not None:
                     on_tensor(next(count), len(self.layout))
 
-    def _check(self, key: str, is_finite: bool) -> None:
-        if not is_finite:
+    def _check(self, key: str, largest: float) -> None:
+        if not math.isfinite(largest):
             raise CheckpointError(
                 f"{self.source}: {key} has numbers that "
                 f"{str(self.dtype).removeprefix('torch.')} cannot hold. Convert to bf16; if that "
@@ -193,7 +195,7 @@ def _tokenizer(source: Path, dtype: torch.dtype) -> Conversion:
 
 def _llm(source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, float]]) -> Conversion:
     folder = llm_folder.find_llm_folder(source)
-    config, _, fields = llm_folder.read_description(folder, grows=bool(loras))
+    config, vocab, fields = llm_folder.read_description(folder, grows=bool(loras))
     changes = _changes(folder.path, config, loras)
     files = _small_files(folder, (CONFIG_FILE, "generation_config.json", *VOCABULARY_FILES))
     if config.vocab_size != int(fields["vocab_size"]):
@@ -203,7 +205,11 @@ def _llm(source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, flo
     weights = llm_folder.llm_weights(folder)
     stored = fp8_files.read_scales(weights.files)
     build = partial(Llama, config, device="meta", dtype=fp8.computing_dtype(dtype))
-    shapes = weights.shapes() | {key: found[0][0].part.shape for key, found in changes.items()}
+    shapes = weights.shapes()
+    # An adapter may bring more rows than the file has.
+    shapes |= {key: changes[key][0][0].part.shape for key in changes if key in shapes}
+    for key, shape in shapes.items():
+        llm_folder.check_rows(key, shape, vocab.size, folder.path)
     if config.tie_word_embeddings:
         shapes[llm_folder.HEAD] = shapes.get(llm_folder.EMBEDDINGS, ())
     layout = _layout(build, shapes, folder.path, names_in_file)
@@ -272,12 +278,12 @@ def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
     kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
     layout: dict[str, Entry] = {}
     for part, kind in kinds.items():
-        config = folder.read_json(f"{part}/{CONFIG_FILE}")
+        config = unclip_folder.network_config(folder, part)
         build = partial(unclip_folder.build_network, kind, config, dtype)
         shapes = unclip_folder.network_shapes(folder, part)
         entries = _layout(build, shapes, folder.path, lambda name: (name,))
         layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
-    unet_config = folder.read_json(f"unet/{CONFIG_FILE}")
+    unet_config = unclip_folder.network_config(folder, "unet")
     small = unclip_folder.small_shapes(folder, unet_config)
     layout |= {name: Entry(torch.float32, shape) for name, shape in small.items()}
 

@@ -16,6 +16,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import CheckpointError
+from .ranges import DEPTH, EPSILON, HEADS, WIDTH, check_numbers
+
+_RANGES = {
+    "image_size": (1, 4096),
+    "patch_size": (1, 4096),
+    "width": WIDTH,
+    "depth": DEPTH,
+    "num_heads": HEADS,
+    "mlp_width": WIDTH,
+    "norm_eps": EPSILON,
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class VisionConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        check_numbers("the vision tower", self, _RANGES)
         if self.width % self.num_heads or self.image_size % self.patch_size:
             raise CheckpointError(
                 f"the vision tower's width {self.width} must be a multiple of its {self.num_heads} "

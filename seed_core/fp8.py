@@ -55,6 +55,17 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
     return weight.to(torch.float32).mul_(scale).to(dtype)
 
 
+def largest(weight: torch.Tensor) -> float:
+    """Return the largest magnitude of float8 values, NaN where one is no number.
+
+    Without their sign they are in the order of their bytes, and the last of all is the NaN. As
+    whole numbers with a sign, the largest is that of the positive ones; without, of the negative.
+    """
+    ends = [weight.view(kind).max().view(torch.uint8) for kind in (torch.int8, torch.uint8)]
+    magnitudes = (torch.stack(ends) & 0x7F).view(FP8)
+    return magnitudes.float().max().item()
+
+
 def scratch_bytes(module: nn.Module) -> int:
     """Return the memory of the largest product of a network where its weight is dequantised."""
     sizes = [x.numel() for x in module.state_dict().values() if x.dtype == FP8]

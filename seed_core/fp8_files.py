@@ -55,7 +55,10 @@ def read_scales(files: Sequence[Path]) -> dict[str, torch.Tensor]:
                     f"{path} has {scale.numel()} scales for one tensor ({name}), a kind of "
                     f"quantisation this cannot read. Convert the 16-bit model, {HOW_TO_CONVERT}"
                 )
-            scales[name.removesuffix(fp8.SCALE_SUFFIX)] = scale.to(torch.float32).reshape(())
+            checkpoints.check_kind(name, scale, path)
+            scale = scale.to(torch.float32).reshape(())
+            checkpoints.check_finite(name, scale, path)
+            scales[name.removesuffix(fp8.SCALE_SUFFIX)] = scale
     return scales
 
 

@@ -18,9 +18,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import CheckpointError
+from .ranges import DEPTH, EPSILON, HEADS, WIDTH, Range, check_numbers
 
 ATTENTION_STEP = 256
 """Attention looks at whole stretches of so many cached tokens, so that its shapes seldom change."""
+
+_RANGES: dict[str, Range] = {
+    "vocab_size": (1, 2**20),
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "max_position_embeddings": (1, 2**20),
+    "rms_norm_eps": EPSILON,
+    "rope_theta": (1.0, 1e9),
+}
+
+_ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""What other LLaMA networks may have otherwise, and would then be computed wrongly here."""
 
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
@@ -53,13 +69,15 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers("the language model", self, _RANGES)
         if (
-            self.hidden_size % self.num_attention_heads
+            self.hidden_size % (2 * self.num_attention_heads)  # rotations swap halves of a head
             or self.num_attention_heads % self.num_key_value_heads
         ):
             raise CheckpointError(
                 f"hidden_size {self.hidden_size}, {self.num_attention_heads} heads and "
-                f"{self.num_key_value_heads} key-value heads do not divide one another"
+                f"{self.num_key_value_heads} key-value heads do not divide one another into heads "
+                "of an even width"
             )
 
     @classmethod
@@ -73,27 +91,35 @@ class LlamaConfig:
             raise CheckpointError(
                 f"this is a {fields.get('model_type')!r} model; a SEED-LLaMA has model_type 'llama'"
             )
+        for name, value in _ONLY.items():
+            if fields.get(name, value) != value:
+                raise CheckpointError(
+                    f"the language model's {name} is {fields[name]!r:.40}; a SEED-LLaMA's is {value!r}"
+                )
         rope = fields.get("rope_parameters") or {}
-        if fields.get("rope_scaling") or rope.get("rope_type", "default") != "default":
+        if (
+            fields.get("rope_scaling")
+            or not isinstance(rope, dict)
+            or rope.get("rope_type", "default") != "default"
+        ):
             raise CheckpointError("LLaMA models with scaled positions are no SEED-LLaMA")
         try:
-            heads = int(fields["num_attention_heads"])
+            heads = fields["num_attention_heads"]
+            key_heads, theta = fields.get("num_key_value_heads"), fields.get("rope_theta")
             return cls(
-                vocab_size=int(fields["vocab_size"]),
-                hidden_size=int(fields["hidden_size"]),
-                intermediate_size=int(fields["intermediate_size"]),
-                num_hidden_layers=int(fields["num_hidden_layers"]),
+                vocab_size=fields["vocab_size"],
+                hidden_size=fields["hidden_size"],
+                intermediate_size=fields["intermediate_size"],
+                num_hidden_layers=fields["num_hidden_layers"],
                 num_attention_heads=heads,
-                num_key_value_heads=int(fields.get("num_key_value_heads") or heads),
-                max_position_embeddings=int(fields["max_position_embeddings"]),
-                rms_norm_eps=float(fields["rms_norm_eps"]),
-                rope_theta=float(fields.get("rope_theta") or rope.get("rope_theta", 10000.0)),
-                tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+                num_key_value_heads=heads if key_heads is None else key_heads,
+                max_position_embeddings=fields["max_position_embeddings"],
+                rms_norm_eps=fields["rms_norm_eps"],
+                rope_theta=rope.get("rope_theta", 10000.0) if theta is None else theta,
+                tie_word_embeddings=fields.get("tie_word_embeddings", False) is True,
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"the language model's config.json is incomplete or wrong: {error!r}"
-            ) from error
+        except KeyError as error:
+            raise CheckpointError(f"the language model's config.json lacks {error}") from error
 
     @property
     def head_dim(self) -> int:

@@ -8,6 +8,7 @@ Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def read_llm_folder(
             f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
         )
     kept = {key for name in scales for key in products[name]}
-    tensors = fp8_files.dequantized(weights.tensors(), stored, source, kept)
+    checked = _with_as_many_rows(weights.tensors(), vocab.size, source)
+    tensors = fp8_files.dequantized(checked, stored, source, kept)
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     module = checkpoints.assemble(
         lambda layers: Llama(config, layers, **factory),
@@ -125,7 +127,7 @@ def read_llm_folder(
         vocab=vocab,
         template=LLAMA_2 if config.num_hidden_layers == _LAYERS_14B else VICUNA,
         family=_family(vocab.codebook_size),
-        end_ids=_end_ids(folder, fields) | {vocab.eos},
+        end_ids=_end_ids(folder, fields, vocab.size) | {vocab.eos},
     )
 
 
@@ -148,7 +150,7 @@ def read_description(
         config = replace(config, vocab_size=vocab.size)
     if vocab.size != config.vocab_size:
         raise CheckpointError(
-            f"{folder.path}: the vocabulary files have {vocab.size} token ids, the weights "
+            f"{folder.path}: the vocabulary files have {vocab.size} token ids, the model's config.json "
             f"{config.vocab_size}. Use tokenizer.model and added_tokens.json of the same model."
         )
     return config, vocab, fields
@@ -211,10 +213,32 @@ def _with_head(tensors: checkpoints.Tensors) -> checkpoints.Tensors:
             yield HEAD, tensor
 
 
-def _end_ids(folder: ModelFolder, fields: dict[str, Any]) -> frozenset[int]:
+def check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
+    """Refuse a table of embeddings, or a head, that is not one row a token id.
+
+    Raises:
+        CheckpointError: naming both counts.
+    """
+    if key in (EMBEDDINGS, HEAD) and tuple(shape[:1]) != (vocab_size,):
+        raise CheckpointError(
+            f"{source}: {key} {list(shape)} should have one row for each of the {vocab_size} token "
+            "ids of the vocabulary. The weights are those of a model that knows no pictures, or the "
+            f"vocabulary is another model's: use all files of one model, such as {LLM_LINK}"
+        )
+
+
+def _with_as_many_rows(
+    tensors: checkpoints.Tensors, vocab_size: int, source: Path
+) -> checkpoints.Tensors:
+    for key, tensor in tensors:
+        check_rows(key, tensor.shape, vocab_size, source)
+        yield key, tensor
+
+
+def _end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -> frozenset[int]:
     """Return the end tokens of both config files; published ones disagree with the vocabulary."""
     listed = [fields.get("eos_token_id")]
     if folder.has("generation_config.json"):
         listed.append(folder.read_json("generation_config.json").get("eos_token_id"))
     flat = [i for ids in listed for i in (ids if isinstance(ids, list) else [ids])]
-    return frozenset(i for i in flat if isinstance(i, int) and i >= 0)
+    return frozenset(i for i in flat if type(i) is int and 0 <= i < vocab_size)

@@ -8,7 +8,6 @@ is. Knows names and bytes, not what they mean.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,11 +35,10 @@ class Weights:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of all tensors."""
-        found = (checkpoints.read_shapes(file) for file in self.files)
         return {
             key.removeprefix(self.prefix): shape
-            for shapes in found
-            for key, shape in shapes.items()
+            for file in self.files
+            for key, shape in checkpoints.read_shapes(file).items()
             if key.startswith(self.prefix)
         }
 
@@ -93,7 +91,9 @@ class ModelFolder:
         """
         if not self.has(name):
             raise CheckpointError(f"there is no {name} in {self.path}")
-        return (self.path / name).read_bytes() if self._files is None else self._files[name]
+        if self._files is None:
+            return checkpoints.read_side_file(self.path / name)
+        return self._files[name]
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the object in a JSON file.
@@ -133,7 +133,7 @@ def read_header(path: Path) -> tuple[str, dict[str, bytes]] | None:
     try:
         files = {str(name): _bytes(content) for name, content in record["files"].items()}
         return str(record["part"]), files
-    except (KeyError, AttributeError, TypeError, binascii.Error) as error:
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"the header of {path} is damaged: {error!r:.200}") from error
 
 

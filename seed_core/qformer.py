@@ -19,6 +19,18 @@ from torch import nn
 from .codes import NUM_CODES
 from .errors import CheckpointError
 from .eva_vit import attend
+from .ranges import DEPTH, EPSILON, HEADS, WIDTH, check_numbers
+
+_RANGES = {
+    "num_queries": (1, 1024),
+    "width": WIDTH,
+    "context_width": WIDTH,
+    "depth": DEPTH,
+    "num_heads": HEADS,
+    "mlp_width": WIDTH,
+    "norm_eps": EPSILON,
+    "cross_attention_every": DEPTH,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class QFormerConfig:
     cross_attention_every: int = 2
 
     def __post_init__(self) -> None:
+        check_numbers("the Q-Former", self, _RANGES)
         if self.width % self.num_heads:
             raise CheckpointError(
                 f"the Q-Former's width {self.width} must be a multiple of its {self.num_heads} heads"

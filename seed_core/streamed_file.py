@@ -30,6 +30,18 @@ _DTYPES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
 }
+_FULL = "the disk of {folder} is full. Make room and give the same command: it goes on where it stopped."
+_FORBIDDEN = "this program may not write {path}: choose a folder of your own"
+_REASONS: dict[int | None, str] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: _FORBIDDEN,
+    errno.ENAMETOOLONG: "the path {path} is too long for its disk; choose a shorter one",
+}
+"""What a user can do about an error of the system."""
+
 _CHUNK = 16 * 2**20
 
 
@@ -72,7 +84,8 @@ class StreamedFile:
         """Begin, or go on where an earlier run with the same header ended.
 
         Raises:
-            OptionError: the file exists, another run is writing it, or the disk is full.
+            OptionError: the file exists or may not be written, another run is writing it, or the
+                disk is full.
         """
         from filelock import FileLock, Timeout
 
@@ -88,12 +101,9 @@ class StreamedFile:
         except Timeout as error:
             raise OptionError(f"another run is writing {self._path}; wait for its end") from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if (reason := _REASONS.get(error.errno)) is None:
                 raise
-            raise OptionError(
-                f"the disk of {self._path.parent} is full. Make room and give the same command: it "
-                "goes on where it stopped."
-            ) from error
+            raise OptionError(reason.format(path=self._path, folder=self._path.parent)) from error
 
     def _check_target(self) -> None:
         if self._path.exists():

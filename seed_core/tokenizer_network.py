@@ -22,10 +22,26 @@ from .eva_vit import Block, EvaVit, VisionConfig
 from .preprocess import INTERPOLATIONS
 from .qformer import QFormer, QFormerConfig
 from .quantizer import Codebook
+from .ranges import DEPTH, EPSILON, HEADS, WIDTH, Range, check_number, check_numbers
 
 TOKENIZER_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
 TEXT_FAMILY = "seed-1"
 """The family whose codes become a text condition; those of the others, one image embedding."""
+
+_RANGES: dict[str, Range] = {
+    "codebook_dim": WIDTH,
+    "decode_depth": DEPTH,
+    "decode_heads": HEADS,
+    "decode_mlp_ratio": (0.01, 100.0),
+    "decode_norm_eps": EPSILON,
+    "image_norm_eps": EPSILON,
+    "reverse_depth": (0, 256),
+    "reverse_queries": (1, 1024),
+    "embedding_dim": WIDTH,
+}
+_LONGEST_REDUCTION = 16
+
+_REVERSE_LAYER = re.compile(r"Reverse_Qformer\.bert\.encoder\.layer\.([0-9]{1,4})\.")
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,24 @@ class TokenizerConfig:
             raise CheckpointError(
                 f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}"
             )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        check_numbers("the tokenizer", self, _RANGES)
+        most = CODEBOOK_SIZES[self.family]
+        check_number(f"the number of {self.family} codes", self.codebook_size, (1, most))
+        for width in self.image_down[:_LONGEST_REDUCTION]:
+            check_number("each width in image_down", width, WIDTH)
+        if len(self.image_down) > _LONGEST_REDUCTION:
+            raise CheckpointError(
+                f"image_down lists {len(self.image_down)} widths; that is no SEED"
+            )
+        width = self.qformer.width
+        if width % self.decode_heads or int(width * self.decode_mlp_ratio) < 1:
+            raise CheckpointError(
+                f"the decode blocks' width {width} does not fit their {self.decode_heads} heads and "
+                f"MLP ratio {self.decode_mlp_ratio}"
+            )
 
     @property
     def embeds_text(self) -> bool:
@@ -98,41 +132,41 @@ class TokenizerConfig:
 
     @classmethod
     def _from_dict(cls, fields: dict[str, Any]) -> TokenizerConfig:
-        width = int(fields["vit_width"])
+        width = fields["vit_width"]
         side = "text" if fields["family"] == TEXT_FAMILY else "image"
         vision = VisionConfig(
-            image_size=int(fields["image_size"]),
-            patch_size=int(fields["patch_size"]),
+            image_size=fields["image_size"],
+            patch_size=fields["patch_size"],
             width=width,
-            depth=int(fields["vit_depth"]),
-            num_heads=int(fields["vit_heads"]),
-            mlp_width=int(fields["vit_mlp_hidden"]),
-            norm_eps=float(fields["vit_norm_eps"]),
+            depth=fields["vit_depth"],
+            num_heads=fields["vit_heads"],
+            mlp_width=fields["vit_mlp_hidden"],
+            norm_eps=fields["vit_norm_eps"],
         )
         qformer = QFormerConfig(
-            num_queries=int(fields["num_query_tokens"]),
-            width=int(fields["qformer_hidden_size"]),
+            num_queries=fields["num_query_tokens"],
+            width=fields["qformer_hidden_size"],
             context_width=width,
-            depth=int(fields["qformer_num_layers"]),
-            num_heads=int(fields["qformer_num_heads"]),
-            mlp_width=int(fields["qformer_intermediate_size"]),
-            norm_eps=float(fields["qformer_layer_norm_eps"]),
-            cross_attention_every=int(fields["cross_attention_freq"]),
+            depth=fields["qformer_num_layers"],
+            num_heads=fields["qformer_num_heads"],
+            mlp_width=fields["qformer_intermediate_size"],
+            norm_eps=fields["qformer_layer_norm_eps"],
+            cross_attention_every=fields["cross_attention_freq"],
         )
         return cls(
             family=str(fields["family"]),
             vision=vision,
             qformer=qformer,
-            codebook_size=int(fields["n_embed"]),
-            codebook_dim=int(fields["codebook_embed_dim"]),
-            decode_depth=int(fields[f"blocks_{side}_depth"]),
-            decode_heads=int(fields[f"blocks_{side}_heads"]),
-            decode_mlp_ratio=float(fields[f"blocks_{side}_mlp_ratio"]),
-            decode_norm_eps=float(fields["blocks_norm_eps"]),
-            image_norm_eps=float(fields["ln_vision_eps"]),
-            image_down=tuple(int(width) for width in fields.get("image_down", ())),
-            reverse_queries=int(fields.get("num_reverse_tokens", 1)),
-            embedding_dim=int(fields[f"{side}_features_dim"]),
+            codebook_size=fields["n_embed"],
+            codebook_dim=fields["codebook_embed_dim"],
+            decode_depth=fields[f"blocks_{side}_depth"],
+            decode_heads=fields[f"blocks_{side}_heads"],
+            decode_mlp_ratio=fields[f"blocks_{side}_mlp_ratio"],
+            decode_norm_eps=fields["blocks_norm_eps"],
+            image_norm_eps=fields["ln_vision_eps"],
+            image_down=tuple(fields.get("image_down", ())),
+            reverse_queries=fields.get("num_reverse_tokens", 1),
+            embedding_dim=fields[f"{side}_features_dim"],
             interpolation=str(fields.get("interpolation", "bilinear")),
         )
 
@@ -206,8 +240,12 @@ class TokenizerConfig:
                 f"{'not ' if self.embeds_text else ''}those of SEED-1"
             )
         if any(key.startswith("image_down.") for key in keys):
+            if not self.image_down:
+                raise CheckpointError(
+                    "the weights hold image_down.*, but config.json no widths of it"
+                )
             return dataclasses.replace(self, reverse_depth=0)
-        layers = (re.match(r"Reverse_Qformer\.bert\.encoder\.layer\.(\d+)\.", key) for key in keys)
+        layers = (_REVERSE_LAYER.match(key) for key in keys)
         depth = 1 + max((int(match[1]) for match in layers if match), default=-1)
         if not depth:
             raise CheckpointError(

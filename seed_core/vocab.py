@@ -16,10 +16,13 @@ import sentencepiece
 
 from .chat import Part
 from .codes import BEGIN_IMAGE, END_IMAGE, image_token
-from .errors import CheckpointError
+from .errors import CheckpointError, PromptError
 from .model_folder import ModelFolder
 
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
+
+_LOSSLESS = "a  b"
+"""Text that a file loses which was cut before the rules at its end."""
 
 
 class Vocabulary:
@@ -37,22 +40,26 @@ class Vocabulary:
         text_file, added_file = VOCABULARY_FILES
         self._text = _read_sentencepiece(folder, text_file)
         added, where = folder.read_json(added_file), f"{added_file} of {folder.path}"
-        try:
-            self.begin_image = int(added[BEGIN_IMAGE])
-            self.end_image = int(added[END_IMAGE])
-            self.first_code = int(added[image_token(0)])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{where} lacks {error}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
-                f"{image_token(0)} ... to token ids"
-            ) from error
+        for token in (BEGIN_IMAGE, END_IMAGE, image_token(0)):
+            if not _is_id(added.get(token)):
+                raise CheckpointError(
+                    f"{where} lacks {token}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
+                    f"{image_token(0)} ... to token ids"
+                )
+        self.begin_image: int = added[BEGIN_IMAGE]
+        self.end_image: int = added[END_IMAGE]
+        self.first_code: int = added[image_token(0)]
         self.codebook_size = 0
         while added.get(image_token(self.codebook_size)) == self.first_code + self.codebook_size:
             self.codebook_size += 1
-        self.size = max(self._text.vocab_size(), *(int(i) for i in added.values() if _is_id(i))) + 1
         self._check(added, where)
         self.bos = int(self._text.bos_id())
         self.eos = int(self._text.eos_id())
+        if min(self.bos, self.eos) < 0:
+            raise CheckpointError(
+                f"{text_file} of {folder.path} has no tokens for begin and end of text, so it is no "
+                "LLaMA's, or damaged"
+            )
 
     def _check(self, added: dict[str, object], where: str) -> None:
         """Refuse ids that overlap or are out of order, which would turn text into pictures."""
@@ -64,10 +71,18 @@ class Vocabulary:
                 f"{where}: the ids of <img_00000> ... must follow one another without a gap, apart "
                 f"from the markers' ids; {self.codebook_size} of {listed} do"
             )
-        if min(images) < self._text.vocab_size():
+        words = self._text.vocab_size()
+        if min(images) < words:
             raise CheckpointError(
-                f"{where}: image tokens start at id {min(images)}, inside the "
-                f"{self._text.vocab_size()} ids of tokenizer.model"
+                f"{where}: image tokens start at id {min(images)}, inside the {words} ids of "
+                "tokenizer.model"
+            )
+        ids = {i for i in added.values() if isinstance(i, int) and _is_id(i)}
+        self.size = max(ids) + 1
+        if len(ids) != len(added) or self.size != words + len(ids - set(range(words))):
+            raise CheckpointError(
+                f"{where} and the {words} pieces of tokenizer.model leave out token ids, or give "
+                "some twice: one of the two is damaged or of another model"
             )
 
     def segments(self, pieces: Iterable[Part], before_image: bool = False) -> list[Part]:
@@ -97,11 +112,15 @@ class Vocabulary:
         return out
 
     def encode(self, pieces: Iterable[Part], before_image: bool = False) -> list[int]:
-        """Return the token ids of pieces, begin-of-text first; see `segments`."""
+        """Return the token ids of pieces, begin-of-text first; see `segments`.
+
+        Raises:
+            PromptError: text with half a character in it.
+        """
         token_ids = [self.bos]
         for segment in self.segments(pieces, before_image):
             if isinstance(segment, str):
-                token_ids += self._text.encode(segment)
+                token_ids += self._text.encode(_whole(segment))
             else:
                 token_ids += self.encode_picture(segment)
         return token_ids
@@ -138,8 +157,19 @@ class Vocabulary:
         text.clear()
 
 
+def _whole(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"character {error.start + 1} of {text[:40]!r} is half of one, as some programs leave "
+            "behind when they cut text; delete it"
+        ) from error
+    return text
+
+
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _read_sentencepiece(folder: ModelFolder, name: str) -> sentencepiece.SentencePieceProcessor:
@@ -147,8 +177,14 @@ def _read_sentencepiece(folder: ModelFolder, name: str) -> sentencepiece.Sentenc
     if not content:  # sentencepiece would take it for "no model given"
         raise CheckpointError(f"{name} of {folder.path} is empty; download it again")
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=content)
+        text = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise CheckpointError(
             f"{name} of {folder.path} is no sentencepiece model, or damaged: {error}"
         ) from error
+    if text.decode(text.encode(_LOSSLESS)) != _LOSSLESS:
+        raise CheckpointError(
+            f"{name} of {folder.path} changes the text it encodes, as no LLaMA's does: it is damaged, "
+            "or of another model"
+        )
+    return text

@@ -244,3 +244,122 @@ def test_a_text_encoder_of_another_width_is_refused_with_both(text_folder):
     CLIPTextModel(config).save_pretrained(text_folder / "text_encoder")
     with pytest.raises(CheckpointError, match="24 wide.*32"):
         read(text_folder)
+
+
+# --- numbers in configs ---
+
+
+def change_json(file, **fields):
+    content = {**json.loads(file.read_text(encoding="utf-8")), **fields}
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        ("unet", {"layers_per_block": 10**9}),
+        ("unet", {"transformer_layers_per_block": [1, 10**9, 1]}),
+        ("unet", {"reverse_transformer_layers_per_block": [[1, [10**6]]]}),
+        ("unet", {"block_out_channels": [64, 10**9, 112]}),
+        ("unet", {"block_out_channels": [64] * 1000}),
+        ("unet", {"down_block_types": ["DownBlock2D"] * 1000}),
+        ("unet", {"block_out_channels": "64"}),
+        ("unet", {"sample_size": None}),
+        ("unet", {"sample_size": 10**5}),
+        ("unet", {"sample_size": [16, 16]}),
+        ("unet", {"cross_attention_dim": [32, 32, 32]}),
+        ("unet", {"cross_attention_dim": None}),
+        ("unet", {"norm_eps": float("nan")}),
+        ("vae", {"layers_per_block": 10**9}),
+        ("vae", {"scaling_factor": 0}),
+        ("vae", {"scaling_factor": float("inf")}),
+        ("vae", {"scaling_factor": None}),
+        ("vae", {"latent_channels": -(10**9)}),
+    ],
+)
+def test_a_number_that_no_network_has_is_refused_with_its_file(folder, part, fields):
+    change_json(folder / part / "config.json", **fields)
+    with pytest.raises(CheckpointError) as caught:
+        read(folder)
+    (field,) = fields
+    assert field in str(caught.value)
+    assert f"{part}/config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        ("unet", {"down_block_types": ["NoSuchBlock"] * 3}),
+        ("unet", {"norm_num_groups": 7}),
+        ("unet", {"in_channels": "four"}),
+        ("unet", {"act_fn": "no-such-function"}),
+        ("unet", {"class_embed_type": "no-such-type"}),
+        ("vae", {"up_block_types": [None] * 4}),
+        ("vae", {"latent_channels": 0}),
+        ("vae", {"act_fn": {}}),
+    ],
+)
+def test_what_diffusers_cannot_build_is_one_clear_error(folder, part, fields):
+    change_json(folder / part / "config.json", **fields)
+    with pytest.raises(
+        CheckpointError, match=r"diffusers can make no|holds|missing|class_embed_type"
+    ):
+        read(folder)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": 0},
+        {"num_train_timesteps": "1000"},
+        {"beta_schedule": "no-such-schedule"},
+        {"beta_start": "low", "beta_schedule": "linear"},
+        {"beta_start": float("nan")},
+        {"trained_betas": ["a"]},
+        {"_class_name": "FlaxDDIMScheduler"},
+    ],
+)
+def test_a_scheduler_that_diffusers_cannot_make_is_one_clear_error(folder, part, fields):
+    change_json(folder / part / "scheduler_config.json", **fields)
+    with pytest.raises(CheckpointError, match=part):
+        read(folder)
+
+
+def test_a_unet_that_takes_no_embedding_is_refused(folder):
+    """It would load, and paint without looking at the picture."""
+    change_json(folder / "unet" / "config.json", class_embed_type=None)
+    with pytest.raises(CheckpointError, match="takes no image embedding"):
+        read(folder)
+
+
+@pytest.mark.parametrize("numbers", [0.0, -1.0, torch.nan, torch.inf])
+def test_a_normaliser_that_cannot_divide_is_refused(folder, numbers):
+    file = folder / "image_normalizer" / WEIGHTS
+    change_tensors(file, lambda tensors: tensors["std"].view(-1)[3].fill_(numbers))
+    with pytest.raises(CheckpointError, match="deviations above 0|infinite or none"):
+        read(folder)
+
+
+def test_a_text_encoder_without_end_is_not_built(text_folder):
+    change_json(text_folder / "text_encoder" / "config.json", num_hidden_layers=10**9)
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers in text_encoder/config\.json"):
+        read(text_folder)
+
+
+def test_a_packed_text_encoder_is_refused(text_folder):
+    import zipfile
+
+    file = text_folder / "text_encoder" / "model.safetensors"
+    torch.save(load_file(file), file.with_name("raw.bin"))
+    file.unlink()
+    with (
+        zipfile.ZipFile(file.with_name("raw.bin")) as archive,
+        zipfile.ZipFile(file.with_name("pytorch_model.bin"), "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for info in archive.infolist():
+            packed.writestr(info.filename, archive.read(info))
+    file.with_name("raw.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin was refused"):
+        read(text_folder)

@@ -1,0 +1,50 @@
+"""Numbers in a model's config: of the right kind, and within what any such model could have.
+
+A damaged or hostile config is so one sentence, and never a network that fills the memory. Knows
+nothing of the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .errors import CheckpointError
+
+Range = tuple[float, float]
+"""Least and most; two whole numbers are for whole numbers only."""
+
+EPSILON: Range = (0.0, 0.1)
+WIDTH: Range = (1, 2**18)
+DEPTH: Range = (1, 256)
+HEADS: Range = (1, 1024)
+
+
+def check_number(what: str, value: object, allowed: Range) -> None:
+    """Refuse what is no number, no whole one where it must be, or out of range.
+
+    Args:
+        what: what the number is, for the message.
+        value: as it stands in the config.
+        allowed: least and most.
+
+    Raises:
+        CheckpointError: naming value and range.
+    """
+    low, high = allowed
+    is_whole = isinstance(low, int)
+    kinds = int if is_whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        raise CheckpointError(
+            f"{what} must be a {'whole ' if is_whole else ''}number in {low}..{high}; got "
+            f"{value!r:.40}. The config.json is damaged or of another kind of model."
+        )
+
+
+def check_numbers(owner: str, config: object, ranges: Mapping[str, Range]) -> None:
+    """Check the fields of a config that ``ranges`` names.
+
+    Raises:
+        CheckpointError: naming the first that is wrong.
+    """
+    for name, allowed in ranges.items():
+        check_number(f"{owner}'s {name}", getattr(config, name), allowed)
