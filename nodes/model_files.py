@@ -40,10 +40,14 @@ FILES_BESIDE = (*PARTS_OF_A_TOKENIZER, "config.json", ADAPTER_CONFIG)
 
 @dataclass(frozen=True)
 class ModelKind:
-    """One loader's models: `what` they are, and as `advice` what to download and from where."""
+    """One loader's models: `what` they are, and as `advice` what to download and from where.
+
+    `download` is what the command line's fetch calls the usual one.
+    """
 
     part: str
     what: str
+    download: str
     folders: tuple[str, ...]
     advice: str
     is_bundled: bool = True
@@ -57,6 +61,7 @@ class ModelKind:
 TOKENIZER = ModelKind(
     "tokenizer",
     "SEED tokenizer, which is a .safetensors, .pt or .pth file",
+    "seed-tokenizer-2",
     ("seed_tokenizer",),
     f"seed_quantizer.pt from {TOKENIZER_LINK} (SEED-2), or seed_tokenizer.pth and "
     f"causal_qformer.pth from {SEED_1_LINK} (SEED-1), with eva_vit_g.pth from {EVA_VIT_LINK} "
@@ -65,6 +70,7 @@ TOKENIZER = ModelKind(
 LLM = ModelKind(
     "llm",
     "SEED-LLaMA, which is a folder with config.json or a converted .safetensors file",
+    "seed-llama-8b-sft",
     ("seed_llm",),
     "the whole folder of https://huggingface.co/AILab-CVC/seed-llama-8b-sft "
     "(or seed-llama-14b-sft)",
@@ -72,12 +78,14 @@ LLM = ModelKind(
 DECODER = ModelKind(
     "decoder",
     "unCLIP decoder, which is a diffusers folder or a converted .safetensors file",
+    "stable-diffusion-2-1-unclip",
     ("seed_decoder", "diffusers"),
     "the whole folder of https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip",
 )
 LORA = ModelKind(
     "lora",
     "LoRA adapter, which is a folder as peft saves it or a .safetensors file",
+    "",
     ("seed_lora",),
     f"the folder of a LoRA adapter as peft saves it, with {ADAPTER_CONFIG}",
     is_bundled=False,
@@ -159,8 +167,12 @@ def fingerprint_choice(kind: ModelKind, choice: str) -> str:
 
 
 def how_to_get(kind: ModelKind) -> str:
-    """One sentence: what to put where."""
-    return f"Put {kind.advice}, into {host.model_folders(kind.folder)[0]}."
+    """What to type, or what to put where by hand."""
+    by_hand = f"Put {kind.advice}, into {host.model_folders(kind.folder)[0]}."
+    if not kind.download:
+        return by_hand
+    command = f"python -m seed_core fetch {kind.download}"
+    return f"In a terminal in this pack's folder, run {command}. Or by hand: {by_hand}"
 
 
 def fingerprint(source: str | Path) -> tuple[Any, ...]:
