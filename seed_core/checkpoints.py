@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import mmap
 import pickle
 import re
 import warnings
@@ -48,6 +49,14 @@ _STORED_DTYPES = {
     *(torch.float8_e4m3fn, torch.float8_e5m2),
 }
 """Number formats of weights; integers are another program's quantisation."""
+
+_STORED_AS = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "C64": torch.complex64},
+}
+"""Number formats by their names in safetensors files."""
 
 _LARGEST_SIDE_FILE = 64 * 2**20
 """Bytes of a config or a vocabulary that are read; published ones have half a million."""
@@ -264,32 +273,75 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tens
     if _is_pickled(path):
         yield from _pickled_tensors(path, prefix)
         return
-    # What was read of a mapped file counts as memory until the mapping ends, and that is when its
-    # last tensor is gone: one mapping a tensor.
-    for key in read_keys(path):
-        if key.startswith(prefix):
-            yield key, read_tensor(path, key)
+    yield from _mapped_tensors(path, lambda key: key.startswith(prefix))
 
 
-def read_tensor(path: Path, key: str) -> torch.Tensor:
-    """Return one tensor of a safetensors file, on the CPU.
+def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of these names from a safetensors file, on the CPU.
 
     Raises:
         CheckpointError: a damaged file.
     """
-    with _opened(path) as file:
-        tensor: torch.Tensor = file.get_tensor(key)
-        return tensor
+    if names:
+        yield from _mapped_tensors(path, lambda key: key in names)
+
+
+def _mapped_tensors(
+    path: Path, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    start, fields = _read_header(path)
+    for key, field in fields.items():
+        if is_wanted(key):
+            yield key, _map(path, field, start)
+
+
+def _map(path: Path, field: dict[str, Any], start: int) -> torch.Tensor:
+    """Return one tensor as a view of its stretch of the file, copied page by page when written to.
+
+    One mapping a tensor: what was read of a mapping counts as memory until it ends. And systems
+    refuse one as large as all their memory, which the library makes of a large file.
+    """
+    first, end = (start + offset for offset in field["data_offsets"])
+    dtype = _STORED_AS.get(field["dtype"])
+    shape = field["shape"] if dtype else [end - first]  # of a format unknown here, its bytes
+    dtype = dtype or torch.uint8
+    if first == end:
+        return torch.empty(shape, dtype=dtype)
+    before = first % mmap.ALLOCATIONGRANULARITY
+    try:
+        with path.open("rb") as file:
+            stretch = mmap.mmap(
+                file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
+            )
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
+    if first % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype).reshape(shape)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file; whatever goes wrong with it is one error."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="np") as file:  # for torch it would map all of it to write
             yield file
     except Exception as error:  # of several libraries
         raise _damaged(path, error) from error
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return where a safetensors file's tensors begin, and what its header says of each.
+
+    The library checks everything but names that occur twice, of which it takes one.
+    """
+    with _opened(path), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length)
+    fields = parse_json(text, f"the header of {path}")
+    fields.pop("__metadata__", None)
+    return 8 + length, fields
 
 
 def read_weights(files: Iterable[Path], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -338,17 +390,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """
     if _is_pickled(path):
         return {key: tuple(tensor.shape) for key, tensor in _read_pickled(path).items()}
-    with _opened(path) as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    _check_header(path)
-    return shapes
-
-
-def _check_header(path: Path) -> None:
-    """Refuse names that occur twice, of which the library would take one."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        parse_json(file.read(length), f"the header of {path}")
+    return {key: tuple(field["shape"]) for key, field in _read_header(path)[1].items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -48,8 +48,7 @@ def read_scales(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     """
     scales = {}
     for path in files:
-        for name in _scale_names(path):
-            scale = checkpoints.read_tensor(path, name)
+        for name, scale in checkpoints.read_named(path, _scale_names(path)):
             if scale.numel() != 1:
                 raise CheckpointError(
                     f"{path} has {scale.numel()} scales for one tensor ({name}), a kind of "
@@ -75,7 +74,7 @@ def dequantized(
     source: Path,
     kept: Collection[str] = (),
 ) -> checkpoints.Tensors:
-    """Yield the tensors of a model, quantised ones in float32.
+    """Yield the tensors of a model without its scales, quantised ones in float32.
 
     Args:
         tensors: names and tensors as the model's files have them.
@@ -86,7 +85,10 @@ def dequantized(
     Raises:
         CheckpointError: a float8 tensor without scale, or another kind of quantisation.
     """
+    own = {f"{name}{fp8.SCALE_SUFFIX}" for name in scales}
     for name, tensor in tensors:
+        if name in own:
+            continue
         scale = scales.get(name)
         is_float8 = tensor.is_floating_point() and tensor.itemsize == 1
         if is_float8 or scale is not None:

@@ -1,5 +1,6 @@
 """Quantised files that were not made here: what is understood, and what is refused."""
 
+import json
 import shutil
 
 import pytest
@@ -89,6 +90,25 @@ def test_scales_of_each_tensor_do_for_another_precision_and_for_converting(make_
     assert torch.equal(state[UP.replace("up_proj", "gate_up_proj")][48:], up)
     convert_model(plan_conversion(folder, FP8), tmp_path / "again.safetensors")
     assert seed_core.load_llm(tmp_path / "again.safetensors", dtype=FP8).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_old_scales_never_take_the_place_of_new_ones(make_folder, tmp_path, is_reversed):
+    """Whatever the order in which a file lists them."""
+    file = make_folder({f"{UP}_scale": scale_of(100.0)}) / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    fields = json.loads(content[8:end])
+    ordered = dict(sorted(fields.items(), reverse=is_reversed))
+    file.write_bytes(
+        content[:8]
+        + json.dumps(ordered, separators=(",", ":")).encode().ljust(end - 8)
+        + content[end:]
+    )
+    convert_model(plan_conversion(file.parent, FP8), tmp_path / "again.safetensors")
+    made = load_file(tmp_path / "again.safetensors")
+    assert made[f"{UP}_scale"] == made[f"{UP.replace('up_proj', 'gate_proj')}_scale"]
+    assert made[f"{UP}_scale"] > 0.1
 
 
 def test_a_scale_may_have_a_dimension(make_folder):
