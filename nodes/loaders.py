@@ -113,7 +113,7 @@ class SeedLlamaLoader(io.ComfyNode):
                 _precision(
                     LLM_PRECISIONS,
                     "bf16",
-                    "fp8 needs a folder that was converted to it (see the help page), for which "
+                    "fp8 needs a model that was converted to it (see the help page), for which "
                     "it is also what auto means on a graphics card. ",
                 ),
             ],

@@ -140,7 +140,7 @@ def check(kind: ModelKind, choice: str) -> bool | str:
 def _check_files(kind: ModelKind, source: Path, state: tuple[Any, ...]) -> None:
     """Look at names and shapes of all tensors, and at every small file; `state` tells changes."""
     try:
-        plan_conversion(source, torch.float32)
+        plan_conversion(source, torch.float32, part=kind.part)
     except CheckpointError as error:
         raise with_advice(error, kind) from error
 
@@ -202,7 +202,8 @@ def _models_below(kind: ModelKind, root: Path) -> Iterator[Path]:
     for name, subfolders, files in os.walk(root, followlinks=True):
         folder = Path(name)
         depth = len(folder.relative_to(root).parts)
-        subfolders[:] = sorted(subfolders) if depth < FOLDER_DEPTH else []
+        names = sorted(n for n in subfolders if not n.startswith("."))  # .unfinished, .cache
+        subfolders[:] = names if depth < FOLDER_DEPTH else []
         if depth and _is_model_folder(kind, folder, files):
             subfolders.clear()  # a model's own parts are no models
             yield folder
@@ -219,6 +220,8 @@ def _is_model_folder(kind: ModelKind, folder: Path, files: list[str]) -> bool:
 def _is_model_file(kind: ModelKind, file: Path) -> bool:
     """Tell a converted model by its header; adapters and tokenizers may be any weight file."""
     suffix = file.suffix.lower()
+    if not file.is_file():  # a link to what is gone
+        return False
     if suffix in SAFETENSORS_SUFFIXES:
         stat = file.stat()
         part = _converted_part(file, stat.st_size, stat.st_mtime_ns)

@@ -28,6 +28,7 @@ from . import (
 )
 from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
 from .convert import Conversion, convert_model, plan_conversion
+from .convert import check_output as check_file
 from .downloads import DOWNLOADS
 from .embeddings import require_image_embedding
 from .errors import OptionError
@@ -125,6 +126,7 @@ def run_convert(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     conversion = plan_conversion(args.source, LLM_PRECISIONS[args.precision], args.lora)
+    check_file(args.output, conversion.nbytes)
     say(_describe(conversion, args))
     if args.dry_run:
         return
@@ -143,6 +145,7 @@ def _describe(conversion: Conversion, args: argparse.Namespace) -> str:
         f"{conversion.part} {conversion.source} to {args.output}: {len(conversion.layout)} tensors, "
         f"{conversion.nbytes / 2**30:.2f} GiB in {args.precision}, with "
         f"{', '.join(conversion.files)} in the header"
+        + "".join(f", {path} merged at {strength}" for path, strength in args.lora)
     )
 
 
@@ -332,6 +335,9 @@ def main(arguments: list[str] | None = None) -> int:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
     try:
         args.run(args)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     except (SeedError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

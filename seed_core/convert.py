@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +21,9 @@ from torch import nn
 from . import checkpoints, fp8, fp8_files, llm_folder, model_folder, unclip_folder
 from .errors import CheckpointError, OptionError
 from .llama import Llama, LlamaConfig, names_in_file, parts_in_file
-from .lora import LowRankProduct, Replacement, read_lora
+from .lora import LowRankProduct, Replacement, lora_files, read_lora
 from .model_folder import ModelFolder
-from .streamed_file import Entry, StreamedFile, sha256_of
+from .streamed_file import Entry, StreamedFile, check_target, sha256_of
 from .tokenizer_files import CONFIG_FILE, open_tokenizer
 from .tokenizer_network import TokenizerModel
 from .vocab import VOCABULARY_FILES
@@ -45,7 +44,9 @@ class Conversion:
         files: the small files that go into the header.
         layout: form of every tensor in the file.
         read: yields the source's tensors, those of the layout among them.
+        weights: the files they are in.
         products: names of tensors that are quantised, together where they have one scale.
+        adapters: what is merged, with its strength.
     """
 
     part: str
@@ -54,7 +55,9 @@ class Conversion:
     files: Mapping[str, bytes]
     layout: Mapping[str, Entry]
     read: Callable[[], checkpoints.Tensors]
+    weights: Sequence[Path]
     products: Collection[tuple[str, ...]] = ()
+    adapters: Sequence[tuple[str | Path, float]] = ()
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +67,15 @@ class Conversion:
     def metadata(self) -> dict[str, str]:
         """Return what the header of the file says besides its tensors."""
         names = {dtype: name for name, dtype in checkpoints.LLM_PRECISIONS.items()}
-        origin = {"source": self.source.name, "precision": names[self.dtype]}
+        origin = {
+            "source": self.source.name,
+            "weights": [_identity(file) for file in self.weights],
+            "adapters": [
+                {"strength": strength, "weights": [_identity(file) for file in lora_files(path)]}
+                for path, strength in self.adapters
+            ],
+            "precision": names[self.dtype],
+        }
         quantised = [key for keys in self.products for key in keys]
         return {
             "format": "pt",
@@ -134,10 +145,7 @@ def convert_model(conversion: Conversion, output: Path, on_tensor: Progress | No
         CheckpointError: a damaged source, or numbers that the precision cannot hold.
         OptionError: an output that exists or cannot be written, or too little room on its disk.
     """
-    if output.suffix != SUFFIX:
-        raise OptionError(f"the output must end in {SUFFIX}; got {output.name}")
-    if not output.parent.is_dir():
-        raise OptionError(f"there is no folder {output.parent} to make {output.name} in")
+    check_output(output, conversion.nbytes)
     file = StreamedFile(output, conversion.layout, conversion.metadata())
     with file.open():
         for key, tensor in conversion.tensors(on_tensor):
@@ -146,8 +154,34 @@ def convert_model(conversion: Conversion, output: Path, on_tensor: Progress | No
     return sha256_of(output)
 
 
+def check_output(output: Path, nbytes: int) -> None:
+    """Refuse what cannot be written before anything is read.
+
+    Args:
+        output: the file to make.
+        nbytes: that it will take.
+
+    Raises:
+        OptionError: no safetensors file, one that exists, no folder for it, or a full disk.
+    """
+    if output.suffix != SUFFIX:
+        raise OptionError(f"the output must end in {SUFFIX}; got {output.name}")
+    if not output.parent.is_dir():
+        raise OptionError(f"there is no folder {output.parent} to make {output.name} in")
+    check_target(output, nbytes)
+
+
+def _identity(file: Path) -> dict[str, str | int]:
+    """Return what tells a file from another of its name, for people and to go on with a stopped run."""
+    state = file.stat()
+    return {"name": file.name, "bytes": state.st_size, "modified": state.st_mtime_ns}
+
+
 def plan_conversion(
-    source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, float]] = ()
+    source: Path,
+    dtype: torch.dtype,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    part: str | None = None,
 ) -> Conversion:
     """Find out what a conversion would write; of the weights only names and shapes are looked at.
 
@@ -157,12 +191,13 @@ def plan_conversion(
             model that one was trained from, with fewer token ids than the vocabulary beside it.
         dtype: one of `checkpoints.LLM_PRECISIONS`; float8_e4m3fn for language models alone.
         loras: adapters to merge into a language model, each with its strength; see `read_lora`.
+        part: tokenizer, llm or decoder; if not given, the files tell.
 
     Raises:
         CheckpointError: files that are missing, damaged or another model's.
         OptionError: a precision or adapters that the part cannot have.
     """
-    part = _part_of(source)
+    part = part or _part_of(source)
     if dtype == fp8.FP8 and part != "llm":
         raise OptionError(
             f"fp8 is for language models; a {part} loses too much by it. Choose fp16 or bf16."
@@ -180,39 +215,47 @@ def _part_of(source: Path) -> str:
         return header[0] if header else "tokenizer"
     if (source / "model_index.json").is_file():
         return "decoder"
-    return "llm" if any((source / name).is_file() for name in VOCABULARY_FILES) else "tokenizer"
+    config = source / CONFIG_FILE
+    has_words = any((source / name).is_file() for name in VOCABULARY_FILES)
+    is_llm = has_words or (config.is_file() and "model_type" in checkpoints.read_json(config))
+    return "llm" if is_llm else "tokenizer"
 
 
 def _tokenizer(source: Path, dtype: torch.dtype) -> Conversion:
     files = open_tokenizer(source)
     config = json.dumps(files.config.to_dict(), indent=1).encode()
-    build = partial(TokenizerModel, files.config, device="meta", dtype=dtype)
-    layout = _layout(build, files.shapes(), files.source, files.names)
+    network = TokenizerModel(files.config, device="meta", dtype=dtype)
+    layout = _layout(network, files.shapes(), files.source, files.names)
     return Conversion(
-        "tokenizer", files.source, dtype, {CONFIG_FILE: config}, layout, files.tensors
+        "tokenizer",
+        files.source,
+        dtype,
+        {CONFIG_FILE: config},
+        layout,
+        files.tensors,
+        tuple(files.parts),
     )
 
 
 def _llm(source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, float]]) -> Conversion:
     folder = llm_folder.find_llm_folder(source)
     config, vocab, fields = llm_folder.read_description(folder, grows=bool(loras))
+    llm_folder.read_end_ids(folder, fields, vocab.size)
     changes = _changes(folder.path, config, loras)
     files = _small_files(folder, (CONFIG_FILE, "generation_config.json", *VOCABULARY_FILES))
+    weights = llm_folder.llm_weights(folder)
+    shapes = weights.shapes()
     if config.vocab_size != int(fields["vocab_size"]):
-        _check_growth(folder.path, changes)
+        shapes |= _grown_shapes(folder.path, changes)
         grown = {**fields, "vocab_size": config.vocab_size}
         files[CONFIG_FILE] = json.dumps(grown, indent=2).encode()
-    weights = llm_folder.llm_weights(folder)
     stored = fp8_files.read_scales(weights.files)
-    build = partial(Llama, config, device="meta", dtype=fp8.computing_dtype(dtype))
-    shapes = weights.shapes()
-    # An adapter may bring more rows than the file has.
-    shapes |= {key: changes[key][0][0].part.shape for key in changes if key in shapes}
+    network = Llama(config, device="meta", dtype=fp8.computing_dtype(dtype))
     for key, shape in shapes.items():
         llm_folder.check_rows(key, shape, vocab.size, folder.path)
     if config.tie_word_embeddings:
         shapes[llm_folder.HEAD] = shapes.get(llm_folder.EMBEDDINGS, ())
-    layout = _layout(build, shapes, folder.path, names_in_file)
+    layout = _layout(network, shapes, folder.path, names_in_file)
     if config.tie_word_embeddings:
         del layout[llm_folder.HEAD]
     joined = llm_folder.matrix_products(config).values() if dtype == fp8.FP8 else ()
@@ -225,7 +268,9 @@ def _llm(source: Path, dtype: torch.dtype, loras: Sequence[tuple[str | Path, flo
         for key, tensor in fp8_files.dequantized(weights.tensors(), stored, folder.path):
             yield key, _merged(tensor, changes.get(key, ()))
 
-    return Conversion("llm", folder.path, dtype, files, layout, read, products)
+    return Conversion(
+        "llm", folder.path, dtype, files, layout, read, weights.files, products, loras
+    )
 
 
 Change = tuple[LowRankProduct | Replacement, float]
@@ -250,14 +295,24 @@ def _changes(
     return changes
 
 
-def _check_growth(source: Path, changes: Mapping[str, Sequence[Change]]) -> None:
-    """Refuse to make up what tokens mean."""
+def _grown_shapes(
+    source: Path, changes: Mapping[str, Sequence[Change]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tables that get a row for each new token.
+
+    Raises:
+        CheckpointError: no adapter tells what the new tokens mean.
+    """
+    shapes = {}
     for key in (llm_folder.EMBEDDINGS, llm_folder.HEAD):
-        if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
+        parts = [c.part for c, _ in changes.get(key, ()) if isinstance(c, Replacement)]
+        if not parts:
             raise CheckpointError(
                 f"{source} has fewer token ids than the vocabulary beside it, so it is no "
                 f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
             )
+        shapes[key] = parts[0].shape
+    return shapes
 
 
 def _merged(tensor: torch.Tensor, changes: Sequence[Change]) -> torch.Tensor:
@@ -276,12 +331,15 @@ def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
     folder = unclip_folder.find_unclip_folder(source)
     unclip_folder.check_pipeline(folder)
     kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+    networks = {
+        part: unclip_folder.build_network(kind, unclip_folder.network_config(folder, part), dtype)
+        for part, kind in kinds.items()
+    }
+    unclip_folder.check_fit(folder, **networks)
     layout: dict[str, Entry] = {}
-    for part, kind in kinds.items():
-        config = unclip_folder.network_config(folder, part)
-        build = partial(unclip_folder.build_network, kind, config, dtype)
+    for part, network in networks.items():
         shapes = unclip_folder.network_shapes(folder, part)
-        entries = _layout(build, shapes, folder.path, lambda name: (name,))
+        entries = _layout(network, shapes, folder.path, lambda name: (name,))
         layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
     unet_config = unclip_folder.network_config(folder, "unet")
     small = unclip_folder.small_shapes(folder, unet_config)
@@ -295,11 +353,13 @@ def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
 
     names = ["model_index.json", *(f"{part}/{CONFIG_FILE}" for part in kinds)]
     names += [f"{part}/scheduler_config.json" for part in unclip_folder.SCHEDULERS]
-    return Conversion("decoder", folder.path, dtype, _small_files(folder, names), layout, read)
+    files = _small_files(folder, names)
+    weights = unclip_folder.weight_files(folder)
+    return Conversion("decoder", folder.path, dtype, files, layout, read, weights)
 
 
 def _layout(
-    build: Callable[[], nn.Module],
+    network: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
     source: Path,
     names: Callable[[str], tuple[str | None, ...]],
@@ -311,7 +371,7 @@ def _layout(
     """
     meta = torch.device("meta")
     stand_ins = ((key, torch.empty(shape, device=meta)) for key, shape in shapes.items())
-    network = checkpoints.assemble(lambda _: build(), nn, stand_ins, meta, source, names)
+    checkpoints.assemble(lambda _: network, nn, stand_ins, meta, source, names)
     return {
         key: Entry(tensor.dtype, shapes[key])
         for name, tensor in network.state_dict().items()

@@ -11,12 +11,11 @@ Runs on huggingface_hub, which also knows about mirrors, proxies and tokens; but
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from .downloads import DOWNLOADS, HubPart, Part, WebPart
 from .errors import DownloadError
+from .streamed_file import sha256_of
 
 UNFINISHED = ".unfinished"
 """Folder of what is being fetched, inside the model's own: so that moving a file is instant."""
@@ -32,7 +32,6 @@ RECORD = "fetched.json"
 
 _WHOLE_COMMIT = 40  # digits
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -229,6 +228,11 @@ def _hub_files(part: HubPart, folder: Path, revision: str | None) -> list[File]:
         for sibling in info.siblings or []
         if fnmatchcase(sibling.rfilename, pattern)
     }
+    for name in found:
+        if ".." in name.split("/") or "\\" in name or name.startswith("/"):
+            raise DownloadError(
+                f"{part.page} names {name!r}, which lies outside its folder; refused"
+            )
     for pattern in part.files:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise DownloadError(
@@ -272,7 +276,7 @@ def _get(part: Part, file: File, path: Path) -> None:
 def _check_arrived(path: Path, file: File) -> None:
     """Compare a new file with what was announced; a wrong one is ours to delete."""
     size = path.stat().st_size
-    if size == file.size and file.sha256 in (None, _sha256(path)):
+    if size == file.size and file.sha256 in (None, sha256_of(path)):
         return
     path.unlink()
     raise DownloadError(
@@ -289,20 +293,16 @@ def _check_nothing_in_the_way(path: Path, size: int) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _record(plan: Plan, part: Part, file: File) -> None:
     """Note beside the files where each is from."""
     path = plan.folder / f"{plan.name}.{RECORD}"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record = {}
+    with suppress(OSError, ValueError):  # none yet, or cut short: it only tells people something
+        record = json.loads(path.read_text(encoding="utf-8"))
     record[file.name] = {**asdict(file), "licence": part.licence}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 # --- what can go wrong --------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def load_llm(
             many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
             converted model.
         device: where to put the weights.
-        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a folder that was converted to
+        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
             fp8, whose weights then stay so and everything else is bfloat16.
         operations: where layers come from, our own `linear` or a host's equivalent.
 

@@ -127,7 +127,7 @@ def read_llm_folder(
         vocab=vocab,
         template=LLAMA_2 if config.num_hidden_layers == _LAYERS_14B else VICUNA,
         family=_family(vocab.codebook_size),
-        end_ids=_end_ids(folder, fields, vocab.size) | {vocab.eos},
+        end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
     )
 
 
@@ -235,8 +235,12 @@ def _with_as_many_rows(
         yield key, tensor
 
 
-def _end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -> frozenset[int]:
-    """Return the end tokens of both config files; published ones disagree with the vocabulary."""
+def read_end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -> frozenset[int]:
+    """Return the end tokens of both config files; published ones disagree with the vocabulary.
+
+    Raises:
+        CheckpointError: a damaged generation_config.json, or ids that are none.
+    """
     listed = [fields.get("eos_token_id")]
     if folder.has("generation_config.json"):
         listed.append(folder.read_json("generation_config.json").get("eos_token_id"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(.+)\.lora_(?:([AB])(?:\.\w+)?\.weight|embedding_([AB])(?:\.\w+)?)")
 _IN_FULL = re.compile(r"(.+?)(?:\.modules_to_save(?:\.\w+)?|\.base_layer)?\.weight")
 _ALPHA = re.compile(r"(.+)\.alpha")
+# Names, with the simplest of what peft allows in them: any expression could run without end.
+_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?|\|)+\$?")
 _UNUSED = re.compile(r".+\.original_module\.weight")
 
 _OTHER_METHODS = (
@@ -124,13 +126,18 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
         CheckpointError: a missing or damaged file, no adapter of a language model, another model's,
             or one of a kind that cannot be added to weights.
     """
-    path = Path(path)
-    file = checkpoints.weight_files(path, _WEIGHT_STEMS)[0] if path.is_dir() else path
-    names = _names(file, checkpoints.read_keys(file))
+    files = lora_files(path)
+    file = files[0]
+    names = _names(file, [key for each in files for key in checkpoints.read_keys(each)])
     scales = _Scales.beside(file)
     tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in checkpoints.read_tensors(file):
+    for key, tensor in checkpoints.read_weights(files):
         if key in names:
+            if not bool(tensor.isfinite().all()):
+                raise CheckpointError(
+                    f"{file}: {key} holds numbers that are infinite or none; the adapter is "
+                    "damaged, or its training failed"
+                )
             module, role = names[key]
             tensors.setdefault(module, {})[role] = tensor
     parts = parts_in_file(config)
@@ -146,6 +153,16 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
             if found.keys() - {"full"}
         ),
     )
+
+
+def lora_files(path: str | Path) -> list[Path]:
+    """Return the weight files of an adapter.
+
+    Raises:
+        CheckpointError: a folder without any.
+    """
+    path = Path(path)
+    return checkpoints.weight_files(path, _WEIGHT_STEMS) if path.is_dir() else [path]
 
 
 def merge_lora(module: nn.Module, adapter: LoraAdapter, strength: float = 1.0) -> None:
@@ -275,8 +292,11 @@ class _Scales:
             )
         value = self._setting("alpha_pattern", "lora_alpha", module) if alpha is None else alpha
         try:
-            return float(value) / (sqrt(rank) if self.fields.get("use_rslora") else rank)
-        except (TypeError, ValueError, RuntimeError) as error:
+            strength = float(value)
+            if not isfinite(strength):
+                raise ValueError(value)
+            return strength / (sqrt(rank) if self.fields.get("use_rslora") else rank)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise CheckpointError(
                 f"nothing says how strong {self.file} was trained to be: {CONFIG_FILE} with its "
                 "lora_alpha has to lie beside it. Copy it there, or if it is lost write one: "
@@ -286,6 +306,11 @@ class _Scales:
     def _setting(self, pattern: str, usual: str, module: str) -> Any:
         """Return the value of the first pattern that the end of a module's name matches."""
         patterns = self.fields.get(pattern) or {}
+        if not isinstance(patterns, dict) or not all(map(_PATTERN.fullmatch, patterns)):
+            raise CheckpointError(
+                f"{CONFIG_FILE} beside {self.file} has a {pattern} that cannot be read; it should "
+                "map names of modules to numbers"
+            )
         for key, value in patterns.items():
             if re.match(rf"(.*\.)?({key})$", module):
                 return value

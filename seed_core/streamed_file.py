@@ -70,7 +70,7 @@ class StreamedFile:
         self, path: Path, layout: Mapping[str, Entry], metadata: Mapping[str, str]
     ) -> None:
         self._path = path
-        self._unfinished = path.with_name(f"{path.name}.unfinished")
+        self._unfinished = _unfinished(path)
         self._journal = path.with_name(f"{path.name}.journal")
         self._layout = layout
         # Readers want each tensor at a multiple of its numbers' size, so large numbers come first.
@@ -93,7 +93,7 @@ class StreamedFile:
         try:
             with lock.acquire(timeout=0):
                 try:
-                    self._check_target()
+                    check_target(self._path, self.nbytes)
                     yield from self._opened()
                 finally:
                     with contextlib.suppress(OSError):  # Windows removes no open file
@@ -101,20 +101,7 @@ class StreamedFile:
         except Timeout as error:
             raise OptionError(f"another run is writing {self._path}; wait for its end") from error
         except OSError as error:
-            if (reason := _REASONS.get(error.errno)) is None:
-                raise
-            raise OptionError(reason.format(path=self._path, folder=self._path.parent)) from error
-
-    def _check_target(self) -> None:
-        if self._path.exists():
-            raise OptionError(f"{self._path} exists already; give another name, or move it away")
-        there = self._unfinished.stat().st_size if self._unfinished.exists() else 0
-        free = shutil.disk_usage(self._path.parent).free
-        if free + there < self.nbytes:
-            raise OptionError(
-                f"{self._path.name} takes {self.nbytes / 2**30:.1f} GiB, and the disk of "
-                f"{self._path.parent} has {free / 2**30:.1f} GiB left"
-            )
+            raise _explained(error, self._path) from error
 
     def _opened(self) -> Iterator[None]:
         self.done = self._read_journal()
@@ -137,6 +124,7 @@ class StreamedFile:
         self._file.seek(self._start[name])
         self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._file.flush()
+        os.fsync(self._file.fileno())  # what the journal tells has to survive a power cut
         self._note(name)
         self.done.add(name)
 
@@ -164,13 +152,45 @@ class StreamedFile:
     def _finish(self) -> None:
         if missing := self._layout.keys() - self.done:
             raise ValueError(f"never written: {', '.join(sorted(missing)[:10])}")
-        with self._unfinished.open("r+b") as file:
-            os.fsync(file.fileno())
+        if self._path.exists():  # since this run began; renaming would write over it
+            raise OptionError(f"{self._path} has appeared meanwhile; move it away and run again")
         self._unfinished.rename(self._path)
         self._journal.unlink()
 
     _file: IO[bytes]
     _log: IO[str]
+
+
+def check_target(path: Path, nbytes: int) -> None:
+    """Refuse a file that exists, or that its disk has no room for.
+
+    Raises:
+        OptionError: one of both.
+    """
+    unfinished = _unfinished(path)
+    try:
+        is_taken = path.exists()
+        there = unfinished.stat().st_size if unfinished.exists() else 0
+    except OSError as error:
+        raise _explained(error, path) from error
+    if is_taken:
+        raise OptionError(f"{path} exists already; give another name, or move it away")
+    free = shutil.disk_usage(path.parent).free
+    if free + there < nbytes:
+        raise OptionError(
+            f"{path.name} takes {nbytes / 2**30:.1f} GiB, and the disk of {path.parent} has "
+            f"{free / 2**30:.1f} GiB left"
+        )
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    """Return the error as people can use it, or as it is where nobody knows more."""
+    reason = _REASONS.get(error.errno)
+    return OptionError(reason.format(path=path, folder=path.parent)) if reason else error
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
 
 
 def _header(

@@ -126,11 +126,31 @@ def read_unclip_folder(
     check_pipeline(folder)
     unet = _load_network(folder, "unet", diffusers.UNet2DConditionModel, device, dtype)
     vae = _load_network(folder, "vae", diffusers.AutoencoderKL, device, dtype)
+    schedulers = check_fit(folder, unet, vae)
     mean, std = normalizer(folder)
-    _check_widths(folder.path, unet, vae, mean.shape[-1])
     text = empty_prompt(folder, unet.config.cross_attention_dim)
     module = UnclipModel(unet, vae, mean, std, text).to(device)
-    return UnclipFolder(module, *(read_scheduler(folder, part) for part in SCHEDULERS))
+    return UnclipFolder(module, *schedulers)
+
+
+def check_fit(folder: ModelFolder, unet: Any, vae: Any) -> list[Any]:
+    """Return the two schedulers of a decoder whose parts belong together.
+
+    Raises:
+        CheckpointError: they do not, or a scheduler that is missing or unknown.
+    """
+    mean, _ = normalizer(folder)
+    _check_widths(folder.path, unet, vae, mean.shape[-1])
+    return [read_scheduler(folder, part) for part in SCHEDULERS]
+
+
+def weight_files(folder: ModelFolder) -> tuple[Path, ...]:
+    """Return every weight file of a decoder."""
+    parts = [folder.weights(_WEIGHTS, part) for part in ("unet", "vae", "image_normalizer")]
+    files = [file for weights in parts for file in weights.files]
+    if folder.part is None:
+        files += sorted((folder.path / "text_encoder").glob("*.safetensors"))
+    return tuple(dict.fromkeys(files))
 
 
 def check_pipeline(folder: ModelFolder) -> None:

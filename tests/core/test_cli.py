@@ -100,6 +100,9 @@ def test_convert_leaves_a_file_that_exists_alone(codes_file, capsys):
     assert main(["convert", str(checkpoints.bundled("llm")), "-o", str(output)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert output.read_text("utf-8") == "mine"
+    dry_run = ["convert", str(checkpoints.bundled("llm")), "--dry-run", "-o"]
+    assert main([*dry_run, str(output)]) == 1
+    assert main([*dry_run, str(output.with_suffix(".txt"))]) == 1
 
 
 def arguments_of(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,7 +241,15 @@ def test_the_header_says_where_it_comes_from(llm_folder, converted):
     with safe_open(converted, framework="pt") as file:
         record = json.loads(file.metadata()["seed_llama"])
     assert record["part"] == "llm"
-    assert record["origin"] == {"source": llm_folder.name, "precision": "fp8"}
+    file = llm_folder / "model.safetensors"
+    state = file.stat()
+    weights = {"name": file.name, "bytes": state.st_size, "modified": state.st_mtime_ns}
+    assert record["origin"] == {
+        "source": llm_folder.name,
+        "weights": [weights],
+        "adapters": [],
+        "precision": "fp8",
+    }
     assert json.loads(record["files"]["config.json"])["hidden_size"] == 32
 
 
@@ -257,6 +266,25 @@ def test_progress_counts_every_tensor(llm_folder, output, dtype):
     total = len(load_file(llm_folder / "model.safetensors"))
     total += len(QUANTISED) if dtype == fp8.FP8 else 0
     assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def stop_half_way(*arguments, **options):
+    def on_tensor(done, total):
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(*arguments, on_tensor=on_tensor, **options)
+
+
+def test_a_stopped_run_is_not_gone_on_with_for_another_model_of_the_same_name(llm_folder, output):
+    """Every published tokenizer is called seed_quantizer.pt, and shards have the same names too."""
+    stop_half_way(llm_folder, output, torch.float32)
+    tensors = load_file(llm_folder / "model.safetensors")
+    other = {key: tensor + 1 for key, tensor in tensors.items()}
+    save_file(other, llm_folder / "model.safetensors")
+    convert(llm_folder, output, torch.float32)
+    assert all(torch.equal(tensor, other[key]) for key, tensor in load_file(output).items())
 
 
 # --- refusals ---
@@ -309,6 +337,31 @@ def test_numbers_that_do_not_fit_are_refused_with_their_tensor(llm_folder, outpu
     change(llm_folder, model__layers__0__mlp__down_proj__weight=torch.full((32, 48), number))
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj.*cannot hold"):
         convert(llm_folder, output, dtype)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("decoder", "scheduler/scheduler_config.json"),
+        ("decoder", "vae/config.json"),
+        ("decoder", "model_index.json"),
+        ("llm", "generation_config.json"),
+    ],
+)
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "broken"])
+def test_what_could_not_be_loaded_again_is_not_written(
+    mini_folder, tmp_path, output, part, name, is_gone
+):
+    """Nobody should delete the source and then find that the new file is of no use."""
+    folder = shutil.copytree(mini_folder / part, tmp_path / part)
+    (folder / name).unlink() if is_gone else (folder / name).write_text("{", encoding="utf-8")
+    if is_gone and part == "llm":  # this one may be missing
+        convert(folder, output, torch.float16)
+        assert seed_core.load_llm(output).end_ids
+        return
+    with pytest.raises(CheckpointError, match=Path(name).name if part == "llm" else ""):
+        convert(folder, output, torch.float16)
     assert not output.exists()
 
 
@@ -370,6 +423,21 @@ def test_scales_are_those_of_the_merged_weights(llm_folder, adapter, tmp_path):
     )
     assert at_once.keys() == in_two_steps.keys()
     assert all(torch.equal(x.float(), in_two_steps[key].float()) for key, x in at_once.items())
+
+
+def test_a_stopped_run_is_not_gone_on_with_for_another_strength(llm_folder, adapter, output):
+    stop_half_way(llm_folder, output, torch.float32, loras=[(adapter, 1.0)])
+    convert(llm_folder, output, torch.float32, loras=[(adapter, 0.25)])
+    state = seed_core.load_llm(output).module.state_dict()
+    for name, tensor in merged(llm_folder, (adapter, 0.25)).items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_makes_no_cut_tensor_whole(llm_folder, adapter, output):
+    key = "model.layers.0.self_attn.q_proj.weight"
+    change(llm_folder, **{key.replace(".", "__"): torch.zeros(20, 32)})
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight \[20, 32\]"):
+        convert(llm_folder, output, torch.float32, loras=[(adapter, 1.0)])
 
 
 @pytest.fixture

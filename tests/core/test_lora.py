@@ -1,5 +1,6 @@
 """LoRA adapters on tiny random weights: what they become, and what is refused."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -327,6 +328,42 @@ def test_a_lone_file_without_alpha_says_what_is_missing(llm, tensors, save, tmp_
     file = shutil.copy(save(tensors) / "adapter_model.safetensors", tmp_path / "lone.safetensors")
     with pytest.raises(CheckpointError, match=r"how strong \S+lone\.safetensors .*adapter_config"):
         read_lora(file, llm.config)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_numbers_that_are_none_are_told_of_the_adapter(llm, tensors, save, number):
+    key = next(iter(tensors))
+    broken = tensors | {key: torch.full_like(tensors[key], number)}
+    with pytest.raises(CheckpointError, match="infinite or none; the adapter is damaged"):
+        read_lora(save(broken), llm.config)
+
+
+@pytest.mark.parametrize("alpha", ["nan", "inf", 10**400, None, [1]])
+def test_a_strength_that_is_no_number_is_refused(llm, tensors, save, alpha):
+    with pytest.raises(CheckpointError, match="how strong"):
+        read_lora(save(tensors, lora_alpha=alpha), llm.config)
+
+
+@pytest.mark.parametrize(
+    "patterns", [["q_proj"], {"(": 1}, {"(([a-z_.0-9])+)+X": 1}, {"(a*)*": 1}, {"q{9}": 1}]
+)
+def test_patterns_that_may_run_without_end_are_refused(llm, tensors, save, patterns):
+    with pytest.raises(CheckpointError, match="rank_pattern that cannot be read"):
+        read_lora(save(tensors, rank_pattern=patterns), llm.config)
+
+
+def test_an_adapter_in_shards_is_read_whole(llm, tensors, save, tmp_path):
+    whole = read_lora(save(tensors), llm.config)
+    folder = shutil.copytree(tmp_path / "adapter", tmp_path / "shards")
+    (folder / "adapter_model.safetensors").unlink()
+    index = {}
+    for number, keys in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        name = f"adapter_model-{number}.safetensors"
+        save_file({key: tensors[key].contiguous() for key in keys}, folder / name)
+        index |= dict.fromkeys(keys, name)
+    text = json.dumps({"weight_map": index})
+    (folder / "adapter_model.safetensors.index.json").write_text(text, encoding="utf-8")
+    assert len(read_lora(folder, llm.config).products) == len(whole.products) > 0
 
 
 def test_half_a_pair_is_refused(llm, tensors, save):

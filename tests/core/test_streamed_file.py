@@ -148,6 +148,23 @@ def test_what_exists_is_left_alone(path, tensors):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_that_appears_during_the_run_is_left_alone(path, tensors):
+    file = file_for(path, tensors)
+
+    def run():
+        with file.open():
+            for name in tensors:
+                file.write(name, tensors[name])
+            path.write_text("mine", encoding="utf-8")
+
+    with pytest.raises(OptionError, match="has appeared meanwhile"):
+        run()
+    assert path.read_text("utf-8") == "mine"
+    path.unlink()
+    write(path, tensors)
+    assert_whole(path, tensors)
+
+
 def test_two_runs_at_once_are_refused(path, tensors):
     first = file_for(path, tensors)
     with first.open():

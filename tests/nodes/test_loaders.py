@@ -95,6 +95,25 @@ def test_converted_models_are_offered_where_they_belong(pack, run, models, conve
     assert run("SEEDTokenizerLoader", tokenizer="t.safetensors")[0].core.family == "seed-mini"
 
 
+@pytest.mark.parametrize("folder", ["seed_tokenizer", "seed_llm", "seed_decoder", "seed_lora"])
+def test_links_to_nothing_and_unfinished_downloads_are_no_choices(pack, models, folder):
+    write(models / folder / ".unfinished" / "model.safetensors")
+    (models / folder / "gone.safetensors").symlink_to(models / "nowhere.safetensors")
+    for kind in ("TOKENIZER", "LLM", "DECODER", "LORA"):
+        assert set(pack.model_files.choices(getattr(pack.model_files, kind))) <= {BUNDLED}
+    shutil.rmtree(models / folder)
+
+
+def test_a_language_model_as_published_is_told_what_else_it_needs(pack, models):
+    """Its repository has neither of the vocabulary's files."""
+    folder = models / "seed_llm" / "8b"
+    shutil.copytree(pack.seed_core.checkpoints.bundled("llm"), folder)
+    for name in ("tokenizer.model", "added_tokens.json"):
+        (folder / name).unlink()
+    said = pack.nodes_by_id["SEEDLLaMALoader"].validate_inputs(model="8b")
+    assert "lacks tokenizer.model and added_tokens.json; copy them there from https://" in said
+
+
 def test_a_file_that_is_no_choice_is_told_why(pack, models, converted):
     node = pack.nodes_by_id["SEEDLLaMALoader"]
     assert node.validate_inputs(model="mini llm.safetensors") is True
