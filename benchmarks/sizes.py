@@ -18,6 +18,7 @@ from seed_core.llm_folder import HEAD, matrix_products
 from seed_core.tokenizer import SeedTokenizer
 from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
 from seed_core.unclip_folder import UnclipModel
+from seed_core.unclip_single_file import UNET, VAE
 
 GIB = 2**30
 CPU = torch.device("cpu")
@@ -63,8 +64,8 @@ def language_model(name, size):
 
 def decoder():
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(**subject.UNET)
-        vae = diffusers.AutoencoderKL(**subject.VAE)
+        unet = diffusers.UNet2DConditionModel(**UNET)
+        vae = diffusers.AutoencoderKL(**VAE)
     empty = torch.zeros(1, 1024)
     module = UnclipModel(unet, vae, empty, empty, empty[None])
     scheduler = diffusers.PNDMScheduler()

@@ -436,8 +436,9 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # on a file cut short or overwritten torch raises any kind
         raise _damaged(path, error) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]  # as training scripts save it, SEED-1's and LAVIS's among them
+    for name in ("model", "state_dict"):  # as training scripts save it: SEED-1's, LAVIS's, SD's
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a table of tensors")
     tensors = {

@@ -14,11 +14,20 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import checkpoints, fp8, fp8_files, llm_folder, model_folder, unclip_folder
+from . import (
+    checkpoints,
+    fp8,
+    fp8_files,
+    llm_folder,
+    model_folder,
+    unclip_folder,
+    unclip_single_file,
+)
 from .errors import CheckpointError, OptionError
 from .llama import Llama, LlamaConfig, names_in_file, parts_in_file
 from .lora import LowRankProduct, Replacement, lora_files, read_lora
@@ -186,8 +195,8 @@ def plan_conversion(
     """Find out what a conversion would write; of the weights only names and shapes are looked at.
 
     Args:
-        source: a tokenizer's file or folder, a SEED-LLaMA folder, a diffusers unCLIP folder, or a
-            converted model. With an adapter that has embeddings and head of its own it may be the
+        source: a tokenizer's file or folder, a SEED-LLaMA folder, a diffusers unCLIP folder or SD 2.1
+            unCLIP-h as one file, or a converted model. With an adapter that has embeddings and head of its own it may be the
             model that one was trained from, with fewer token ids than the vocabulary beside it.
         dtype: one of `checkpoints.LLM_PRECISIONS`; float8_e4m3fn for language models alone.
         loras: adapters to merge into a language model, each with its strength; see `read_lora`.
@@ -212,7 +221,9 @@ def plan_conversion(
 def _part_of(source: Path) -> str:
     if source.is_file():
         header = model_folder.read_header(source)
-        return header[0] if header else "tokenizer"
+        if header:
+            return header[0]
+        return "decoder" if unclip_single_file.is_single_file(source) else "tokenizer"
     if (source / "model_index.json").is_file():
         return "decoder"
     config = source / CONFIG_FILE
@@ -326,36 +337,76 @@ def _merged(tensor: torch.Tensor, changes: Sequence[Change]) -> torch.Tensor:
 
 
 def _decoder(source: Path, dtype: torch.dtype) -> Conversion:
-    import diffusers
-
+    if source.is_file() and model_folder.read_header(source) is None:
+        return _single_file(source, dtype)
     folder = unclip_folder.find_unclip_folder(source)
     unclip_folder.check_pipeline(folder)
-    kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
-    networks = {
-        part: unclip_folder.build_network(kind, unclip_folder.network_config(folder, part), dtype)
-        for part, kind in kinds.items()
-    }
+    configs = {part: unclip_folder.network_config(folder, part) for part in ("unet", "vae")}
+    networks = _decoder_networks(configs, dtype)
     unclip_folder.check_fit(folder, **networks)
-    layout: dict[str, Entry] = {}
-    for part, network in networks.items():
-        shapes = unclip_folder.network_shapes(folder, part)
-        entries = _layout(network, shapes, folder.path, lambda name: (name,))
-        layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
-    unet_config = unclip_folder.network_config(folder, "unet")
-    small = unclip_folder.small_shapes(folder, unet_config)
-    layout |= {name: Entry(torch.float32, shape) for name, shape in small.items()}
+    shapes = {part: unclip_folder.network_shapes(folder, part) for part in networks}
+    small = unclip_folder.small_shapes(folder, configs["unet"])
 
     def read() -> checkpoints.Tensors:
-        for part in kinds:
+        for part in networks:
             for name, tensor in unclip_folder.network_tensors(folder, part):
                 yield f"{part}.{name}", tensor
-        yield from unclip_folder.small_tensors(folder, unet_config)
+        yield from unclip_folder.small_tensors(folder, configs["unet"])
 
-    names = ["model_index.json", *(f"{part}/{CONFIG_FILE}" for part in kinds)]
+    names = ["model_index.json", *(f"{part}/{CONFIG_FILE}" for part in networks)]
     names += [f"{part}/scheduler_config.json" for part in unclip_folder.SCHEDULERS]
     files = _small_files(folder, names)
+    layout = _decoder_layout(networks, shapes, small, folder.path)
     weights = unclip_folder.weight_files(folder)
     return Conversion("decoder", folder.path, dtype, files, layout, read, weights)
+
+
+def _single_file(source: Path, dtype: torch.dtype) -> Conversion:
+    whole = unclip_single_file.SingleFile(source)
+    networks = _decoder_networks(
+        {"unet": unclip_single_file.UNET, "vae": unclip_single_file.VAE}, dtype
+    )
+    shapes = {
+        part: {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        for part, tensors in whole.networks.items()
+    }
+    small = whole.small_tensors()
+
+    def read() -> checkpoints.Tensors:
+        for part, tensors in whole.networks.items():
+            for name, tensor in tensors.items():
+                yield f"{part}.{name}", tensor
+        yield from small.items()
+
+    small_shapes = {name: tuple(tensor.shape) for name, tensor in small.items()}
+    layout = _decoder_layout(networks, shapes, small_shapes, source)
+    files = unclip_single_file.side_files()
+    return Conversion("decoder", source, dtype, files, layout, read, (source,))
+
+
+def _decoder_networks(
+    configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    import diffusers
+
+    kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+    return {
+        part: unclip_folder.build_network(kinds[part], dict(config), dtype)
+        for part, config in configs.items()
+    }
+
+
+def _decoder_layout(
+    networks: Mapping[str, nn.Module],
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+    small: Mapping[str, tuple[int, ...]],
+    source: Path,
+) -> dict[str, Entry]:
+    layout = {name: Entry(torch.float32, shape) for name, shape in small.items()}
+    for part, network in networks.items():
+        entries = _layout(network, shapes[part], source, lambda name: (name,))
+        layout |= {f"{part}.{name}": entry for name, entry in entries.items()}
+    return layout
 
 
 def _layout(

@@ -29,6 +29,7 @@ from ..llm_folder import matrix_products
 from ..tokenizer import SeedTokenizer, load_tokenizer
 from ..tokenizer_network import TokenizerConfig, TokenizerModel
 from ..unclip_folder import UnclipModel
+from ..unclip_single_file import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
 
 MINI = "mini"
 
@@ -46,31 +47,6 @@ SIZES = (MINI, *_RANDOM)
 LANGUAGE_ONLY = ("300m",)
 """Sizes that have no tokenizer and no decoder."""
 
-UNET = {
-    "sample_size": 96,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-    "class_embed_type": "projection",
-    "projection_class_embeddings_input_dim": 2048,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 768,
-}
-_SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-}
 _EMPTY_PROMPT = (1, 77, 1024)
 
 _SPREAD = 0.02
@@ -171,8 +147,8 @@ class Subject:
         vae = self._fill(lambda: self._empty(diffusers.AutoencoderKL, VAE))
         mean, std = torch.zeros(1, 1024), torch.ones(1, 1024)
         module = UnclipModel(unet, vae, mean, std, torch.zeros(_EMPTY_PROMPT)).to(self.device)
-        scheduler = diffusers.PNDMScheduler(**_SCHEDULER)
-        noising = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        scheduler = diffusers.PNDMScheduler.from_config(SCHEDULER)
+        noising = diffusers.DDPMScheduler.from_config(NOISING_SCHEDULER)
         return SeedDecoder(module, scheduler, noising, self.device, self.dtype)
 
     def _empty(self, kind: Any, config: dict[str, Any]) -> Any:

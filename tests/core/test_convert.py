@@ -290,6 +290,21 @@ def test_a_stopped_run_is_not_gone_on_with_for_another_model_of_the_same_name(ll
 # --- refusals ---
 
 
+@pytest.mark.parametrize("label", [None, 2816])
+def test_another_stable_diffusion_in_one_file_is_no_decoder(tmp_path, output, label):
+    """SD 1.5 has no label, SDXL's is a size. Pickled, as it came then, with training's leftovers."""
+    prefix = "model.diffusion_model."
+    tensors = {f"{prefix}input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}
+    if label:
+        tensors[f"{prefix}label_emb.0.0.weight"] = torch.zeros(1280, label)
+    path = tmp_path / "sd.ckpt"
+    torch.save({"state_dict": tensors, "global_step": 470_000}, path)
+    with pytest.raises(
+        CheckpointError, match=r"sd\.ckpt .* takes no image embedding of SEED.*unclip-h"
+    ):
+        convert(path, output, torch.float16)
+
+
 def test_what_exists_is_not_written_to(llm_folder, output):
     output.write_text("mine", encoding="utf-8")
     with pytest.raises(OptionError, match="exists already"):

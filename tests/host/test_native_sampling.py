@@ -18,6 +18,7 @@ from PIL import Image
 
 import seed_core
 from seed_core.codes import codes_to_text
+from seed_core.convert import convert_model, plan_conversion
 from seed_core.decoder import DecodeOptions, SeedDecoder
 from seed_core.unclip_folder import UnclipModel
 
@@ -304,6 +305,35 @@ def decoder_label(embedding):
 def test_the_label_equals_diffusers_at_any_noise(unclip, seed_2):
     noisy = unclip(str(ONE), noise_augmentation=0.25)
     assert_same_label(noisy.positive.label, diffusers_label(seed_2, ONE, noise_level=250))
+
+
+# --- the same checkpoint, converted ---
+
+
+@pytest.fixture(scope="module")
+def converted(unclip, models, tmp_path_factory):
+    """The single file as a decoder of our own."""
+    output = tmp_path_factory.mktemp("converted") / "decoder.safetensors"
+    plan = plan_conversion(models / "checkpoints" / "unclip.safetensors", torch.float16)
+    convert_model(plan, output)
+    yield seed_core.load_decoder(output)
+    output.unlink()
+
+
+def test_a_converted_single_file_holds_what_the_host_makes_of_an_empty_prompt(converted, painted):
+    """The text encoder is gone, its one result is kept: that of the last but one layer."""
+    assert_same_context(converted.module.text, painted.positive.context)
+
+
+def test_a_converted_single_file_is_the_published_decoder(converted, seed_2):
+    """Every weight is in its place as far as sizes tell, and a picture comes out."""
+    assert (converted.size, converted.embedding_dim) == (768, 1024)
+    assert (converted.module.mean == 0).all()
+    assert (converted.module.std == 1).all()
+    options = DecodeOptions(num_inference_steps=1, guidance_scale=1.0, width=SIDE, height=SIDE)
+    picture = converted.decode(embed(seed_2, ONE), options=options)
+    assert picture.shape == (1, 3, SIDE, SIDE)
+    assert 0.05 < picture.std() < 0.5
 
 
 # --- SD 1.5 ---
