@@ -115,6 +115,7 @@ shutil.copytree(source, copy)
 if {part == "decoder"}:
     from transformers import CLIPTextConfig, CLIPTextModel
     sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
+    sizes["max_position_embeddings"] = 12
     CLIPTextModel(CLIPTextConfig(vocab_size=4, **sizes)).save_pretrained(copy / "text_encoder")
     (copy / "tokenizer").mkdir()
     (copy / "tokenizer" / "vocab.json").write_text({json.dumps({"a": 0, "<|endoftext|>": 1})!r})

@@ -78,13 +78,13 @@ def test_a_truncated_checkpoint_says_download_again(comfy_server, comfy, graphs,
     whole = comfy.PACK_ROOT / "seed_core/weights/seed-mini/tokenizer/model.safetensors"
     (tokenizer_folder / "half.safetensors").write_bytes(whole.read_bytes()[:100_000])
     graph = graphs["reconstruct"].set("tokenizer", tokenizer="half.safetensors")
-    fails(comfy_server, graph, "tokenizer", "half.safetensors", "download", "huggingface.co")
+    refused(comfy_server, comfy, graph, "half.safetensors", "download", "huggingface.co")
 
 
-def test_a_file_of_noise_is_refused(comfy_server, graphs, tokenizer_folder):
+def test_a_file_of_noise_is_refused(comfy_server, comfy, graphs, tokenizer_folder):
     (tokenizer_folder / "noise.pt").write_bytes(bytes(range(256)) * 40)
     graph = graphs["reconstruct"].set("tokenizer", tokenizer="noise.pt")
-    fails(comfy_server, graph, "tokenizer", "noise.pt")
+    refused(comfy_server, comfy, graph, "noise.pt")
 
 
 class Bomb:
@@ -98,19 +98,19 @@ class Bomb:
 
 
 def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(
-    comfy_server, graphs, tokenizer_folder
+    comfy_server, comfy, graphs, tokenizer_folder
 ):
     target = comfy_server.base_dir / "the_code_ran"
     (tokenizer_folder / "bomb.pt").write_bytes(pickle.dumps({"a": Bomb(target)}))
     graph = graphs["reconstruct"].set("tokenizer", tokenizer="bomb.pt")
-    fails(comfy_server, graph, "tokenizer", "bomb.pt")
+    refused(comfy_server, comfy, graph, "bomb.pt")
     assert not target.exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused(comfy_server, graphs, tokenizer_folder):
+def test_a_checkpoint_of_another_model_is_refused(comfy_server, comfy, graphs, tokenizer_folder):
     torch.save({"unet.weight": torch.zeros(3)}, tokenizer_folder / "other.pt")
     graph = graphs["reconstruct"].set("tokenizer", tokenizer="other.pt")
-    fails(comfy_server, graph, "tokenizer", "no SEED tokenizer", "huggingface.co")
+    refused(comfy_server, comfy, graph, "no SEED tokenizer", "huggingface.co")
 
 
 def test_a_new_file_is_offered_without_a_restart(comfy_server, comfy, tokenizer_folder):
