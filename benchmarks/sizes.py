@@ -6,8 +6,6 @@ Weights are counted from the networks themselves, built without memory; the work
 the nodes ask ComfyUI for. Nothing is downloaded and nothing is timed.
 """
 
-import math
-
 import diffusers
 import torch
 
@@ -22,21 +20,14 @@ from seed_core.unclip_single_file import UNET, VAE
 
 GIB = 2**30
 CPU = torch.device("cpu")
-HALF = torch.float16
+FULL, HALF = torch.float32, torch.float16
 LONGEST = 2048  # tokens of a conversation
 
 
-def stored(module, dtype, quantised=()):
-    """Bytes of a converted file."""
-    total = 0
-    for name, tensor in module.state_dict().items():
-        if name in quantised:
-            total += tensor.numel() + 4
-        else:
-            # What is kept in float32 in every precision, such as a codebook, is so already.
-            kept = tensor.dtype == torch.float32 and dtype != torch.float32
-            total += tensor.numel() * (4 if kept else dtype.itemsize)
-    return total
+def stored(module, quantised=()):
+    """Bytes of a converted file: a quantised weight takes one a number, and four for its scale."""
+    tensors = module.state_dict().items()
+    return sum(t.numel() + 4 if name in quantised else t.nbytes for name, t in tensors)
 
 
 def row(name, sizes, work):
@@ -45,20 +36,18 @@ def row(name, sizes, work):
 
 
 def tokenizer(name, config):
-    module = TokenizerModel(config, device="meta", dtype=HALF)
-    work = SeedTokenizer(config, module, CPU, HALF).memory_required
-    sizes = [stored(TokenizerModel(config, device="meta"), torch.float32), stored(module, HALF), 0]
+    full, half = (TokenizerModel(config, device="meta", dtype=dtype) for dtype in (FULL, HALF))
+    work = SeedTokenizer(config, half, CPU, HALF).memory_required
+    sizes = [stored(full), stored(half), 0]
     return row(name, sizes, f"{work(1) / GIB:.2f} a picture, {work(64) / GIB:.1f} for 64 and more")
 
 
 def language_model(name, size):
     config = subject.Subject(size, CPU, HALF).config
-    module = Llama(config, device="meta", dtype=HALF)
+    full, half = (Llama(config, device="meta", dtype=dtype) for dtype in (FULL, HALF))
     quantised = set(matrix_products(config)) - {HEAD}
-    sizes = [stored(module.float(), torch.float32), 0, 0]
-    module = Llama(config, device="meta", dtype=HALF)
-    sizes[1:] = stored(module, HALF), stored(module, HALF, quantised)
     cache = config.cache_bytes(1, LONGEST, HALF)
+    sizes = [stored(full), stored(half), stored(half, quantised)]
     return row(name, sizes, f"{cache / GIB:.1f} for {LONGEST} tokens")
 
 
@@ -69,13 +58,12 @@ def decoder():
     empty = torch.zeros(1, 1024)
     module = UnclipModel(unet, vae, empty, empty, empty[None])
     scheduler = diffusers.PNDMScheduler()
-    painter = SeedDecoder(module, scheduler, scheduler, CPU, HALF)
-    numbers = sum(math.prod(tensor.shape) for tensor in module.state_dict().values())
-    work = painter.memory_required(0, 0) / GIB
-    return row("SD 2.1 unCLIP", [4 * numbers, 2 * numbers, 0], f"{work:.1f} for 768 x 768")
+    work = SeedDecoder(module, scheduler, scheduler, CPU, HALF).memory_required() / GIB
+    full = stored(module)
+    return row("SD 2.1 unCLIP", [full, full / 2, 0], f"{work:.1f} for 768 × 768")
 
 
-print("| part | fp32 | fp16, bf16 | fp8 | to work with, fp16 |")
+print("| part, in GiB | fp32 | fp16, bf16 | fp8 | beside the weights, in 16 bits |")
 print("|---|---|---|---|---|")
 print(tokenizer("SEED-2 tokenizer", TokenizerConfig.seed_2()))
 print(tokenizer("SEED-1 tokenizer", TokenizerConfig.seed_1()))

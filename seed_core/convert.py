@@ -92,8 +92,10 @@ class Conversion:
             **(fp8_files.header(quantised) if quantised else {}),
         }
 
-    def tensors(self, on_tensor: Progress | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every tensor of the layout in its form.
+    def tensors(
+        self, on_tensor: Progress | None, done: Collection[str] = ()
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors of the layout in their form, but for those that are done.
 
         Raises:
             CheckpointError: numbers that the precision cannot hold.
@@ -103,9 +105,12 @@ class Conversion:
         scales = self._scales(count, on_tensor)
         for key, tensor in self._wanted(self.layout, count, on_tensor):
             if key in scales:
-                yield key, fp8.quantize(tensor, scales[key])
-                yield f"{key}{fp8.SCALE_SUFFIX}", scales[key]
-            else:
+                scale = f"{key}{fp8.SCALE_SUFFIX}"
+                if key not in done:
+                    yield key, fp8.quantize(tensor, scales[key])
+                if scale not in done:
+                    yield scale, scales[key]
+            elif key not in done:
                 result = tensor.to(self.layout[key].dtype)
                 self._check(key, checkpoints.largest(result))
                 yield key, result
@@ -157,9 +162,8 @@ def convert_model(conversion: Conversion, output: Path, on_tensor: Progress | No
     check_output(output, conversion.nbytes)
     file = StreamedFile(output, conversion.layout, conversion.metadata())
     with file.open():
-        for key, tensor in conversion.tensors(on_tensor):
-            if key not in file.done:
-                file.write(key, tensor)
+        for key, tensor in conversion.tensors(on_tensor, file.done):
+            file.write(key, tensor)
     return sha256_of(output)
 
 

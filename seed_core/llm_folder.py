@@ -20,7 +20,7 @@ from . import checkpoints, fp8, fp8_files
 from .codes import CODEBOOK_SIZES
 from .errors import CheckpointError, OptionError
 from .llama import Llama, LlamaConfig, names_in_file
-from .model_folder import ModelFolder, Weights, read_header
+from .model_folder import ModelFolder, Weights, folder_around
 from .prompt import LLAMA_2, VICUNA, PromptTemplate
 from .vocab import VOCABULARY_FILES, Vocabulary
 
@@ -67,11 +67,10 @@ def find_llm_folder(path: str | Path) -> ModelFolder:
         CheckpointError: no such folder, or a converted model of another part.
     """
     place = checkpoints.bundled("llm") if path == checkpoints.SEED_MINI else Path(path)
-    if place.is_file() and read_header(place) is None:
-        place = place.parent
     if not place.exists():
         raise CheckpointError(f"there is no folder {place}; get a SEED-LLaMA from {LLM_LINK}")
-    return ModelFolder(place).require("llm")
+    folder = folder_around(place) if place.is_file() else ModelFolder(place)
+    return folder.require("llm")
 
 
 def has_fp8_weights(path: str | Path) -> bool:

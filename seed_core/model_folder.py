@@ -118,6 +118,15 @@ class ModelFolder:
         return Weights((self.path,), f"{folder}." if folder else "")
 
 
+def folder_around(file: Path) -> ModelFolder:
+    """Return a converted model as the folder it stands for; for any other file the one it lies in.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    return ModelFolder(file if read_header(file) is not None else file.parent)
+
+
 def read_header(path: Path) -> tuple[str, dict[str, bytes]] | None:
     """Return part and small files of a converted model, or None for any other file.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import checkpoints
 from .errors import CheckpointError
-from .model_folder import ModelFolder, read_header
+from .model_folder import folder_around
 from .tokenizer_network import TOKENIZER_LINK, TokenizerConfig
 
 EVA_VIT_LINK = (
@@ -86,9 +86,9 @@ def open_tokenizer(path: Path) -> TokenizerFiles:
     """
     source = _own_file(path)
     keys = set(checkpoints.read_keys(source))
-    beside = ModelFolder(source.parent) if read_header(source) is None else ModelFolder(source)
-    if beside.require("tokenizer").has(CONFIG_FILE):
-        config = TokenizerConfig.from_dict(beside.read_json(CONFIG_FILE))
+    folder = folder_around(source).require("tokenizer")
+    if folder.has(CONFIG_FILE):
+        config = TokenizerConfig.from_dict(folder.read_json(CONFIG_FILE))
     else:
         config = TokenizerConfig.published(keys)
     try:
