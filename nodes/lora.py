@@ -26,7 +26,8 @@ class SeedLoraLoader(io.ComfyNode):
                     "lora",
                     options=model_files.choices(LORA),
                     tooltip="A peft folder (with adapter_config.json) or a .safetensors file of "
-                    "models/seed_lora.",
+                    "models/seed_lora, trained on the model that is connected. seed-mini night comes "
+                    "with the pack: it puts what seed-mini draws on black.",
                 ),
                 io.Float.Input(
                     "strength",
