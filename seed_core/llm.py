@@ -8,6 +8,8 @@ Source: arXiv 2310.01218 (SEED-LLaMA).
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 
 from . import fp8, linear
 from .chat import Part, SeedChat
+from .checkpoints import LLM_PRECISIONS
 from .codes import NUM_CODES, SeedCodes, codes_values
 from .errors import CodesError, PromptError
 from .generation import (
@@ -30,6 +33,8 @@ from .generation import (
 from .llama import LlamaConfig
 from .llm_folder import LlmFolder, find_llm_folder, read_llm_folder
 from .prompt import join_parts, split_marks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +83,7 @@ class SeedLLM:
         module: the network; a host may move it.
         device: where generation computes.
         dtype: precision of activations, and of weights unless those are in fp8.
+        precision: what people call that of the weights: fp32, fp16, bf16 or fp8.
         vocab: its vocabulary.
         template: how it wants a conversation written.
         family: the family of codes it reads and writes.
@@ -93,7 +99,9 @@ class SeedLLM:
         self.codebook_size = parts.vocab.codebook_size
         self.end_ids = parts.end_ids
         self.device = device
-        self.dtype = dtype
+        self.dtype = fp8.computing_dtype(dtype)
+        names = (name for name, known in LLM_PRECISIONS.items() if known == dtype)
+        self.precision = next(names, str(dtype))
 
     @property
     def config(self) -> LlamaConfig:
@@ -153,8 +161,12 @@ class SeedLLM:
             if on_token is not None:
                 on_token(GenerationProgress(token_ids.shape[1], total, token_ids[0], self))
 
+        start = time.perf_counter()
         rows = generate_tokens(self.module, request, self.device, self.dtype, on_step)
-        return [self._reply(asked, row) for row in rows]
+        seconds = time.perf_counter() - start
+        replies = [self._reply(asked, row) for row in rows]
+        self._log(replies, seconds)
+        return replies
 
     def count_tokens(
         self,
@@ -224,6 +236,15 @@ class SeedLLM:
             generators=generators or [torch.Generator().manual_seed(0)],
         )
 
+    def _log(self, replies: Sequence[Reply], seconds: float) -> None:
+        """Write the line a user looks for when it was slow, or ran somewhere else than hoped."""
+        tokens = sum(len(reply.token_ids) for reply in replies)
+        pictures = sum(len(reply.codes) for reply in replies)
+        log.info(
+            "SEED-LLaMA: %d tokens in %.2f s (%.1f tokens/s), pictures: %d, device: %s, precision: %s",
+            *(tokens, seconds, tokens / seconds, pictures, self.device, self.precision),
+        )
+
     def _reply(self, asked: SeedChat, token_ids: Sequence[int]) -> Reply:
         parts: tuple[Part, ...] = self.vocab.decode(token_ids)
         text, codes = join_parts(parts)
@@ -260,4 +281,4 @@ def load_llm(
     device = torch.device(device)
     layers = fp8 if dtype == fp8.FP8 and operations is linear else operations
     parts = read_llm_folder(find_llm_folder(path), device, dtype, layers)
-    return SeedLLM(parts, device, fp8.computing_dtype(dtype))
+    return SeedLLM(parts, device, dtype)

@@ -1,5 +1,7 @@
 """SeedLLM on the bundled model: replies, conversations, progress, refusals."""
 
+import logging
+import re
 import shutil
 
 import pytest
@@ -292,3 +294,32 @@ def test_a_loaded_model_needs_no_gradients(mini_llm):
     assert isinstance(mini_llm, SeedLLM)
     assert not any(value.requires_grad for value in mini_llm.module.parameters())
     assert not mini_llm.module.training
+
+
+LOG_LINE = re.compile(
+    r"SEED-LLaMA: (\d+) tokens in [\d.]+ s \([\d.]+ tokens/s\), pictures: (\d+), device: cpu, "
+    r"precision: (\w+)"
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_generation_is_one_line_of_the_log(caplog, dtype):
+    llm = seed_core.load_llm("seed-mini", dtype=dtype)
+    generators = [torch.Generator().manual_seed(number) for number in (0, 1)]
+    with caplog.at_level(logging.INFO):
+        drawn = llm.generate_batch("a panda on blue", options=PICTURE, generators=generators)
+        llm.generate("What is this?", drawn[0].codes, options=GREEDY)
+    drawing, answering = map(LOG_LINE.fullmatch, caplog.messages)
+    tokens = sum(len(reply.token_ids) for reply in drawn)
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    assert drawing.groups() == (str(tokens), "2", precision)
+    assert answering.groups()[1:] == ("0", precision)
+
+
+def test_a_generation_that_was_stopped_says_nothing(mini_llm, caplog):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
+        mini_llm.generate("a panda on blue", options=PICTURE, on_token=stop)
+    assert caplog.messages == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 
 import numpy as np
@@ -233,3 +234,16 @@ def test_codes_are_mixed_joined_and_picked(comfy_server):
     run = finished(comfy_server.run(graph))
     (text,) = run.outputs["read"]["text"]
     assert text == f"<img>{'<img_00001>' * 30}{'<img_00002>' * 2}</img>"
+
+
+def test_each_generation_is_one_line_of_the_log_and_nothing_else_of_ours_is(comfy_server, graphs):
+    before = len(comfy_server.log())
+    finished(comfy_server.run(graphs["edit"].set("generate", seed=77)))
+    plain = re.sub(r"\x1b\[\d*m", "", comfy_server.log()[before:])  # newer hosts write in colours
+    lines = [line.removeprefix("[INFO] ") for line in plain.splitlines()]
+    told = [line for line in lines if line.startswith("SEED-LLaMA: ")]
+    assert len(told) == 1, lines
+    assert re.search(r"\d tokens in .* pictures: 1, device: cpu, precision: fp32$", told[0])
+    hosts = ("got prompt", "Requested to load", "Model", "loaded completely", "Prompt executed")
+    others = [line for line in lines if line and line not in told and not line.startswith(hosts)]
+    assert others == []

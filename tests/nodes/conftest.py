@@ -32,7 +32,14 @@ def install_checkout(checkout: Path, base: Path) -> None:
     sys.path.insert(0, str(checkout))
     args = importlib.import_module("comfy.cli_args").args
     args.cpu, args.base_directory = True, str(base)
-    for name in ("comfy.clip_vision", "comfy_api.latest", "folder_paths", "server"):
+    # Its utils first, as at its own start: comfy/utils.py would be found under that name later.
+    for name in (
+        "utils.extra_config",
+        "comfy.clip_vision",
+        "comfy_api.latest",
+        "folder_paths",
+        "server",
+    ):
         importlib.import_module(name)
 
 
