@@ -69,11 +69,11 @@ def chromium(frontend_module: ModuleType, tmp_path_factory) -> Iterator[object]:
 
 @pytest.fixture
 def open_frontend(frontend_module, browser_server, chromium) -> Iterator[Callable[..., object]]:
-    """Opens ComfyUI in a new page, with Vue nodes on or off, and closes it after the test."""
+    """Opens ComfyUI in a new page, with Vue nodes on or off, in a language; closed after the test."""
     opened = []
 
-    def open_page(vue_nodes: bool):
-        opened.append(frontend_module.Frontend(chromium, browser_server, vue_nodes))
+    def open_page(vue_nodes: bool, locale: str = "en"):
+        opened.append(frontend_module.Frontend(chromium, browser_server, vue_nodes, locale))
         return opened[-1]
 
     yield open_page

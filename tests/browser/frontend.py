@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, ConsoleMessage, Page
+    from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page
 
 # Headless, as root, in a container, without a GPU, and silent towards the outside.
 FLAGS = [
@@ -32,7 +32,6 @@ SETTINGS = {
     "Comfy.Validation.Workflows": True,  # the schema and link check, off by default
     "Comfy.Workflow.Persist": False,  # every page starts without the tabs of the last one
     "Comfy.Minimap.Visible": False,
-    "Comfy.Locale": "en",
 }
 # What the frontend says by itself on a fresh server, whatever is loaded: its own old interfaces,
 # user files that do not exist yet, and the models of its default graph, which cannot be reached.
@@ -49,19 +48,27 @@ LOAD = """async ([url, name]) => {
     await app.loadGraphData(graph, true, true, name, { openSource: 'template' });
 }"""
 LOAD_TEXT = "async (graph) => { await app.loadGraphData(JSON.parse(graph)); }"
-QUEUE = """() => {
+# What queuePrompt returns means one thing in some releases and another in others.
+QUEUE = """async () => {
     window.seedRun = { outputs: {}, end: null };
     const run = window.seedRun;
     app.api.addEventListener('executed', (e) => { run.outputs[e.detail.node] = e.detail.output; });
     for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(end, (e) => { run.end ??= [end, e.detail]; }, { once: true });
-    return app.queuePrompt(0, 1);
+    let queued = false;
+    app.api.addEventListener('promptQueued', () => { queued = true; }, { once: true });
+    await app.queuePrompt(0, 1);
+    return queued;
 }"""
 BOXES = """() => app.rootGraph._nodes.map((node) => {
     node.updateArea?.();
     const [x, y, width, height] = node.boundingRect;
     return { id: node.id, type: node.type, box: [x, y, x + width, y + height] };
 })"""
+SELECT = """(type) => {
+    const node = app.rootGraph._nodes.find((node) => node.type === type);
+    app.canvas.selectNode(node);
+}"""
 # Vue nodes draw <img> elements, classic nodes draw node.imgs on the canvas.
 UNSEEN = """(ids) => ids.filter((id) => {
     const node = app.rootGraph.getNodeById(Number(id));
@@ -101,10 +108,11 @@ def launch(executable: str, profile: Path) -> Iterator[BrowserContext]:
 class Frontend:
     """One open page of ComfyUI."""
 
-    def __init__(self, context: BrowserContext, server: Any, vue_nodes: bool):
+    def __init__(self, context: BrowserContext, server: Any, vue_nodes: bool, locale: str = "en"):
         self.server = server
         self.messages: list[str] = []
-        for key, value in (SETTINGS | {"Comfy.VueNodes.Enabled": vue_nodes}).items():
+        chosen = {"Comfy.VueNodes.Enabled": vue_nodes, "Comfy.Locale": locale}
+        for key, value in (SETTINGS | chosen).items():
             status, reply = server.post(f"/settings/{key}", value)
             assert status == 200, reply
         self.page: Page = context.new_page()
@@ -162,6 +170,27 @@ class Frontend:
 
     def command(self, name: str) -> None:
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
+
+    def search(self, words: str) -> Locator:
+        """Open the node search by a double click and type; its results."""
+        dialog = self.page.get_by_role("dialog")
+        for _ in range(5):  # a busy page may take a double click for two single ones
+            self.page.mouse.dblclick(960, 640)
+            self.page.wait_for_timeout(1500)
+            if dialog.is_visible():
+                break
+        self.page.keyboard.type(words)
+        results = self.page.get_by_test_id("result-item")
+        results.filter(has_text=words).first.wait_for()
+        return results
+
+    def open_help(self, node_type: str) -> Locator:
+        """Select the first node of a type and press its information button; the page that opens."""
+        self.page.evaluate(SELECT, node_type)
+        self.page.get_by_test_id("info-button").click()
+        content = self.page.locator(".node-help-content .markdown-content")
+        content.wait_for()
+        return content
 
     def screenshot(self, path: Path) -> None:
         self.page.screenshot(path=str(path))

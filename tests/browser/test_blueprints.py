@@ -95,26 +95,11 @@ def empty_canvas(frontend) -> None:
     assert frontend.complaints() == []
 
 
-def search(frontend, words: str):
-    """Open the node search by a double click and type; its results."""
-    page = frontend.page
-    dialog = page.get_by_role("dialog")
-    for _ in range(5):  # a busy page may take a double click for two single ones
-        page.mouse.dblclick(960, 640)
-        page.wait_for_timeout(1500)
-        if dialog.is_visible():
-            break
-    page.keyboard.type(words)
-    results = page.get_by_test_id("result-item")
-    results.filter(has_text=words).first.wait_for()
-    return results
-
-
 def drop(frontend, name: str) -> dict:
     """Put a blueprint on an empty canvas as a user does; the node that came of it."""
     page = frontend.page
     empty_canvas(frontend)
-    search(frontend, name).filter(has_text=name).first.click()
+    frontend.search(name).filter(has_text=name).first.click()
     page.get_by_role("dialog").wait_for(state="hidden")
     page.mouse.click(960, 340)  # the node hangs on the pointer until then
     page.wait_for_function("app.rootGraph._nodes.some((node) => node.isSubgraphNode())")
@@ -196,7 +181,7 @@ def test_a_blueprint_is_listed_with_what_it_does(open_frontend, screenshot_folde
     frontend = open_frontend(vue_nodes=True)
     page = frontend.page
     empty_canvas(frontend)
-    results = search(frontend, "SEED ").all_inner_texts()
+    results = frontend.search("SEED ").all_inner_texts()
     for name in ALL:
         (found,) = [text for text in results if text.startswith(name)]
         assert subgraph(name)["description"] in found

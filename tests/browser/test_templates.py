@@ -299,22 +299,3 @@ def test_template_browser_offers_the_pack(vue_frontend, screenshot_folder):
     page.wait_for_function("app.rootGraph._nodes.some((node) => node.type === 'SEEDEncode')")
     vue_frontend.settle()
     assert vue_frontend.complaints() == []
-
-
-def test_node_help_shows_our_page(open_frontend, screenshot_folder):
-    """Select a node, press its info button: the help page of the pack is there, not a stub."""
-    frontend = open_frontend(vue_nodes=False)
-    page = frontend.page
-    frontend.load_template("reconstruct")
-    page.evaluate("""() => {
-        const node = app.rootGraph._nodes.find((n) => n.type === 'SEEDEncode');
-        app.canvas.selectNode(node);
-    }""")
-    page.get_by_test_id("info-button").click()
-    help_page = page.locator(".node-help-content .markdown-content")
-    help_page.wait_for()
-    source = ROOT / "nodes" / "web" / "docs" / "SEEDEncode.md"
-    heading = source.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-    assert help_page.locator("h1").first.inner_text() == heading
-    frontend.screenshot(screenshot_folder / "node_help.png")
-    assert frontend.complaints() == []
