@@ -111,6 +111,8 @@ def find(kind: ModelKind, choice: str) -> str | Path:
         return BUNDLED
     found = _found(kind)
     if choice not in found:
+        choice = choice.replace("\\", "/")  # from a list made on Windows; ours have "/" everywhere
+    if choice not in found:
         instead = f", or choose '{BUNDLED_CHOICE}' to go on without a download"
         raise CheckpointError(
             f"'{choice}' {_why_not(kind, choice)}. {how_to_get(kind)} Then press R to refresh "

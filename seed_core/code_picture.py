@@ -73,6 +73,23 @@ def draw_codes(codes: SeedCodes) -> torch.Tensor:
     return torch.from_numpy(pictures)
 
 
+def colour_of(code: int) -> str:
+    """Return the colour of a code's sign."""
+    return _COLOURS[code % len(_COLOURS)]
+
+
+def draw_sign(
+    draw: ImageDraw.ImageDraw, left: int, top: int, code: int, dot: int, ink: str
+) -> None:
+    """Draw a code's sign, 5 x 5 dots of ``dot`` pixels each."""
+    for bit in range(15):
+        if _SIGNS[code] >> bit & 1:
+            row, column = divmod(bit, 3)
+            for x in {column, 4 - column}:
+                corner = left + x * dot, top + row * dot
+                draw.rectangle((*corner, corner[0] + dot - 1, corner[1] + dot - 1), ink)
+
+
 def _draw_cell(draw: ImageDraw.ImageDraw, left: int, top: int, code: int, is_framed: bool) -> None:
     right, bottom = left + CELL_WIDTH - 1, top + CELL_HEIGHT - 1
     draw.rectangle(
@@ -81,13 +98,7 @@ def _draw_cell(draw: ImageDraw.ImageDraw, left: int, top: int, code: int, is_fra
         outline=_INK if is_framed else None,
         width=3,
     )
-    sign, colour = _SIGNS[code], _COLOURS[code % len(_COLOURS)]
-    for dot in range(15):
-        if sign >> dot & 1:
-            row, column = divmod(dot, 3)
-            for x in {column, 4 - column}:
-                corner = left + _SIGN_LEFT + x * _DOT, top + _SIGN_TOP + row * _DOT
-                draw.rectangle((*corner, corner[0] + _DOT - 1, corner[1] + _DOT - 1), colour)
+    draw_sign(draw, left + _SIGN_LEFT, top + _SIGN_TOP, code, _DOT, colour_of(code))
     _write(draw, (left + CELL_WIDTH // 2, top + _NUMBER_MIDDLE), str(code), 16, _INK, "mm")
 
 

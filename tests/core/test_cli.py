@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -210,7 +211,7 @@ def test_the_module_runs_as_a_program(tmp_path):
             "0",
         ],
         cwd=tmp_path,
-        env={"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,

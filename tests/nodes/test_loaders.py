@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import shutil
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -45,6 +46,31 @@ def test_tokenizer_files_are_offered_without_what_lies_beside_them(pack, models)
     for name in ("b.pt", "a.safetensors", "sub/c.pt", *parts):
         write(models / "seed_tokenizer" / name)
     assert options(pack, "SEEDTokenizerLoader") == [BUNDLED, "a.safetensors", "b.pt", "sub/c.pt"]
+
+
+def test_a_choice_in_a_subfolder_is_the_same_model_on_every_system(pack, models):
+    """The host's own lists have the system's separator, and so has what was written after them."""
+    kind = pack.model_files.TOKENIZER
+    file = write(models / "seed_tokenizer" / "sub" / "deep" / "c.pt")
+    assert "sub/deep/c.pt" in pack.model_files.choices(kind)
+    for choice in ("sub/deep/c.pt", "sub\\deep\\c.pt", "sub\\deep/c.pt"):
+        assert pack.model_files.find(kind, choice) == file
+        assert pack.model_files.fingerprint_choice(kind, choice) != "missing"
+
+
+@pytest.mark.parametrize("choice", ["..\\c.pt", "sub\\..\\..\\c.pt", "C:\\c.pt", "\\c.pt"])
+def test_a_backslash_leads_nowhere_that_is_no_choice(pack, models, choice):
+    write(models / "c.pt")
+    write(models / "seed_tokenizer" / "sub" / "d.pt")
+    with pytest.raises(pack.seed_core.errors.CheckpointError, match="is not in"):
+        pack.model_files.find(pack.model_files.TOKENIZER, choice)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a backslash is a separator there")
+def test_a_name_with_a_backslash_of_its_own_is_found(pack, models):
+    file = write(models / "seed_tokenizer" / "odd\\name.pt")
+    write(models / "seed_tokenizer" / "odd" / "name.pt")
+    assert pack.model_files.find(pack.model_files.TOKENIZER, "odd\\name.pt") == file
 
 
 def test_llm_folders_are_those_with_a_config(pack, models):
