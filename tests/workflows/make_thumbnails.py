@@ -11,12 +11,14 @@ The templates of COMPOSED need models of gigabytes and cannot be run here. Their
 what the file says, a picture, its codes, a checkpoint's name, and no result.
 """
 
+import contextlib
 import importlib.util
 import io
 import json
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -253,7 +255,9 @@ def lay_out(frontend: Any, name: str, prompt: dict[str, Any]) -> Image.Image:
     return LAYOUTS[name](shown, [turn["inputs"]["prompt"] for turn in turns])
 
 
-def main() -> None:
+@contextlib.contextmanager
+def open_frontend(vue_nodes: bool) -> Iterator[Any]:
+    """The real frontend on a server of its own that has, or seems to have, all that templates need."""
     comfy = load_beside(TESTS / "comfy_server.py")
     drive = load_beside(TESTS / "browser" / "frontend.py")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -263,12 +267,16 @@ def main() -> None:
         server.start()
         try:
             with drive.launch(drive.find_chromium(), Path(folder) / "profile") as context:
-                frontend = drive.Frontend(context, server, vue_nodes=False)
-                for name in sys.argv[1:] or (*LAYOUTS, *COMPOSED):
-                    refresh(frontend, name)
-                    print(f"{name}: thumbnail and API twin written")
+                yield drive.Frontend(context, server, vue_nodes)
         finally:
             server.stop()
+
+
+def main() -> None:
+    with open_frontend(vue_nodes=False) as frontend:
+        for name in sys.argv[1:] or (*LAYOUTS, *COMPOSED):
+            refresh(frontend, name)
+            print(f"{name}: thumbnail and API twin written")
 
 
 if __name__ == "__main__":

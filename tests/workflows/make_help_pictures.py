@@ -1,0 +1,99 @@
+"""Regenerates nodes/web/docs/images/*.jpg: each node in a graph, as the real frontend draws it.
+
+    python tests/workflows/make_help_pictures.py [NODE_ID ...]
+
+needs what make_thumbnails.py needs. A template that holds the node is opened, and run where it needs
+no download; the picture is the node with the ends of its wires.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+
+HERE = Path(__file__).parent
+PICTURES = HERE.parents[1] / "nodes" / "web" / "docs" / "images"
+# Where each node is seen best: the template and, where it holds several, the title of the one.
+PLACES = {
+    "SEEDSamplePicture": "reconstruct",
+    "SEEDTokenizerLoader": "reconstruct",
+    "SEEDLLaMALoader": "ask_about_a_picture",
+    "SEEDDecoderLoader": "reconstruct",
+    "SEEDLoRALoader": "lora",
+    "SEEDEncode": "reconstruct",
+    "SEEDGenerate": "ask_about_a_picture",
+    "SEEDChatView": "conversation",
+    "SEEDDecode": "reconstruct",
+    "SEEDCodesToEmbedding": "native_unclip",
+    "SEEDCodesToIPAdapter": "ipadapter_sdxl",
+    "SEEDCodesToConditioning": "seed1_stable_diffusion",
+    "SEEDBlendEmbeddings": "native_blend",
+    "SEEDCodesToText": "keep_codes",
+    "SEEDTextToCodes": "keep_codes",
+    "SEEDMixCodes": "mix_two_pictures",
+    "SEEDBatchCodes": "variations_grid",
+    "SEEDSelectCodes": "variations_grid",
+    "SEEDPreviewCodes": "reconstruct",
+    "SEEDSaveCodes": "keep_codes",
+    "SEEDLoadCodes": "keep_codes",
+}
+ASIDE, ABOVE = 130, 36  # pixels of the graph shown around a node: wires and what they lead to
+# Puts the node in the middle of the window at the size it was drawn for, and tells its box there.
+CENTRE = """async (type) => {
+    const node = app.rootGraph._nodes.find((node) => node.type === type);
+    const canvas = app.canvas, [x, y, width, height] = node.boundingRect;
+    const { clientWidth, clientHeight } = canvas.canvas;
+    canvas.deselectAll();
+    canvas.ds.scale = 1;
+    canvas.ds.offset = [
+        clientWidth / 2 - x - width / 2, clientHeight / 2 - y - height / 2];
+    canvas.setDirty(true, true);
+    return [(clientWidth - width) / 2, (clientHeight - height) / 2, width, height];
+}"""
+
+
+def load_beside(name: str) -> ModuleType:
+    """Import a script of this folder: nothing under tests is on sys.path."""
+    spec = importlib.util.spec_from_file_location(f"help_{name}", HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def photograph(frontend: Any, node_id: str) -> None:
+    """Write the picture of one node of the open graph."""
+    left, top, width, height = frontend.page.evaluate(CENTRE, node_id)
+    frontend.page.wait_for_timeout(1000)  # until Vue has moved the nodes
+    area = {
+        "x": left - ASIDE,
+        "y": top - ABOVE,
+        "width": width + 2 * ASIDE,
+        "height": height + 2 * ABOVE,
+    }
+    path = PICTURES / f"{node_id}.png"
+    frontend.page.screenshot(path=str(path), clip=area)
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path.with_suffix(".jpg"), quality=85, optimize=True)
+    path.unlink()
+
+
+def main() -> None:
+    thumbnails = load_beside("make_thumbnails")
+    PICTURES.mkdir(exist_ok=True)
+    wanted = sys.argv[1:] or list(PLACES)
+    with thumbnails.open_frontend(vue_nodes=True) as frontend:
+        for template in sorted({PLACES[node_id] for node_id in wanted}):
+            frontend.load_template(template)
+            if template in thumbnails.LAYOUTS:
+                frontend.run(300)
+                frontend.settle()
+            for node_id in (n for n in wanted if PLACES[n] == template):
+                photograph(frontend, node_id)
+                print(f"{node_id}: pictured in {template}")
+
+
+if __name__ == "__main__":
+    main()
