@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,8 @@ from types import ModuleType
 import pytest
 
 TESTS = Path(__file__).parents[1]
+# From this one on the frontend draws, words and saves things as these tests say in every detail.
+CURRENT = (1, 47)
 
 
 def load_beside(path: Path) -> ModuleType:
@@ -39,6 +42,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         text = f"{len(mine)} browser tests skipped: {reason}"
         for item in mine:
             item.add_marker(pytest.mark.skip(reason=text))
+
+
+@pytest.fixture(scope="session")
+def is_current() -> bool:
+    """Whether the frontend is one of today's, by what its ComfyUI asks for."""
+    checkout = load_beside(TESTS / "comfy_server.py").find_checkout()
+    wanted = (checkout / "requirements.txt").read_text(encoding="utf-8")
+    numbers = re.search(r"comfyui-frontend-package==([\d.]+)", wanted)[1].split(".")
+    return tuple(map(int, numbers)) >= CURRENT
+
+
+@pytest.fixture
+def current_frontend(is_current: bool) -> None:
+    """For tests of what older frontends draw, word or save otherwise, or not at all."""
+    if not is_current:
+        pytest.skip(f"told of frontend {'.'.join(map(str, CURRENT))} and later only")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ Knows the page, not the pack: what is loaded and what must come out is the tests
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,16 @@ class Frontend:
     def boxes(self) -> list[dict[str, Any]]:
         """Every node's id, type and box with its title, as drawn (left, top, right, bottom)."""
         return self.page.evaluate(BOXES)
+
+    @staticmethod
+    def overlapping(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+        """The types of each two nodes that lie on one another."""
+
+        def overlap(a: list[float], b: list[float]) -> bool:
+            return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+        pairs = itertools.combinations(boxes, 2)
+        return [(a["type"], b["type"]) for a, b in pairs if overlap(a["box"], b["box"])]
 
     def fit_view(self) -> None:
         self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")

@@ -5,7 +5,6 @@ The files are empty here: the frontend reads their names, and nothing is run.
 """
 
 import contextlib
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,10 +103,6 @@ def without_titles(prompt: dict) -> dict:
     return {key: node | {"_meta": None} for key, node in prompt.items()}
 
 
-def overlap(a: list[float], b: list[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["classic", "vue"])
 @pytest.mark.parametrize("name", NATIVE)
 def test_opens_clean_where_its_files_are(
@@ -118,16 +113,12 @@ def test_opens_clean_where_its_files_are(
         assert frontend.complaints() == []
         twin = json.loads((TWINS / f"{name}.json").read_text(encoding="utf-8"))
         assert without_titles(frontend.api_prompt()) == without_titles(twin)
-        overlapping = [
-            (a["type"], b["type"])
-            for a, b in itertools.combinations(frontend.boxes(), 2)
-            if overlap(a["box"], b["box"])
-        ]
-        assert overlapping == []
+        assert frontend.overlapping(frontend.boxes()) == []
         frontend.fit_view()
         frontend.screenshot(screenshot_folder / f"{request.node.callspec.id}.png")
 
 
+@pytest.mark.usefixtures("current_frontend")
 @pytest.mark.parametrize("name", NATIVE)
 def test_offers_its_models_and_no_others_where_they_are_missing(
     name, server, open_template, screenshot_folder
@@ -145,6 +136,7 @@ def test_offers_its_models_and_no_others_where_they_are_missing(
     frontend.screenshot(screenshot_folder / f"{name}_missing.png")
 
 
+@pytest.mark.usefixtures("current_frontend")
 def test_without_ipadapter_its_two_nodes_are_missing_and_nothing_else(
     browser_server, open_template
 ):

@@ -49,10 +49,6 @@ def corner_colour(picture: np.ndarray) -> np.ndarray:
     return picture[[4, 4, -5, -5], [4, -5, 4, -5]].mean(0)
 
 
-def overlap(a: list[float], b: list[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
 def check_reconstruct(frontend, outputs):
     (before,) = pictures(frontend, outputs, node_id("reconstruct", "Before"))
     (after,) = pictures(frontend, outputs, node_id("reconstruct", "After"))
@@ -238,7 +234,9 @@ TEMPLATES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_loads_clean_runs_and_shows_the_right_thing(name, frontend, request, screenshot_folder):
+def test_loads_clean_runs_and_shows_the_right_thing(
+    name, frontend, request, screenshot_folder, is_current
+):
     """A user's whole way: open the template, press Run, look."""
     frontend.load_template(name)
     assert frontend.complaints() == []
@@ -246,19 +244,24 @@ def test_loads_clean_runs_and_shows_the_right_thing(name, frontend, request, scr
     CHECKS[name](frontend, outputs)
     assert frontend.complaints() == []
     assert frontend.unseen_pictures(list(outputs)) == [], "a picture came out but is not drawn"
-    boxes = frontend.boxes()
-    pairs = [(a, b) for a in boxes for b in boxes if a["id"] < b["id"]]
-    assert [(a["type"], b["type"]) for a, b in pairs if overlap(a["box"], b["box"])] == []
+    assert not (is_current and frontend.overlapping(frontend.boxes()))
     frontend.fit_view()
     frontend.screenshot(screenshot_folder / f"{request.node.callspec.id}.png")
 
 
-def test_queues_what_the_api_twins_say(open_frontend):
+def of_ours(prompt: dict) -> dict:
+    """The nodes of the pack: what older hosts' own nodes take differs."""
+    return {key: node for key, node in prompt.items() if node["class_type"].startswith("SEED")}
+
+
+def test_queues_what_the_api_twins_say(open_frontend, is_current):
     frontend = open_frontend(vue_nodes=False)
     for name in CHECKS:
         frontend.load_template(name)
         twin = json.loads((TWINS / f"{name}.json").read_text(encoding="utf-8"))
-        assert frontend.api_prompt() == twin, name
+        queued = frontend.api_prompt()
+        assert of_ours(queued) == of_ours(twin), name
+        assert queued == twin or not is_current, name
 
 
 def test_the_watch_sees_a_broken_graph(open_frontend):
@@ -272,8 +275,7 @@ def test_the_watch_sees_a_broken_graph(open_frontend):
     frontend.load_json(unknown)
     assert any("SEEDNoSuchNode" in text for text in frontend.complaints())
 
-    frontend.load_json(whole)
-    assert frontend.complaints() == []
+    frontend = open_frontend(vue_nodes=False)  # older frontends leave the first one's dialog open
     loose = json.loads(whole)
     loose["links"][0][1] = 999  # comes from a node that is not there
     frontend.load_json(json.dumps(loose))
