@@ -1,0 +1,154 @@
+"""The help pages say what the schemas say, quote what the code says, and point to what exists."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+HELP = ROOT / "nodes" / "web" / "docs"
+LANGUAGES = (None, "zh")  # English is for every language without pages of its own
+
+_spec = importlib.util.spec_from_file_location("help_pages", ROOT / "tests" / "help_pages.py")
+help_pages = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(help_pages)
+
+# Combos that list what lies on the disk; what comes with the pack stands first and is named so.
+FROM_DISK = {"tokenizer", "model", "decoder", "lora", "file"}
+BUNDLED = "(bundled)"
+MOST_OPTIONS_IN_A_ROW = 10  # more of them have a list of their own on the help page
+# Messages on the help pages that our code does not say, with who does.
+SAID_BY_OTHERS = {
+    "Required input is missing": "ComfyUI, of an empty socket",
+    "Missing connection": "the frontend 1.47, of the same",
+    "Value not in list": "ComfyUI, of a choice that is none",
+    "Invalid input": "the frontend 1.47, of the same",
+    "This error means you ran out of memory on your GPU.": "ComfyUI, below the card's own words",
+    "Saving image outside the output folder is not allowed.": "ComfyUI, of a file's name",
+    "The size of tensor a (256) must match the size of tensor b (1024)": "torch, in KSampler",
+    "Missing CLIPVision model.": "ComfyUI_IPAdapter_plus, without neg_embed",
+}
+
+
+@pytest.fixture(params=help_pages.paths(HELP), ids=lambda path: str(path.relative_to(HELP)))
+def page(request):
+    """A help page, in one of its languages."""
+    return help_pages.HelpPage(request.param, HELP)
+
+
+@pytest.fixture
+def described(pack, page):
+    """The schema of the node that the page is about."""
+    return pack.nodes_by_id[page.node_id].GET_SCHEMA()
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Whatever the code can say."""
+    return help_pages.texts_of_the_code(ROOT / "nodes", ROOT / "seed_core")
+
+
+def display_name(page):
+    """What the node is called in the language of the page."""
+    file = ROOT / "locales" / page.language / "nodeDefs.json"
+    return json.loads(file.read_text(encoding="utf-8"))[page.node_id]["display_name"]
+
+
+def node_types(graph):
+    """The types of all nodes of a template or blueprint, those inside its subgraphs too."""
+    saved = json.loads(graph.read_text(encoding="utf-8"))
+    graphs = (saved, *saved.get("definitions", {}).get("subgraphs", []))
+    return {node["type"] for each in graphs for node in each["nodes"]}
+
+
+def fixed_options(widget):
+    """The options of a combo that everybody has."""
+    options = getattr(widget, "options", None) or []
+    if widget.id in FROM_DISK:
+        return [option for option in options if option.endswith(BUNDLED)]
+    return options
+
+
+def test_every_node_has_a_help_page_in_both_languages(pack):
+    pages = [help_pages.HelpPage(path, HELP) for path in help_pages.paths(HELP)]
+    for language in LANGUAGES:
+        of_language = [page.node_id for page in pages if page.language == language]
+        assert sorted(of_language) == sorted(pack.nodes_by_id), language
+    assert {page.language for page in pages} == set(LANGUAGES)
+
+
+def test_every_picture_is_of_a_node_and_small_enough_to_ship(pack):
+    files = list((HELP / "images").iterdir())
+    assert sorted(file.name for file in files) == sorted(f"{name}.jpg" for name in pack.nodes_by_id)
+    for file in files:
+        with Image.open(file) as picture:
+            assert min(picture.size) >= 150
+            assert max(picture.size) <= 1200
+        assert file.stat().st_size < 100_000
+
+
+def test_a_help_page_begins_with_the_nodes_name_and_a_picture_of_it(page, described):
+    assert page.text.startswith("# ")
+    assert page.title == (display_name(page) if page.language else described.display_name)
+    assert [file for _, file in page.pictures] == [f"images/{page.node_id}.jpg"]
+
+
+def test_its_first_two_tables_are_the_inputs_and_the_outputs_in_order(page, described):
+    assert list(page.inputs) == [widget.id for widget in described.inputs]
+    assert page.outputs == [output.id for output in described.outputs]
+
+
+def test_it_says_from_where_to_where_a_number_goes_and_where_it_begins(page, described):
+    for widget in described.inputs:
+        if getattr(widget, "min", None) is not None:
+            wanted = [help_pages.plain(n) for n in (widget.min, widget.max, widget.default)]
+            assert page.inputs[widget.id].numbers[:3] == wanted, widget.id
+
+
+def test_it_names_every_choice(page, described):
+    for widget in described.inputs:
+        options = fixed_options(widget)
+        row = "".join(page.inputs[widget.id].cells)
+        where = row if len(options) <= MOST_OPTIONS_IN_A_ROW else page.text
+        assert not [option for option in options if f"`{option}`" not in where], widget.id
+
+
+def test_it_says_last_which_choice_or_text_a_widget_begins_with(page, described):
+    for widget in described.inputs:
+        default = getattr(widget, "default", None)
+        if isinstance(default, str) and default and widget.id not in FROM_DISK:
+            assert page.inputs[widget.id].named[-1] == default, widget.id
+
+
+def test_its_tables_are_whole_and_narrow_enough_for_the_side_bar(page):
+    for table in help_pages.tables(page.text):
+        headings = len(table[0].cells)
+        assert headings in (2, 3)
+        assert [row for row in table if len(row.cells) != headings] == []
+
+
+def test_it_quotes_messages_that_somebody_really_says(page, texts):
+    assert page.errors
+    for row in page.errors:
+        assert row.messages, row
+        made_up = [
+            message
+            for message in row.messages
+            if message not in SAID_BY_OTHERS and not help_pages.is_said(message, texts)
+        ]
+        assert not made_up
+
+
+def test_every_message_of_others_is_on_a_help_page():
+    pages = [path.read_text(encoding="utf-8") for path in HELP.glob("*.md")]
+    assert not [said for said in SAID_BY_OTHERS if not any(f"`{said}`" in page for page in pages)]
+
+
+def test_it_points_to_graphs_that_have_the_node(page):
+    graphs = [ROOT / "workflows" / f"{name}.json" for name in page.templates]
+    graphs += [ROOT / "subgraphs" / f"{name}.json" for name in page.blueprints]
+    assert page.templates
+    assert not [graph.stem for graph in graphs if not graph.is_file()]
+    assert not [graph.stem for graph in graphs if page.node_id not in node_types(graph)]
