@@ -31,7 +31,7 @@ def test_ci_runs_the_readmes_commands():
     install, test = re.search(r'(pip install -e "\.\[test\]") && (pytest)', readme).groups()
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("pip install") and '".[test]"' in line for line in script)
-    assert script[-1] == test
+    assert test in script
     assert install.startswith("pip install")
 
 

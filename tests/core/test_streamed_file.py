@@ -233,26 +233,35 @@ def test_any_path_will_do(tmp_path, tensors, name):
     assert_whole(folder / "model.safetensors", tensors)
 
 
+def write_in_a_child(path, tensors) -> int:
+    """Go on with a file in a process of its own; its number."""
+    if child := os.fork():
+        return child
+    try:
+        file = file_for(path, tensors)
+        with file.open():
+            for name in tensors:
+                if name not in file.done:
+                    file.write(name, tensors[name])
+                    time.sleep(0.0005)
+    finally:
+        os._exit(0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed at once")
 def test_two_hundred_kills_at_random_points_spoil_nothing(path, tensors):
     """Each run is killed, not stopped; the last one goes to the end."""
+    start = time.monotonic()
+    os.waitpid(write_in_a_child(path, tensors), 0)
+    undisturbed = time.monotonic() - start  # seconds; many times more on a busy machine
     chance, kills, ends = random.Random(11), 0, 0
     while kills < 200:
         if path.exists():
             assert_equal(path, tensors)
             path.unlink()
             ends += 1
-        if (child := os.fork()) == 0:
-            try:
-                file = file_for(path, tensors)
-                with file.open():
-                    for name in tensors:
-                        if name not in file.done:
-                            file.write(name, tensors[name])
-                            time.sleep(0.0005)
-            finally:
-                os._exit(0)
-        time.sleep(chance.uniform(0, 0.02))
+        child = write_in_a_child(path, tensors)
+        time.sleep(chance.uniform(0, undisturbed))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         kills += os.WIFSIGNALED(status)
