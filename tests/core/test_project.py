@@ -46,7 +46,15 @@ def test_the_bundled_model_carries_its_licence_and_nothing_it_does_not_need():
 # --- what the Comfy Registry reads and packs ---
 
 NUMBER = r"\d+\.\d+\.\d+"
-NEEDED = ("nodes", "nodes/web", "seed_core", "seed_core/weights", "subgraphs", "workflows")
+NEEDED = (
+    "locales",
+    "nodes",
+    "nodes/web",
+    "seed_core",
+    "seed_core/weights",
+    "subgraphs",
+    "workflows",
+)
 NEEDED_FILES = {"__init__.py", "LICENSE", "NOTICE", "pyproject.toml", "README.md"}
 NEEDED_FILES |= {"requirements.txt", "seed_core/weights/seed-mini/LICENSE-NOTICE.txt"}
 OURS_ALONE = ("tests/", "benchmarks/", "docs/make_", ".ci/", ".git", ".pre-commit", ".comfyignore")
