@@ -262,6 +262,8 @@ class LlamaAttention(nn.Module):
         self.head_dim = config.head_dim
         self.query_heads = config.num_attention_heads
         self.key_heads = config.num_key_value_heads
+        # A word of torch 2.5. The published models share no heads, and so run on torch 2.4 too.
+        self.sharing = {"enable_gqa": True} if self.query_heads != self.key_heads else {}
         fused = (self.query_heads + 2 * self.key_heads) * self.head_dim
         self.qkv_proj = operations.Linear(width, fused, bias=False, **factory)
         self.o_proj = operations.Linear(width, width, bias=False, **factory)
@@ -284,7 +286,7 @@ class LlamaAttention(nn.Module):
             value,
             attn_mask=None if place.mask is None else place.mask.expand(*query.shape[:3], -1),
             is_causal=place.mask is None,
-            enable_gqa=self.query_heads != self.key_heads,
+            **self.sharing,
         )
         out: torch.Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out

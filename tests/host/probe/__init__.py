@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 import comfy.model_management
+import psutil
 import torch
 from aiohttp import web
 from comfy.patcher_extension import WrappersMP
@@ -31,6 +32,22 @@ def _is_ours(handle: object) -> bool:
 async def state(request: web.Request) -> web.Response:
     """Answer what a test asks."""
     return web.json_response(_state())
+
+
+@PromptServer.instance.routes.get("/seed_test/memory")
+async def memory(request: web.Request) -> web.Response:
+    """What the process takes of the machine's memory."""
+    return web.json_response({"rss": psutil.Process().memory_info().rss})
+
+
+@PromptServer.instance.routes.get("/seed_test/tensors")
+async def tensors(request: web.Request) -> web.Response:
+    """How many tensors there are, and the bytes of the numbers they hold, each counted once."""
+    gc.collect()
+    found = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    storages = [t.untyped_storage() for t in found if t.layout == torch.strided]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return web.json_response({"tensors": len(found), "bytes": sum(sizes.values())})
 
 
 _seen: dict[str, torch.Tensor] = {}
