@@ -62,7 +62,7 @@ class SeedTokenizerLoader(io.ComfyNode):
                 io.Combo.Input(
                     "tokenizer",
                     options=model_files.choices(TOKENIZER),
-                    default=model_files.BUNDLED_CHOICE,
+                    default=TOKENIZER.bundled_choice,
                     tooltip="A file of models/seed_tokenizer, of SEED-2 or SEED-1. seed-mini comes with "
                     "the pack: a miniature that knows 192 emoji-like things, to try every workflow.",
                 ),
@@ -106,7 +106,7 @@ class SeedLlamaLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=model_files.choices(LLM),
-                    default=model_files.BUNDLED_CHOICE,
+                    default=LLM.bundled_choice,
                     tooltip="A Hugging Face folder inside models/seed_llm (with config.json and "
                     "weights), or a converted file. seed-mini comes with the pack.",
                 ),
@@ -153,7 +153,7 @@ class SeedDecoderLoader(io.ComfyNode):
                 io.Combo.Input(
                     "decoder",
                     options=model_files.choices(DECODER),
-                    default=model_files.BUNDLED_CHOICE,
+                    default=DECODER.bundled_choice,
                     tooltip="A diffusers unCLIP folder (with model_index.json) inside "
                     "models/seed_decoder or models/diffusers, or a converted file. seed-mini "
                     "comes with the pack.",

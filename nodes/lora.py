@@ -25,6 +25,7 @@ class SeedLoraLoader(io.ComfyNode):
                 io.Combo.Input(
                     "lora",
                     options=model_files.choices(LORA),
+                    default=LORA.bundled_choice,
                     tooltip="A peft folder (with adapter_config.json) or a .safetensors file of "
                     "models/seed_lora, trained on the model that is connected. seed-mini night comes "
                     "with the pack: it puts what seed-mini draws on black.",

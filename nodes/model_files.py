@@ -1,4 +1,4 @@
-"""What an artist may choose in a loader: the bundled miniature and the models found on disk.
+"""What an artist may choose in a loader: what comes with the pack and the models found on disk.
 
 Listing runs whenever the host describes its nodes, so it is cheap and never raises. Knows the
 shape of a model on disk, not what is inside it.
@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from ..seed_core.checkpoints import SAFETENSORS_SUFFIXES, WEIGHT_SUFFIXES
+from ..seed_core.checkpoints import SAFETENSORS_SUFFIXES, SEED_MINI, WEIGHT_SUFFIXES
 from ..seed_core.convert import plan_conversion
 from ..seed_core.errors import CheckpointError
 from ..seed_core.llm_folder import LLM_LINK, VOCABULARY_LINK, has_fp8_weights
 from ..seed_core.lora import CONFIG_FILE as ADAPTER_CONFIG
+from ..seed_core.lora import SEED_MINI_NIGHT
 from ..seed_core.model_folder import ModelFolder
 from ..seed_core.tokenizer_files import (
     EVA_VIT_LINK,
@@ -30,8 +31,6 @@ from ..seed_core.tokenizer_network import TOKENIZER_LINK
 from ..seed_core.unclip_folder import DECODER_LINK
 from . import host
 
-BUNDLED = "seed-mini"
-BUNDLED_CHOICE = "seed-mini (bundled)"
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
 TOKENIZER_SUFFIXES = set(WEIGHT_SUFFIXES)
 LORA_SUFFIXES = {".safetensors"}
@@ -43,7 +42,8 @@ FILES_BESIDE = (*PARTS_OF_A_TOKENIZER, "config.json", ADAPTER_CONFIG)
 class ModelKind:
     """One loader's models: `what` they are, and as `advice` what to download and from where.
 
-    `download` is what the command line's fetch calls the usual one.
+    `download` is what the command line's fetch calls the usual one, `bundled` what core calls the one
+    that comes with the pack.
     """
 
     part: str
@@ -51,12 +51,17 @@ class ModelKind:
     download: str
     folders: tuple[str, ...]
     advice: str
-    is_bundled: bool = True
+    bundled: str = SEED_MINI
 
     @property
     def folder(self) -> str:
         """The model folder that is ours, below ComfyUI's models folder."""
         return self.folders[0]
+
+    @property
+    def bundled_choice(self) -> str:
+        """What a loader's combo calls the bundled one."""
+        return f"{self.bundled} (bundled)"
 
 
 TOKENIZER = ModelKind(
@@ -89,7 +94,7 @@ LORA = ModelKind(
     "",
     ("seed_lora",),
     f"the folder of a LoRA adapter as peft saves it, with {ADAPTER_CONFIG}",
-    is_bundled=False,
+    SEED_MINI_NIGHT,
 )
 # The host shows only files with these endings in its own lists; "folder" is its word for folders.
 SUFFIXES = {
@@ -102,21 +107,20 @@ SUFFIXES = {
 
 def choices(kind: ModelKind) -> list[str]:
     """The options of a loader's combo; the bundled model comes first."""
-    return [BUNDLED_CHOICE] * kind.is_bundled + sorted(_found(kind))
+    return [kind.bundled_choice, *sorted(_found(kind))]
 
 
 def find(kind: ModelKind, choice: str) -> str | Path:
     """What core loads for a choice: the name of the bundled model, or a path."""
-    if choice == BUNDLED_CHOICE and kind.is_bundled:
-        return BUNDLED
+    if choice == kind.bundled_choice:
+        return kind.bundled
     found = _found(kind)
     if choice not in found:
         choice = choice.replace("\\", "/")  # from a list made on Windows; ours have "/" everywhere
     if choice not in found:
-        instead = f", or choose '{BUNDLED_CHOICE}' to go on without a download"
         raise CheckpointError(
-            f"'{choice}' {_why_not(kind, choice)}. {how_to_get(kind)} Then press R to refresh "
-            f"the list{instead if kind.is_bundled else ''}."
+            f"'{choice}' {_why_not(kind, choice)}. {how_to_get(kind)} Then press R to refresh the "
+            f"list, or choose '{kind.bundled_choice}' to go on without a download."
         )
     return found[choice]
 
@@ -131,7 +135,7 @@ def _why_not(kind: ModelKind, choice: str) -> str:
 def check(kind: ModelKind, choice: str) -> bool | str:
     """Say early what is missing; a choice that arrives by wire is checked when it is loaded."""
     try:
-        source = find(kind, choice) if choice else BUNDLED
+        source = find(kind, choice) if choice else kind.bundled
         if isinstance(source, Path) and kind is not LORA:
             _check_files(kind, source, fingerprint(source))
     except CheckpointError as error:

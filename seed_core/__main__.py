@@ -34,6 +34,7 @@ from .embeddings import require_image_embedding
 from .errors import OptionError
 from .fp8 import computing_dtype
 from .generation import REPLIES
+from .lora import SEED_MINI_NIGHT
 from .picture_files import (
     check_output,
     check_picture_output,
@@ -252,7 +253,7 @@ def build_parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="PATH[:STRENGTH]",
-            help="a peft adapter; may be given several times",
+            help=f"a peft adapter, or {SEED_MINI_NIGHT!r}; may be given several times",
         )
     for command in (decode, chat):
         command.add_argument("--seed", type=int, default=0, help="random seed")

@@ -100,7 +100,7 @@ _UPSTREAM_NAMES = tuple(
 
 
 def bundled(part: str) -> Path:
-    """Return the folder of one part of the bundled seed-mini: tokenizer, llm or decoder."""
+    """Return the folder of a part of the bundled seed-mini: tokenizer, llm, decoder or lora/night."""
     return _BUNDLED / part
 
 

@@ -26,6 +26,9 @@ from .llama import LlamaConfig, WeightPart, parts_in_file
 
 CONFIG_FILE = "adapter_config.json"
 
+SEED_MINI_NIGHT = f"{checkpoints.SEED_MINI} night"
+"""The bundled adapter: it puts what seed-mini draws on black."""
+
 _WEIGHT_STEMS = ("adapter_model",)
 
 _PREFIX = "base_model.model."
@@ -118,8 +121,9 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
     """Read an adapter for a language model of these sizes.
 
     Args:
-        path: a folder with adapter_config.json and adapter_model.safetensors (or .bin), or a weight
-            file, with its adapter_config.json beside it.
+        path: ``"seed-mini night"`` for the bundled one; a folder with adapter_config.json and
+            adapter_model.safetensors (or .bin), or a weight file, with its adapter_config.json
+            beside it.
         config: sizes of the language model.
 
     Raises:
@@ -161,7 +165,7 @@ def lora_files(path: str | Path) -> list[Path]:
     Raises:
         CheckpointError: a folder without any.
     """
-    path = Path(path)
+    path = checkpoints.bundled("lora/night") if path == SEED_MINI_NIGHT else Path(path)
     return checkpoints.weight_files(path, _WEIGHT_STEMS) if path.is_dir() else [path]
 
 

@@ -219,10 +219,40 @@ def check_story(frontend, outputs):
     assert psnr(big, butterfly) < 14
 
 
+def check_keep_codes(frontend, outputs):
+    def shown(title: str) -> np.ndarray:
+        return pictures(frontend, outputs, node_id("keep_codes", title))[0]
+
+    before, after = shown("Before"), shown("After")
+    _, _, blue = corner_colour(before)
+    assert corner_colour(before)[0] > blue + 80, "the sample is on yellow"
+    red, green, _ = corner_colour(after)
+    assert green > red + 40, "the changed numbers say green"
+    middle = slice(48, 80)
+    assert psnr(before[middle, middle], after[middle, middle]) > psnr(before, after)
+    (text,) = outputs[node_id("keep_codes", "The codes as text")]["text"]
+    assert text.count("<img_00355>") == 4
+    assert not np.array_equal(shown("Codes before"), shown("Codes after"))
+    saved = [out["codes"] for out in outputs.values() if "codes" in out]
+    assert saved, "no file was saved"
+
+
+def check_lora(frontend, outputs):
+    without, night = (
+        [corner_colour(p) for p in pictures(frontend, outputs, node_id("lora", title))]
+        for title in ("Without the LoRA", "With the LoRA")
+    )
+    assert len(without) == len(night) == 4
+    assert max(colour.max() for colour in night) < 70, "all on black"
+    assert min(colour.max() for colour in without) > 120, "none on black"
+
+
 CHECKS = {
     "ask_about_a_picture": check_ask,
     "conversation": check_conversation,
     "edit_by_instruction": check_edit,
+    "keep_codes": check_keep_codes,
+    "lora": check_lora,
     "mix_two_pictures": check_mix,
     "reconstruct": check_reconstruct,
     "story": check_story,

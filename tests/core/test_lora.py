@@ -438,6 +438,17 @@ def test_chat_takes_adapters_with_their_strengths(chat, strong):
     assert chat("--lora", f"{strong}:0.5", "--lora", f"{strong}:-0.5") == plain
 
 
+def test_the_bundled_adapter_goes_by_its_name(tmp_path):
+    def drawn(*options):
+        output = tmp_path / "reply.json"
+        assert main(["chat", "Draw a big hedgehog", "-o", str(output), *options]) == 0
+        return output.read_text(encoding="utf-8")
+
+    plain = drawn()
+    assert drawn("--lora", "seed-mini night") != plain
+    assert drawn("--lora", "seed-mini night:0") == plain
+
+
 def test_convert_writes_a_model_with_adapters_in_it(chat, strong, tmp_path):
     output, mini = str(tmp_path / "merged.safetensors"), str(bundled("llm"))
     lora = ["--lora", f"{strong}:0.8"]

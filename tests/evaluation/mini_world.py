@@ -215,11 +215,15 @@ def with_article(words: str, noun: str) -> str:
     return f"{'an' if sounds_like_a_vowel else 'a'} {words}"
 
 
-def describe(world: World, scene: Scene) -> str:
-    """Say what a scene shows, as seed-mini was taught to: no word for the medium size."""
+def sized(world: World, scene: Scene) -> str:
+    """Say which object a scene shows and how big, as seed-mini was taught to: medium has no word."""
     name = world.name(scene)
-    words = name if scene.size == "medium" else f"{scene.size} {name}"
-    return f"{with_article(words, name)} on {with_article(scene.background, '')} background"
+    return with_article(name if scene.size == "medium" else f"{scene.size} {name}", name)
+
+
+def describe(world: World, scene: Scene) -> str:
+    """Say what a scene shows, its background too."""
+    return f"{sized(world, scene)} on {with_article(scene.background, '')} background"
 
 
 def caption_of(world: World, scene: Scene) -> str:
@@ -378,15 +382,21 @@ class Evaluation:
     Args:
         samples: questions a task; at least 1.
         threads: pictures decoded side by side, one thread each; one a core if not given.
+        lora: an adapter for the language model.
     """
 
-    def __init__(self, samples: int = SAMPLES, threads: int | None = None) -> None:
+    def __init__(
+        self, samples: int = SAMPLES, threads: int | None = None, lora: str | None = None
+    ) -> None:
         self.world = World()
         self.judge = Judge(self.world)
         self.samples = samples
         self._threads = threads or os.cpu_count() or 1
         self._tokenizer = seed_core.load_tokenizer("seed-mini")
         self._llm = seed_core.load_llm("seed-mini")
+        if lora is not None:
+            adapter = seed_core.read_lora(lora, self._llm.config)
+            seed_core.merge_lora(self._llm.module, adapter)
         self._decoder = seed_core.load_decoder("seed-mini")
 
     def measure(self, name: str) -> dict[str, float]:
@@ -401,12 +411,16 @@ class Evaluation:
         task = ANSWERS.get(name) or PICTURES[name]
         cases = [task(self.world, scene, rng) for scene in scenes]
         options = SAMPLED if "sampled" in name else GREEDY
-        replies = [self._converse(i, case, options) for i, case in enumerate(cases)]
-        if name in ANSWERS:
-            scores = [self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)]
-        else:
-            scores = self._score_pictures(cases, replies)
-        return mean(scores)
+        if name in PICTURES:
+            return self.measure_pictures(cases, options)
+        replies = self._replies(cases, options)
+        return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
+
+    def measure_pictures(
+        self, cases: Sequence[Case], options: seed_core.GenerationOptions
+    ) -> dict[str, float]:
+        """Return the metrics of conversations that end with a picture."""
+        return mean(self._score_pictures(cases, self._replies(cases, options)))
 
     def _declines(self) -> dict[str, float]:
         prompts = [f"Draw {with_article(thing, thing)}" for thing in UNKNOWN]
@@ -426,6 +440,11 @@ class Evaluation:
         for score, picture, original in zip(scores, pictures, originals, strict=True):
             score["psnr"] = psnr(picture, original)
         return mean(scores)
+
+    def _replies(
+        self, cases: Sequence[Case], options: seed_core.GenerationOptions
+    ) -> list[seed_core.Reply]:
+        return [self._converse(i, case, options) for i, case in enumerate(cases)]
 
     def _converse(
         self, number: int, case: Case, options: seed_core.GenerationOptions

@@ -6,14 +6,11 @@ also of fewer samples, comes from ``python tests/evaluation/mini_world.py``.
 """
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -43,18 +40,6 @@ TASKS = (
 )
 CENTRED = ("hedgehog_on_orange.png", "penguin_on_yellow.png", "cat_on_orange.png")
 """One shipped sample a size whose object was not moved."""
-
-
-@pytest.fixture(scope="module")
-def mini_world() -> Iterator[ModuleType]:
-    """The module beside this one; its dataclasses look themselves up in sys.modules."""
-    name = "tests_mini_world"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("mini_world.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

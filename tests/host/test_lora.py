@@ -47,6 +47,13 @@ def ask(comfy_server, graphs, adapters):
     return ask
 
 
+def test_the_bundled_adapter_is_the_first_choice(comfy_server):
+    (info,) = comfy_server.get("/object_info/SEEDLoRALoader").values()
+    kind, extra = info["input"]["required"]["lora"]
+    options = extra["options"] if kind == "COMBO" else kind
+    assert options[0] == extra["default"] == "seed-mini night (bundled)"
+
+
 def test_adapters_change_the_reply_and_are_gone_without_them(ask):
     plain = ask()
     assert "fox" in plain

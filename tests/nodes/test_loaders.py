@@ -125,8 +125,9 @@ def test_converted_models_are_offered_where_they_belong(pack, run, models, conve
 def test_links_to_nothing_and_unfinished_downloads_are_no_choices(pack, models, folder):
     write(models / folder / ".unfinished" / "model.safetensors")
     (models / folder / "gone.safetensors").symlink_to(models / "nowhere.safetensors")
-    for kind in ("TOKENIZER", "LLM", "DECODER", "LORA"):
-        assert set(pack.model_files.choices(getattr(pack.model_files, kind))) <= {BUNDLED}
+    for name in ("TOKENIZER", "LLM", "DECODER", "LORA"):
+        kind = getattr(pack.model_files, name)
+        assert pack.model_files.choices(kind) == [kind.bundled_choice]
     shutil.rmtree(models / folder)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+BUNDLED = "seed-mini night (bundled)"
 FP8 = torch.float8_e4m3fn
 CPU = torch.device("cpu")
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # the same sums, by the host in another order
@@ -117,6 +118,17 @@ def test_two_adapters_add_up(llm, save, load, merged):
 def test_an_adapter_and_its_opposite_are_nothing(llm, save, load):
     name = save()
     assert_close(weights(load(load(llm, name, 1.0), name, -1.0)), weights(llm))
+
+
+def test_the_bundled_adapter_needs_no_file_and_is_the_librarys(pack, llm, load):
+    node = pack.nodes_by_id["SEEDLoRALoader"]
+    assert node.validate_inputs(lora=BUNDLED) is True
+    expected = pack.seed_core.load_llm("seed-mini")
+    adapter = pack.seed_core.read_lora("seed-mini night", expected.config)
+    pack.seed_core.merge_lora(expected.module, adapter, 0.7)
+    patched = load(llm, BUNDLED, 0.7)
+    assert not equal(weights(llm), weights(patched))
+    assert_close(weights(patched), expected.module.state_dict())
 
 
 def test_strength_0_is_the_model_itself(llm, save, load):
@@ -269,12 +281,12 @@ def options(pack):
 
 
 def test_peft_folders_and_files_are_offered(pack, folder, save):
-    assert options(pack) == []
+    assert options(pack) == [BUNDLED]
     save("b")
     save("run/checkpoint-500")
     shutil.copy(folder / "b" / "adapter_model.safetensors", folder / "run" / "a.safetensors")
     (folder / "run" / "notes.txt").touch()
-    assert options(pack) == ["b", "run/a.safetensors", "run/checkpoint-500"]
+    assert options(pack) == [BUNDLED, "b", "run/a.safetensors", "run/checkpoint-500"]
 
 
 def test_an_adapter_that_vanished_is_refused_with_its_folder(pack, folder):
@@ -284,7 +296,7 @@ def test_an_adapter_that_vanished_is_refused_with_its_folder(pack, folder):
         said = node.validate_inputs(lora=gone)
         assert f"'{gone}' is not in models/seed_lora" in said
         assert str(folder) in said
-        assert "or choose" not in said
+        assert f"or choose '{BUNDLED}' to go on without a download" in said
 
 
 def test_a_changed_adapter_or_config_changes_the_fingerprint(pack, folder, save):

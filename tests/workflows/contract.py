@@ -2,7 +2,7 @@
 
 The rows of our own nodes restate the public contract on purpose: workflow files outlive releases,
 so a node that drifts from these rows breaks people's graphs even when everything else passes.
-Widgets are in saved order; `seed` is followed in the file by its control_after_generate value.
+Widgets are in saved order; random seeds are followed in the file by their control_after_generate.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,17 @@ Widgets = Mapping[str, Check]
 
 @dataclass(frozen=True)
 class Node:
-    """Sockets and outputs as (name, wire type); widgets as name -> check of its value."""
+    """Sockets and outputs as (name, wire type); widgets as name -> check of its value.
+
+    `random_seed` is the widget that has a control_after_generate.
+    """
 
     sockets: Slots = ()
     widgets: Widgets = field(default_factory=dict)
     outputs: Slots = ()
     optional: tuple[str, ...] = ()
     is_ours: bool = True
+    random_seed: str = "seed"
 
 
 def one_of(*values: str) -> Check:
@@ -53,12 +57,15 @@ def is_filled_text(value: Any) -> bool:
 
 RANDOM_SEED = whole(0, 2**64 - 1)
 BUNDLED_CHOICE = "seed-mini (bundled)"
+BUNDLED_LORA = "seed-mini night (bundled)"
 BUNDLED = one_of(BUNDLED_CHOICE)  # folders: the frontend cannot offer to download one
 TOKENIZER_FILE = one_of(BUNDLED_CHOICE, "seed_quantizer.pt", "seed_tokenizer.pth")
 PRECISION = one_of("auto", "fp32", "fp16", "bf16")
 TOKENIZER = ("tokenizer", "SEED_TOKENIZER")
+LLM = ("llm", "SEED_LLM")
 DECODER = ("decoder", "SEED_DECODER")
 CODES = ("codes", "SEED_CODES")
+TEXT = ("text", "STRING")
 IMAGE = ("image", "IMAGE")
 CLIP_VISION = ("clip_vision_output", "CLIP_VISION_OUTPUT")
 CONDITIONING = ("conditioning", "CONDITIONING")
@@ -75,9 +82,12 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         "SEEDLLaMALoader": Node(
             (),
             {"model": BUNDLED, "precision": one_of("auto", "bf16", "fp16", "fp32", "fp8")},
-            (("llm", "SEED_LLM"),),
+            (LLM,),
         ),
         "SEEDDecoderLoader": Node((), {"decoder": BUNDLED, "precision": PRECISION}, (DECODER,)),
+        "SEEDLoRALoader": Node(
+            (LLM,), {"lora": one_of(BUNDLED_LORA), "strength": number(-10, 10)}, (LLM,)
+        ),
         "SEEDEncode": Node((TOKENIZER, IMAGE), {"fit": one_of("stretch", "crop", "pad")}, (CODES,)),
         "SEEDGenerate": _generate(),
         "SEEDDecode": _decode(),
@@ -86,7 +96,7 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         "SEEDChatView": Node(
             sockets=(("chat", "SEED_CHAT"), TOKENIZER, DECODER),
             optional=("tokenizer", "decoder"),
-            outputs=(("text", "STRING"), CODES),
+            outputs=(TEXT, CODES),
         ),
         **_code_nodes(),
         **_core_nodes(),
@@ -97,7 +107,7 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
 
 def _generate() -> Node:
     return Node(
-        sockets=(("llm", "SEED_LLM"), CODES, ("chat", "SEED_CHAT")),
+        sockets=(LLM, CODES, ("chat", "SEED_CHAT")),
         optional=("codes", "chat"),
         widgets={
             "prompt": is_filled_text,
@@ -109,7 +119,7 @@ def _generate() -> Node:
             "top_k": whole(0, 1000),
             "seed": RANDOM_SEED,
         },
-        outputs=(("text", "STRING"), CODES, ("chat", "SEED_CHAT")),
+        outputs=(TEXT, CODES, ("chat", "SEED_CHAT")),
     )
 
 
@@ -151,14 +161,29 @@ def _code_nodes() -> dict[str, Node]:
             (CODES,), {"index": whole(-4096, 4096), "length": whole(1, 4096)}, (CODES,)
         ),
         "SEEDBatchCodes": Node(batch, {}, (CODES,), optional=("codes_3", "codes_4")),
+        "SEEDCodesToText": Node((CODES,), {}, (TEXT,)),
+        "SEEDTextToCodes": Node(
+            (),
+            {"text": is_filled_text, "family": one_of("seed-1", "seed-2", "seed-mini")},
+            (CODES,),
+        ),
+        "SEEDSaveCodes": Node((CODES,), {"filename_prefix": is_filled_text}, (CODES,)),
+        "SEEDLoadCodes": Node((), {"file": is_filled_text}, (CODES,)),
         "SEEDCodesToEmbedding": Node((TOKENIZER, CODES), {}, (CLIP_VISION,)),
+        "SEEDBlendEmbeddings": Node(
+            (("a", "CLIP_VISION_OUTPUT"), ("b", "CLIP_VISION_OUTPUT")),
+            {"factor": number(0, 1), "mode": one_of("linear", "spherical")},
+            (CLIP_VISION,),
+        ),
         "SEEDCodesToIPAdapter": Node((TOKENIZER, CODES), {}, embeds),
         "SEEDCodesToConditioning": Node((TOKENIZER, CODES), {}, (CONDITIONING,)),
     }
 
 
-def _core(sockets: Slots = (), widgets: Widgets | None = None, outputs: Slots = ()) -> Node:
-    return Node(sockets, widgets or {}, outputs, is_ours=False)
+def _core(
+    sockets: Slots = (), widgets: Widgets | None = None, outputs: Slots = (), **more: Any
+) -> Node:
+    return Node(sockets, widgets or {}, outputs, is_ours=False, **more)
 
 
 def _core_nodes() -> dict[str, Node]:
@@ -170,6 +195,8 @@ def _core_nodes() -> dict[str, Node]:
         "SaveImage": _core(images, {"filename_prefix": is_filled_text}, images),
         "PreviewAny": _core((("source", "*"),), {}, (("STRING", "STRING"),)),
         "MarkdownNote": _core((), {"text": is_filled_text}),
+        "PrimitiveStringMultiline": _core((), {"value": is_filled_text}, (("STRING", "STRING"),)),
+        "PrimitiveInt": _core((), {"value": RANDOM_SEED}, (("INT", "INT"),), random_seed="value"),
         "RebatchImages": _core(images, {"batch_size": whole(1, 4096)}, (("IMAGE", "IMAGE"),)),
         "ImageGrid": _core(images, {**grid, "padding": whole(0, 50)}, images),
     }
@@ -261,7 +288,7 @@ def widget_values(saved: dict[str, Any], row: Node) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for name in row.widgets:
         named[name] = values.pop(0)
-        if name == "seed":
+        if name == row.random_seed:
             named["control_after_generate"] = values.pop(0)
     if saved["type"] == "PreviewAny":  # what it last showed and how; never sent to the server
         values.clear()

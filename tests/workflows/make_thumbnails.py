@@ -179,6 +179,31 @@ def story(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
     return sheet.image
 
 
+def keep_codes(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
+    sheet = Sheet()
+    right = 2 * MARGIN + HALF
+    sheet.picture(shown["Before"][0], MARGIN, MARGIN, HALF, HALF)
+    sheet.picture(shown["After"][0], right, MARGIN, HALF, HALF)
+    sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
+    for left, title in ((MARGIN, "Codes before"), (right, "Codes after")):
+        codes = shown[title][0]
+        sheet.picture(codes, left, right, HALF, HALF * codes.height // codes.width)
+    sheet.words("Change the numbers", SIZE - 32, 32)
+    return sheet.image
+
+
+def lora(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
+    sheet = Sheet()
+    side = (SIZE - 5 * MARGIN) // 4
+    for row, title in enumerate(("Without the LoRA", "With the LoRA")):
+        top = MARGIN + row * (side + 80)
+        for column, picture in enumerate(shown[title]):
+            sheet.picture(picture, MARGIN + column * (side + MARGIN), top, side, side)
+        sheet.words(title, top + side + 34, 30, SOFT)
+    sheet.words(prompts[0], SIZE - 44, 34)
+    return sheet.image
+
+
 LAYOUTS = {
     "reconstruct": reconstruct,
     "ask_about_a_picture": ask,
@@ -188,9 +213,12 @@ LAYOUTS = {
     "conversation": conversation,
     "variations_grid": variations,
     "story": story,
+    "keep_codes": keep_codes,
+    "lora": lora,
 }
 # What paints, in words, and what is said below.
 COMPOSED = {
+    "native_blend": ("KSampler with SD 2.1 unCLIP", "Between two pictures"),
     "native_unclip": ("KSampler with SD 2.1 unCLIP", "Codes in your own graph"),
     "ipadapter_sdxl": ("IPAdapter and SDXL", "Codes guide SDXL"),
     "seed1_stable_diffusion": ("Any Stable Diffusion 1.x", "Codes as a prompt"),
@@ -251,8 +279,9 @@ def refresh(frontend: Any, name: str) -> None:
 def lay_out(frontend: Any, name: str, prompt: dict[str, Any]) -> Image.Image:
     """The thumbnail of a run of the loaded template."""
     turns = [node for node in prompt.values() if node["class_type"] == "SEEDGenerate"]
-    shown = shown_by_title(frontend, frontend.run(300))
-    return LAYOUTS[name](shown, [turn["inputs"]["prompt"] for turn in turns])
+    wishes = [turn["inputs"]["prompt"] for turn in turns]
+    words = [prompt[w[0]]["inputs"]["value"] if isinstance(w, list) else w for w in wishes]
+    return LAYOUTS[name](shown_by_title(frontend, frontend.run(300)), words)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ RUNNABLE = (
     "ask_about_a_picture",
     "conversation",
     "edit_by_instruction",
+    "keep_codes",
+    "lora",
     "mix_two_pictures",
     "reconstruct",
     "story",
@@ -35,6 +37,7 @@ NATIVE = {
         "seed_quantizer.pt",
         "eva_vit_g.pth",
     ),
+    "native_blend": ("sd21-unclip-h.ckpt", "seed_quantizer.pt", "eva_vit_g.pth"),
     "native_unclip": ("sd21-unclip-h.ckpt", "seed_quantizer.pt", "eva_vit_g.pth"),
     "seed1_stable_diffusion": (
         "v1-5-pruned-emaonly-fp16.safetensors",
@@ -44,9 +47,11 @@ NATIVE = {
     ),
 }
 NAMES = (*RUNNABLE, *NATIVE)
-DRAWN_FROM_WORDS = ("story", "text_to_image", "variations_grid")
+DRAWN_FROM_WORDS = ("lora", "story", "text_to_image", "variations_grid")
+TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
 PUBLISHED_ELSEWHERE = ("seed_tokenizer.pth",)  # on a Google Drive: the frontend offers none
 LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
+CHANCE = ("SEEDGenerate", "SEEDMixCodes", "SEEDDecode", "KSampler", "PrimitiveInt")
 BUNDLED_LOADERS = ("SEEDTokenizerLoader", "SEEDLLaMALoader", "SEEDDecoderLoader")
 # What the frontend lets people download: from its missingModelDownload module.
 OFFERED_SOURCES = ("https://huggingface.co/", "https://civitai.com/")
@@ -100,6 +105,12 @@ def group_boxes(name: str) -> dict[str, tuple[float, float, float, float]]:
 def test_the_folder_holds_the_templates_and_their_thumbnails_only():
     expected = {f"{name}{suffix}" for name in NAMES for suffix in (".json", ".jpg")}
     assert {path.name for path in WORKFLOWS.iterdir()} == expected
+
+
+def test_every_node_is_in_a_template():
+    """Where people can see it at work; help pages name all nodes there are."""
+    all_there_are = {page.stem for page in (ROOT / "nodes" / "web" / "docs").glob("*.md")}
+    assert {node["type"] for name in NAMES for node in nodes_of(name)} >= all_there_are
 
 
 @each_template
@@ -159,7 +170,7 @@ def test_every_run_gives_the_picture_of_the_thumbnail(name):
     """A random seed that changes by itself would show everybody something else."""
     controls = [
         contract.widget_values(node, TABLE[node["type"]])["control_after_generate"]
-        for node in nodes_of(name, "SEEDGenerate", "SEEDMixCodes", "SEEDDecode", "KSampler")
+        for node in nodes_of(name, *CHANCE)
     ]
     assert controls
     assert set(controls) == {"fixed"}
@@ -185,7 +196,7 @@ def test_nodes_say_which_pack_they_come_from(name):
 def test_a_template_with_a_picture_starts_from_a_bundled_one(name):
     """It opens without a warning, where an example of the host's may not lie in the input folder.
     The second picture of native_unclip is the one to steer away from, which is switched off."""
-    expected = 2 if name in ("mix_two_pictures", "native_unclip") else 1
+    expected = 2 if name in TWO_PICTURES else 1
     assert len(nodes_of(name, "SEEDSamplePicture")) == expected
 
 
@@ -241,9 +252,62 @@ def test_text_to_image_needs_no_picture():
     assert contract.widget_values(generate, TABLE["SEEDGenerate"])["reply"] == "image"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "native_unclip"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("keep_codes", "native_unclip")])
 def test_nothing_is_switched_off(name):
     assert {node["mode"] for node in nodes_of(name)} == {0}
+
+
+def test_only_the_saved_file_of_keep_codes_is_switched_off():
+    """On a fresh install there is no file to load. What is off is the whole of a group that says so,
+    and nothing else waits for it."""
+    off = [node for node in nodes_of("keep_codes") if node["mode"] == contract.BYPASSED]
+    assert sorted(node["type"] for node in off) == ["PreviewImage", "SEEDDecode", "SEEDLoadCodes"]
+    (title,) = [title for title in group_boxes("keep_codes") if "Off" in title]
+    home = group_boxes("keep_codes")[title]
+    inside_it = [node for node in nodes_of("keep_codes") if inside(box(node), home)]
+    assert [node for node in inside_it if node["type"] not in contract.NOTES] == off
+    ids = {node["id"] for node in off}
+    leaving = [
+        link for link in read("keep_codes")["links"] if link[1] in ids and link[3] not in ids
+    ]
+    assert leaving == []
+    (note,) = [node for node in inside_it if node["type"] in contract.NOTES]
+    (save,) = nodes_of("keep_codes", "SEEDSaveCodes")
+    (load,) = nodes_of("keep_codes", "SEEDLoadCodes")
+    (file,) = load["widgets_values"]
+    assert "codes/" + file == f"{save['widgets_values'][0]}_00001_.safetensors"
+    for words in (file, "output/codes", "**input**", "**R**", "**Ctrl+B**"):
+        assert words in note["widgets_values"][0]
+
+
+def test_the_edited_text_of_keep_codes_is_that_of_its_picture_with_one_number_replaced():
+    """As the note tells it: the picture's codes have 355 four times, the text says 304 there."""
+    import seed_core
+    from seed_core.codes_text import codes_from_text
+
+    (chosen,) = nodes_of("keep_codes", "SEEDSamplePicture")
+    (edited,) = nodes_of("keep_codes", "SEEDTextToCodes")
+    tokenizer = seed_core.load_tokenizer("seed-mini")
+    with Image.open(SAMPLES / f"{chosen['widgets_values'][0]}.png") as picture:
+        codes = tokenizer.encode(tokenizer.preprocess([picture.convert("RGB")]))[0].tolist()
+    assert (codes.count(355), codes.count(304)) == (4, 0)
+    written = codes_from_text(*edited["widgets_values"]).values[0].tolist()
+    assert written == [304 if code == 355 else code for code in codes]
+
+
+def test_the_two_rows_of_lora_differ_by_the_lora_alone():
+    twin = contract.to_api(read("lora"), TABLE)
+    one, other = [node["inputs"] for node in twin.values() if node["class_type"] == "SEEDGenerate"]
+    assert {name for name in one if one[name] != other[name]} == {"llm"}
+    types = {key: node["class_type"] for key, node in twin.items()}
+    assert [types[inputs["llm"][0]] for inputs in (one, other)] == [
+        "SEEDLLaMALoader",
+        "SEEDLoRALoader",
+    ]
+    for shared in ("prompt", "seed"):  # one place to change both
+        assert types[one[shared][0]].startswith("Primitive")
+    paint, repaint = [n["inputs"] for n in twin.values() if n["class_type"] == "SEEDDecode"]
+    assert {name for name in paint if paint[name] != repaint[name]} == {"codes"}
 
 
 @each_template
@@ -297,8 +361,16 @@ def test_the_note_says_name_source_size_and_folder_of_every_file(name):
         assert size == "see there" if on_google_drive else re.fullmatch(r"[\d.]+ [GM]B", size)
 
 
-def test_native_unclip_says_that_its_mirror_is_unofficial():
-    note = nodes_of("native_unclip", *contract.NOTES)[0]["widgets_values"][0]
+def test_native_blend_paints_with_the_models_and_settings_of_native_unclip():
+    for kind in ("CheckpointLoaderSimple", "SEEDTokenizerLoader", "EmptyLatentImage", "KSampler"):
+        (one,), (other,) = (nodes_of(name, kind) for name in ("native_blend", "native_unclip"))
+        for part in ("widgets_values", "properties"):
+            assert one[part] == other[part]
+
+
+@pytest.mark.parametrize("name", ["native_blend", "native_unclip"])
+def test_sd_2_1_unclip_is_said_to_come_from_an_unofficial_mirror(name):
+    note = nodes_of(name, *contract.NOTES)[0]["widgets_values"][0]
     assert "sd2-community/" in note
     assert "unofficial" in note
 
