@@ -89,7 +89,8 @@ def test_a_new_adapter_is_offered_without_a_restart(comfy_server, adapters):
     shutil.copytree(adapters / "one", adapters / "new")
     node = comfy_server.get("/object_info/SEEDLoRALoader")["SEEDLoRALoader"]
     kind, extra = node["input"]["required"]["lora"]
-    assert (extra["options"] if kind == "COMBO" else kind) == ["new", "one", "two"]
+    options = extra["options"] if kind == "COMBO" else kind
+    assert options == ["seed-mini night (bundled)", "new", "one", "two"]
     shutil.rmtree(adapters / "new")
 
 
