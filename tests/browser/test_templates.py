@@ -3,10 +3,12 @@
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 
 pytestmark = pytest.mark.browser
@@ -233,8 +235,10 @@ def check_keep_codes(frontend, outputs):
     (text,) = outputs[node_id("keep_codes", "The codes as text")]["text"]
     assert text.count("<img_00355>") == 4
     assert not np.array_equal(shown("Codes before"), shown("Codes after"))
-    saved = [out["codes"] for out in outputs.values() if "codes" in out]
-    assert saved, "no file was saved"
+    ((saved,),) = [shown["codes"] for shown in outputs.values() if "codes" in shown]
+    file = safetensors.torch.load(frontend.server.picture(saved))
+    (codes,) = (tensor for tensor in file.values() if tensor.shape == (1, 32))
+    assert codes[0].tolist() == [int(code) for code in re.findall(r"<img_(\d+)>", text)]
 
 
 def check_lora(frontend, outputs):

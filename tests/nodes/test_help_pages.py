@@ -146,9 +146,8 @@ def test_every_message_of_others_is_on_a_help_page():
     assert not [said for said in SAID_BY_OTHERS if not any(f"`{said}`" in page for page in pages)]
 
 
-def test_it_points_to_graphs_that_have_the_node(page):
-    graphs = [ROOT / "workflows" / f"{name}.json" for name in page.templates]
-    graphs += [ROOT / "subgraphs" / f"{name}.json" for name in page.blueprints]
-    assert page.templates
-    assert not [graph.stem for graph in graphs if not graph.is_file()]
-    assert not [graph.stem for graph in graphs if page.node_id not in node_types(graph)]
+def test_it_points_to_all_graphs_that_have_the_node_and_to_no_others(page):
+    for named, folder in ((page.templates, "workflows"), (page.blueprints, "subgraphs")):
+        graphs = (ROOT / folder).glob("*.json")
+        having = [graph.stem for graph in graphs if page.node_id in node_types(graph)]
+        assert sorted(named) == sorted(having)

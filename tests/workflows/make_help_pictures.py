@@ -16,7 +16,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 PICTURES = HERE.parents[1] / "nodes" / "web" / "docs" / "images"
-# Where each node is seen best: the template and, where it holds several, the title of the one.
+# The template where each node is seen best. Of several nodes of the type, the first is pictured.
 PLACES = {
     "SEEDSamplePicture": "reconstruct",
     "SEEDTokenizerLoader": "reconstruct",
