@@ -13,7 +13,7 @@ SCRIPTS = {
     "zh": r"[\u4e00-\u9fff]",
     "ja": r"[\u3040-\u30ff]",
     "ko": r"[\uac00-\ud7af]",
-    "fr": r"[à-ÿ]|\b(?:le|la|les|un|une|des|de|du|pour|sur|avec|et|par|d’\w+|l’\w+)\b",
+    "fr": r"(?i)[à-ÿ]|\b(?:le|la|les|un|une|des|de|du|pour|sur|avec|et|par|d’\w+|l’\w+)\b",
 }
 # The frontend reads messages with vue-i18n, to which these are syntax.
 I18N_SYNTAX = re.compile(r"[{}@|]")
