@@ -226,15 +226,18 @@ COMPOSED = {
 
 
 def compose(name: str) -> Image.Image:
-    """The sample picture, its 32 codes as empty places, and in words what paints from them."""
+    """The sample pictures, 32 codes as empty places, and in words what paints from them."""
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    chosen = [n for n in workflow["nodes"] if n["type"] == "SEEDSamplePicture"][0]
+    samples = [n for n in workflow["nodes"] if n["type"] == "SEEDSamplePicture" and not n["mode"]]
     painter, line = COMPOSED[name]
     sheet = Sheet()
-    with Image.open(SAMPLES / f"{chosen['widgets_values'][0]}.png") as picture:
-        sheet.picture(picture.convert("RGB"), MARGIN, MARGIN, HALF, HALF)
-    sheet.card(painter, 2 * MARGIN + HALF, MARGIN, HALF, HALF)
-    sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
+    places = (MARGIN, 2 * MARGIN + HALF)
+    for sample, left in zip(samples, places, strict=False):
+        with Image.open(SAMPLES / f"{sample['widgets_values'][0]}.png") as picture:
+            sheet.picture(picture.convert("RGB"), left, MARGIN, HALF, HALF)
+    if len(samples) == 1:
+        sheet.card(painter, places[1], MARGIN, HALF, HALF)
+        sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
     side = (SIZE - 2 * MARGIN) // 16
     for i in range(32):
         left, top = MARGIN + i % 16 * side, HALF + 3 * MARGIN + i // 16 * side
