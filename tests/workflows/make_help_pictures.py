@@ -7,6 +7,7 @@ no download; the picture is the node with the ends of its wires.
 """
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,12 +42,19 @@ PLACES = {
     "SEEDLoadCodes": "keep_codes",
 }
 ASIDE, ABOVE = 130, 36  # pixels of the graph shown around a node: wires and what they lead to
+# Lets every node that takes a saved file take the first there is.
+CHOOSE_SAVED = """async () => {
+    await app.refreshComboInNodes();
+    for (const node of app.rootGraph._nodes.filter((node) => node.type === "SEEDLoadCodes"))
+        node.widgets[0].value = node.widgets[0].options.values[0];
+}"""
 # Puts the node in the middle of the window at the size it was drawn for, and tells its box there.
 CENTRE = """async (type) => {
     const node = app.rootGraph._nodes.find((node) => node.type === type);
     const canvas = app.canvas, [x, y, width, height] = node.boundingRect;
     const { clientWidth, clientHeight } = canvas.canvas;
     canvas.deselectAll();
+    node.mode = 0;  // a node that the template switches off is pictured switched on
     canvas.ds.scale = 1;
     canvas.ds.offset = [
         clientWidth / 2 - x - width / 2, clientHeight / 2 - y - height / 2];
@@ -61,6 +69,14 @@ def load_beside(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def choose_saved_codes(frontend: Any) -> None:
+    """Do what keep_codes tells its user to: move what it saved to input, and choose it."""
+    folder = frontend.server.base_dir
+    for path in (folder / "output" / "codes").glob("*.safetensors"):
+        shutil.move(path, folder / "input" / path.name)
+    frontend.page.evaluate(CHOOSE_SAVED)
 
 
 def photograph(frontend: Any, node_id: str) -> None:
@@ -90,6 +106,7 @@ def main() -> None:
             if template in thumbnails.LAYOUTS:
                 frontend.run(300)
                 frontend.settle()
+            choose_saved_codes(frontend)
             for node_id in (n for n in wanted if PLACES[n] == template):
                 photograph(frontend, node_id)
                 print(f"{node_id}: pictured in {template}")
