@@ -1,0 +1,242 @@
+"""The training loop of every stage, on transformers' Trainer.
+
+A stage hands over a network whose ``forward`` takes a batch and returns its loss, and samples that are
+known by their number. That is all that exact resumption needs: sample n is the same in every run and
+on every number of processes, so a run goes on with the next number. Several processes come from
+``torchrun`` or ``accelerate launch``, with FSDP where that says so. Knows nothing of pictures or text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..errors import OptionError
+from .curves import draw_curves
+from .recipe import to_yaml
+
+RECIPE_FILE = "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+CURVES_FILE = "curves.png"
+LOG_FILE = "log.json"
+
+Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a stage trains, and how fast.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples of one step, over all processes and accumulated batches.
+        learning_rate: its peak. It rises over the first steps and falls as a cosine.
+        final_part: what the learning rate falls to, as a part of the peak.
+        warm_up: steps until the peak.
+        weight_decay: of matrices; biases and norms have none.
+        clip: largest norm of the gradient; 0 for none.
+        accumulate: batches that a step is made of, so that each fits the memory.
+        checkpoint_activations: compute activations again rather than keep them.
+        precision: of the computation; weights and optimizer stay float32.
+        save_every: steps between two checkpoints.
+        log_every: steps between two rows of the log.
+        workers: processes that make samples.
+        seed: of everything random.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    final_part: float = 0.0
+    warm_up: int = 0
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip: float = 1.0
+    accumulate: int = 1
+    checkpoint_activations: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    save_every: int = 500
+    log_every: int = 10
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"schedule.{name} must be at least 1; got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise OptionError(f"schedule.learning_rate must be over 0; got {self.learning_rate}")
+
+
+class Samples(Dataset[Any]):
+    """Samples by number, as many as anyone asks for.
+
+    Subclasses implement `sample`, which must give the same for the same number, whatever was asked
+    for before: draw from ``random.Random(f"{seed} {number}")`` or the like.
+    """
+
+    count = 0
+
+    def sample(self, number: int) -> Any:
+        """Return one sample, as the stage's collate function takes it."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        return self.sample(number)
+
+
+class _StageTrainer(Trainer):
+    """A Trainer that reads samples in order and logs the parts of a loss."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._terms: dict[str, list[float]] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        kwargs["return_outputs"] = True
+        loss, outputs = super().compute_loss(model, inputs, *args, **kwargs)
+        for name, value in (outputs.get("terms") or {}).items():
+            self._terms.setdefault(name, []).append(float(value))
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs |= {name: sum(values) / len(values) for name, values in self._terms.items()}
+        self._terms.clear()
+        super().log(logs, *args, **kwargs)
+
+
+class _Curves(TrainerCallback):
+    """Writes the log and its picture whenever a checkpoint is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            rows = [row for row in state.log_history if "loss" in row]
+            (self._folder / LOG_FILE).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+            draw_curves(rows, self._folder / CURVES_FILE)
+
+
+def train(
+    build: Callable[[], nn.Module],
+    samples: Samples,
+    collate: Collate,
+    recipe: Any,
+    folder: Path,
+    stop_at: int | None = None,
+) -> nn.Module:
+    """Train a network, or go on where a run into the same folder stopped.
+
+    Args:
+        build: makes the network; its random weights come from the recipe's seed. ``forward`` takes
+            what ``collate`` returns and gives a mapping with ``loss``, and with ``terms`` where
+            parts of it are to be logged.
+        samples: what it learns from.
+        collate: makes a batch of samples.
+        recipe: the whole recipe of the stage, with a ``schedule``; it is written into the folder.
+        folder: where checkpoints, log and curves go.
+        stop_at: stop after this step, as an interrupted run does.
+
+    Returns:
+        The network, trained to the end of the schedule or to ``stop_at``.
+
+    Raises:
+        OptionError: the folder holds a run of another recipe.
+    """
+    schedule: Schedule = recipe.schedule
+    _claim(folder, recipe)
+    set_seed(schedule.seed)
+    arguments = _arguments(schedule, folder)
+    per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
+    samples.count = schedule.steps * per_step
+    trainer = _StageTrainer(
+        model=build(),
+        args=arguments,
+        train_dataset=samples,
+        data_collator=collate,
+        callbacks=[_Curves(folder)] + ([_StopAt(stop_at)] if stop_at else []),
+    )
+    last = get_last_checkpoint(str(folder / CHECKPOINTS))
+    trainer.train(resume_from_checkpoint=last)
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    return model
+
+
+class _StopAt(TrainerCallback):
+    """Ends a run early, with a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self._step:
+            control.should_save = control.should_training_stop = True
+
+
+def _claim(folder: Path, recipe: Any) -> None:
+    """Write the recipe into a new folder; in one of an earlier run it must be the same."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    path, text = folder / RECIPE_FILE, to_yaml(recipe)
+    if not path.is_file():
+        path.write_text(text, "utf-8")
+    elif path.read_text("utf-8") != text:
+        raise OptionError(
+            f"{folder} holds a run of another recipe; choose another folder, or take the settings "
+            f"of {path} to go on with that run"
+        )
+
+
+def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
+    probe = TrainingArguments(output_dir=str(folder / CHECKPOINTS), report_to=[])
+    parts = probe.world_size * max(1, probe.n_gpu) * schedule.accumulate
+    if schedule.batch_size % parts:
+        raise OptionError(
+            f"schedule.batch_size {schedule.batch_size} must be a multiple of {parts}, the "
+            "processes times accumulate"
+        )
+    return TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        max_steps=schedule.steps,
+        per_device_train_batch_size=schedule.batch_size // parts,
+        gradient_accumulation_steps=schedule.accumulate,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": schedule.final_part},
+        warmup_steps=schedule.warm_up,
+        weight_decay=schedule.weight_decay,
+        adam_beta1=schedule.beta1,
+        adam_beta2=schedule.beta2,
+        adam_epsilon=schedule.epsilon,
+        max_grad_norm=schedule.clip,
+        bf16=schedule.precision == "bf16",
+        fp16=schedule.precision == "fp16",
+        save_steps=schedule.save_every,
+        save_total_limit=2,
+        logging_steps=schedule.log_every,
+        dataloader_num_workers=schedule.workers,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=schedule.seed,
+        report_to=["tensorboard"],
+        **({"gradient_checkpointing": True} if schedule.checkpoint_activations else {}),
+    )
