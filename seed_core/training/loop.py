@@ -107,7 +107,7 @@ class _StageTrainer(Trainer):
         self._terms: dict[str, list[float]] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # Samples, sized
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -176,7 +176,7 @@ def train(
         data_collator=collate,
         callbacks=[_Curves(folder)] + ([_StopAt(stop_at)] if stop_at else []),
     )
-    last = get_last_checkpoint(str(folder / CHECKPOINTS))
+    last = get_last_checkpoint(str(folder / CHECKPOINTS))  # type: ignore[no-untyped-call]
     trainer.train(resume_from_checkpoint=last)
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
     return model
@@ -214,6 +214,9 @@ def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
             f"schedule.batch_size {schedule.batch_size} must be a multiple of {parts}, the "
             "processes times accumulate"
         )
+    less_memory: dict[str, Any] = (
+        {"gradient_checkpointing": True} if schedule.checkpoint_activations else {}
+    )
     return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=schedule.steps,
@@ -238,5 +241,5 @@ def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         seed=schedule.seed,
         report_to=["tensorboard"],
-        **({"gradient_checkpointing": True} if schedule.checkpoint_activations else {}),
+        **less_memory,
     )

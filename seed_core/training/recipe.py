@@ -135,4 +135,5 @@ def to_yaml(recipe: Any) -> str:
             return [plain(item) for item in value]
         return value.as_posix() if isinstance(value, Path) else value
 
-    return yaml.safe_dump(plain(dataclasses.asdict(recipe)), sort_keys=False)
+    text: str = yaml.safe_dump(plain(dataclasses.asdict(recipe)), sort_keys=False)
+    return text
