@@ -3,18 +3,21 @@
 A stage hands over a network whose ``forward`` takes a batch and returns its loss, and samples that are
 known by their number. That is all that exact resumption needs: sample n is the same in every run and
 on every number of processes, so a run goes on with the next number. Several processes come from
-``torchrun`` or ``accelerate launch``, with FSDP where that says so. Knows nothing of pictures or text.
+``torchrun`` or ``accelerate launch``, with FSDP2 where that says so. Knows nothing of pictures or text.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -106,6 +109,17 @@ class _StageTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._terms: dict[str, list[float]] = {}
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call]
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and _wants_shards():
+            # Accelerate shards on cards alone. Torch can on processors, with gloo, and so a sharded
+            # run can be tried without any card.
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+            state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # Samples, sized
 
@@ -158,7 +172,8 @@ def train(
         stop_at: stop after this step, as an interrupted run does.
 
     Returns:
-        The network, trained to the end of the schedule or to ``stop_at``.
+        The network, trained to the end of the schedule or to ``stop_at``. Of several processes the
+        first has it in any case, see `is_first_process`; of a sharded run no other.
 
     Raises:
         OptionError: the folder holds a run of another recipe.
@@ -178,8 +193,25 @@ def train(
     )
     last = get_last_checkpoint(str(folder / CHECKPOINTS))  # type: ignore[no-untyped-call]
     trainer.train(resume_from_checkpoint=last)
-    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
-    return model
+    return _whole(trainer, build)
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is the one of several that writes results."""
+    is_first: bool = PartialState().is_main_process
+    return is_first
+
+
+def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the trained network in one piece, which no process of a sharded run has."""
+    accelerator = trainer.accelerator
+    network: nn.Module = accelerator.unwrap_model(trainer.model)
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return network
+    state, network = accelerator.get_state_dict(trainer.model), build()
+    if is_first_process():
+        network.load_state_dict(state)
+    return network
 
 
 class _StopAt(TrainerCallback):
@@ -193,12 +225,19 @@ class _StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def _wants_shards() -> bool:
+    """Tell whether the launcher asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def _claim(folder: Path, recipe: Any) -> None:
     """Write the recipe into a new folder; in one of an earlier run it must be the same."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     path, text = folder / RECIPE_FILE, to_yaml(recipe)
     if not path.is_file():
-        path.write_text(text, "utf-8")
+        whole = path.with_suffix(f".{os.getpid()}")  # several processes write it, others read
+        whole.write_text(text, "utf-8")
+        whole.replace(path)
     elif path.read_text("utf-8") != text:
         raise OptionError(
             f"{folder} holds a run of another recipe; choose another folder, or take the settings "
@@ -207,7 +246,8 @@ def _claim(folder: Path, recipe: Any) -> None:
 
 
 def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
-    probe = TrainingArguments(output_dir=str(folder / CHECKPOINTS), report_to=[])
+    use_cpu = not torch.cuda.is_available()
+    probe = TrainingArguments(output_dir=str(folder / CHECKPOINTS), report_to=[], use_cpu=use_cpu)
     parts = probe.world_size * max(1, probe.n_gpu) * schedule.accumulate
     if schedule.batch_size % parts:
         raise OptionError(
@@ -238,7 +278,7 @@ def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
         logging_steps=schedule.log_every,
         dataloader_num_workers=schedule.workers,
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=use_cpu,
         seed=schedule.seed,
         report_to=["tensorboard"],
         **less_memory,
