@@ -1,21 +1,27 @@
 """Artwork: cut-out pictures of objects by name, in one ``.npz`` file.
 
-Reads and writes that file. Knows nothing of backgrounds, sizes or models.
+Reads and writes that file, and adds an object to it. Knows nothing of rendering and models.
 """
 
 from __future__ import annotations
 
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from ..errors import OptionError
+from ..errors import OptionError, PictureError
 
 SIDE = 120
 """Pixels along a side of a picture."""
+
+_VISIBLE = 8
+"""Alpha up to which a pixel is empty: soft shadows fade out below it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ def read_artwork(path: Path) -> Artwork:
         raise OptionError(
             f"there is no artwork {path}; make it with: python -m seed_core.training data artwork"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise OptionError(f"{path} is no artwork file: {error}") from error
 
 
@@ -63,3 +71,86 @@ def write_artwork(artwork: Artwork, path: Path) -> None:
     """Write artwork as a compressed ``.npz`` with ``names`` and ``rgba``."""
     with path.open("wb") as file:
         np.savez_compressed(file, names=np.array(artwork.names), rgba=artwork.rgba)
+
+
+def cut_out(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the visible part of a picture, in the middle of a square and scaled to fill it.
+
+    Args:
+        picture: with transparency around the object.
+
+    Returns:
+        uint8 ``[120, 120, 4]``.
+
+    Raises:
+        PictureError: nothing is visible, or nothing is transparent.
+    """
+    rgba = picture.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    box = alpha.point(lambda value: 255 * (value > _VISIBLE)).getbbox()
+    if box is None:
+        raise PictureError("the picture shows nothing: all of it is transparent")
+    if alpha.getextrema()[0] == 255:
+        raise PictureError(
+            "the picture has no transparency; cut the object out and save it as PNG with an alpha "
+            "channel"
+        )
+    rgba = rgba.crop(box)
+    side = max(rgba.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(rgba, ((side - rgba.width) // 2, (side - rgba.height) // 2))
+    return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def add_object(
+    artwork: Artwork, description: dict[str, Any], name: str, picture: Image.Image, category: str
+) -> tuple[Artwork, dict[str, Any]]:
+    """Add an object of one's own to artwork and to a description of a world.
+
+    Args:
+        artwork: not changed.
+        description: as in ``concepts.json``; not changed.
+        name: what the object is called, singular and without article.
+        picture: of it, with transparency.
+        category: ``animal``, ``plant``, ``food`` or ``thing``.
+
+    Returns:
+        Artwork with one more picture, and a description with one more concept, the last.
+
+    Raises:
+        OptionError: a name that is taken, or no category of the description.
+        PictureError: a picture that cannot be cut out.
+    """
+    concepts = description["concepts"]
+    taken = {*artwork.names, *(n for c in concepts for n in (c["name"], *c["synonyms"]))}
+    if not name.strip() or name in taken:
+        raise OptionError(f"the new object needs a name of its own; {name!r} is taken or empty")
+    categories = list(dict.fromkeys(concept["category"] for concept in concepts))
+    if category not in categories:
+        raise OptionError(f"the category must be one of {', '.join(categories)}; got {category!r}")
+    backgrounds = list(description["backgrounds"])
+    concept = {
+        "id": len(concepts),
+        "name": name,
+        "category": category,
+        "source": name,
+        "synonyms": [],
+        "held_out_background": held_out_background(len(concepts), backgrounds),
+    }
+    rgba = np.concatenate([artwork.rgba, cut_out(picture)[None]])
+    return Artwork((*artwork.names, name), rgba), {**description, "concepts": [*concepts, concept]}
+
+
+def held_out_background(concept: int, backgrounds: list[str]) -> str:
+    """Return the background that a concept is never shown on in training.
+
+    Args:
+        concept: its number.
+        backgrounds: all names, in the order of the description.
+    """
+    return backgrounds[(5 * concept + 3) % len(backgrounds)]
+
+
+def write_description(description: dict[str, Any], path: Path) -> None:
+    """Write a description as `world.World` reads it."""
+    path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")

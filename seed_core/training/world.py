@@ -28,7 +28,7 @@ from torch import nn
 
 from ..checkpoints import bundled, read_json
 from ..errors import OptionError
-from .artwork import read_artwork
+from .artwork import held_out_background, read_artwork
 
 SIDE = 128
 """Pixels along a side of a rendering."""
@@ -343,16 +343,6 @@ class World:
         along = right.view(-1, 1, 1, 1) * places + down.view(-1, 1, 1, 1) * places[:, None]
         along = along / (right.abs() + down.abs()).view(-1, 1, 1, 1)  # -1..1 from corner to corner
         return start + (along + 1) / 2 * (end - start)
-
-
-def held_out_background(concept: int, backgrounds: Sequence[str]) -> str:
-    """Return the background that a concept is never shown on in training.
-
-    Args:
-        concept: its number.
-        backgrounds: all names, in the order of the description.
-    """
-    return backgrounds[(5 * concept + 3) % len(backgrounds)]
 
 
 def _any_colour(chance: random.Random) -> Colour:
