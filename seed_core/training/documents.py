@@ -165,7 +165,7 @@ class DocumentWriter:
             )
         kind, vocab = document.get("format"), self.vocab
         read = _Fields(document, vocab.codebook_size)
-        if kind in _CONVERSATIONS:
+        if isinstance(kind, str) and kind in _CONVERSATIONS:
             return self._converse(_CONVERSATIONS[kind](read, chance))
         if kind == "interleaved":
             parts = _interleaved(read, chance, most_pictures, swapped)
@@ -307,9 +307,10 @@ def _story(read: _Fields, chance: random.Random) -> list[Turn]:
     """With a question the story is its answer, a line a piece; otherwise each text is a question."""
     pieces: list[tuple[str, Part]] = []
     for piece in read.items("pieces"):
-        if not isinstance(piece, list) or len(piece) != 2 or not isinstance(piece[0], str):
+        if not isinstance(piece, list) or len(piece) != 2:
             raise DocumentError(f"pieces of a story are pairs of text and codes; got {piece!r:.60}")
-        pieces.append((piece[0], read.as_picture(piece[1], "pieces")))
+        text, codes = piece
+        pieces.append((read.as_text(text, "pieces"), read.as_picture(codes, "pieces")))
     if "question" not in read.fields:
         return [turn for text, picture in pieces for turn in _ask([text], [picture])]
     answer: list[Part] = []
@@ -325,7 +326,7 @@ def _ask(question: Sequence[Part], answer: Sequence[Part]) -> list[Turn]:
     ]
 
 
-_CONVERSATIONS: dict[Any, Callable[[_Fields, random.Random], list[Turn]]] = {
+_CONVERSATIONS: dict[str, Callable[[_Fields, random.Random], list[Turn]]] = {
     "conversation": _conversation,
     "text_to_image": _text_to_image,
     "edit": _edit,
@@ -343,13 +344,15 @@ class _Fields:
     fields: Document
     codebook_size: int
 
-    def _get(self, name: str) -> Any:
+    def get(self, name: str) -> Any:
         if name not in self.fields:
             raise DocumentError(f"there is no {name}; there are {', '.join(map(str, self.fields))}")
         return self.fields[name]
 
     def text(self, name: str) -> str:
-        text = self._get(name)
+        return self.as_text(self.get(name), name)
+
+    def as_text(self, text: Any, name: str) -> str:
         if not isinstance(text, str) or not text.strip():
             raise DocumentError(f"{name} must be text; got {text!r:.60}")
         return text
@@ -359,17 +362,17 @@ class _Fields:
         return self.text(name) if self.fields.get(name, "") else self.fields.get(name, usual)
 
     def items(self, name: str) -> list[Any]:
-        items = self._get(name)
+        items = self.get(name)
         if not isinstance(items, list) or not items:
             raise DocumentError(f"{name} must be a list with something in it; got {items!r:.60}")
         return items
 
     def picture(self, name: str) -> tuple[int, ...]:
-        return self.as_picture(self._get(name), name)
+        return self.as_picture(self.get(name), name)
 
     def parts(self, name: str) -> list[Part]:
         """Return text and pictures in order; one text or picture may stand there by itself."""
-        value = self._get(name)
+        value = self.get(name)
         is_one = isinstance(value, str) or (
             isinstance(value, list) and value[:1] and _is_int(value[0])
         )

@@ -149,7 +149,7 @@ class SourceFiles:
     swapped: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.weight, self.max_length)
+        _check(self.weight, self.max_length, self.most_pictures)
 
     def open(self, seed: int = 0, cache: Path | None = None) -> Source:
         """Return the source that is described.
@@ -172,14 +172,14 @@ class Source:
     swapped: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.weight, self.max_length)
+        _check(self.weight, self.max_length, self.most_pictures)
 
 
-def _check(weight: float, max_length: int) -> None:
-    if not weight > 0 or max_length < 2:
+def _check(weight: float, max_length: int, most_pictures: int | None) -> None:
+    if not weight > 0 or max_length < 2 or (most_pictures is not None and most_pictures < 1):
         raise OptionError(
-            "a source of documents needs a weight over 0 and a max_length of at least 2; "
-            f"got {weight} and {max_length}"
+            "a source of documents needs a weight over 0, a max_length of at least 2 and "
+            f"most_pictures of at least 1; got {weight}, {max_length} and {most_pictures}"
         )
 
 
