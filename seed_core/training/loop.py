@@ -110,7 +110,7 @@ class _StageTrainer(Trainer):
         self._terms: dict[str, list[float]] = {}
 
     def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call]
+        super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU and _wants_shards():
             # Accelerate shards on cards alone. Torch can on processors, with gloo, and so a sharded
