@@ -1,0 +1,70 @@
+"""The losses of a SEED tokenizer, and the numbers that several processes compute them from.
+
+Always float32, whatever the precision of the networks. Knows nothing of networks.
+
+Sources: arXiv 2307.08041 (SEED); AILab-CVC/SEED at 93b3cf4 for weights and the order of beta.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import distributed
+from torch.distributed.nn.functional import all_gather
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes, in the processes' order, with gradients to each."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    return torch.cat(all_gather(rows.contiguous()))
+
+
+def contrastive_loss(
+    pictures: torch.Tensor, texts: torch.Tensor, temperature: torch.Tensor, smoothing: float = 0.1
+) -> torch.Tensor:
+    """Return how badly pictures and texts find one another in the batch of all processes.
+
+    The mean of both directions' cross-entropies between all rows of the other side.
+
+    Args:
+        pictures: float ``[B, D]`` of this process, each of length 1.
+        texts: float ``[B, D]``; row i belongs to picture i.
+        temperature: what cosines are divided by.
+        smoothing: part of the target that is spread over all rows.
+    """
+    pictures, texts = pictures.float(), texts.float()
+    first = len(pictures) * (distributed.get_rank() if distributed.is_initialized() else 0)
+    targets = torch.arange(first, first + len(pictures), device=pictures.device)
+    to_texts = pictures @ gather_rows(texts).t() / temperature  # [B, B of all]
+    to_pictures = texts @ gather_rows(pictures).t() / temperature
+    loss = F.cross_entropy(to_texts, targets, label_smoothing=smoothing)
+    return (loss + F.cross_entropy(to_pictures, targets, label_smoothing=smoothing)) / 2
+
+
+def quantization_loss(
+    vectors: torch.Tensor, quantized: torch.Tensor, beta: float = 0.25
+) -> torch.Tensor:
+    """Return how far vectors and their codebook rows are apart.
+
+    ``beta`` weighs the codebook's way to the vectors, as the reference has it; the paper on VQ-VAE
+    puts it on the vectors' way to the codebook.
+
+    Args:
+        vectors: float ``[B, N, D]``, with gradients.
+        quantized: float ``[B, N, D]``, their rows, with gradients to the codebook.
+        beta: weight of the codebook's term.
+    """
+    vectors, quantized = vectors.float(), quantized.float()
+    commitment = F.mse_loss(vectors, quantized.detach())
+    return commitment + beta * F.mse_loss(quantized, vectors.detach())
+
+
+def cosine_loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the mean of 1 - cosine over all tokens of float ``[B, N, D]``."""
+    return (1 - F.cosine_similarity(given.float(), wanted.float(), dim=-1)).mean()
+
+
+def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """Return ``quantized``; its gradient goes to ``vectors``."""
+    return vectors + (quantized - vectors).detach()
