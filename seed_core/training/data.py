@@ -77,7 +77,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _run_encode(args: argparse.Namespace) -> None:
-    shards = find_shards(args.pictures, args.shard_size)
+    shards = find_shards(args.pictures, args.shard_size, _warn)
     claim_folder(args.output, shards, str(args.tokenizer), args.precision)
     tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
     first, step = args.part

@@ -126,7 +126,7 @@ class DocumentWriter:
         pieces: Literal["separate", "joined"] = "separate",
         template: PromptTemplate = VICUNA,
     ) -> None:
-        if pieces == "separate" and template is not VICUNA:
+        if pieces == "separate" and template != VICUNA:
             raise OptionError(
                 f"conversations in separate pieces are written in the template {VICUNA.name} alone; "
                 f"for {template.name} they have to be joined"

@@ -48,12 +48,13 @@ class Shard:
     pictures: Callable[[Warn], Iterable[PictureFile]]
 
 
-def find_shards(inputs: Sequence[str], size: int) -> list[Shard]:
+def find_shards(inputs: Sequence[str], size: int, warn: Warn) -> list[Shard]:
     """Return the shards that folders and archives make.
 
     Args:
         inputs: folders, archives, and patterns of either.
         size: pictures of a folder in a shard; an archive is one shard.
+        warn: is told of files in a folder that are left alone.
 
     Raises:
         OptionError: an input that is neither, a pattern of nothing, or a folder without a picture.
@@ -61,7 +62,7 @@ def find_shards(inputs: Sequence[str], size: int) -> list[Shard]:
     shards: list[Shard] = []
     for path in _expand(inputs):
         if path.is_dir():
-            found = find_pictures(path)
+            found = find_pictures(path, warn)
             for start in range(0, len(found), size):
                 some = found[start : start + size]
                 names = "\n".join(picture.name for picture in some)

@@ -57,8 +57,12 @@ class PictureFile:
         return picture
 
 
-def find_pictures(folder: Path) -> list[PictureFile]:
+def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile]:
     """Return the pictures in a folder and the folders below, by name.
+
+    Args:
+        folder: where they are.
+        warn: is told of files that are neither pictures nor texts, such as those of other formats.
 
     Raises:
         OptionError: no picture, a text given twice, or a METADATA_FILE that is none.
@@ -73,6 +77,11 @@ def find_pictures(folder: Path) -> list[PictureFile]:
         raise OptionError(
             f"there is no picture in {folder}; pictures end in {', '.join(PICTURE_SUFFIXES)}"
         )
+    known = (*PICTURE_SUFFIXES, ".txt")
+    others = [path for path in files if path.suffix.lower() not in known]
+    if others := [path for path in others if path.name != METADATA_FILE]:
+        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others}))
+        warn(f"{folder}: {len(others)} other files are left alone ({kinds})")
     if both := [path for path in pictures if path in texts and path.with_suffix(".txt").is_file()]:
         raise OptionError(
             f"{both[0]} has a text in a .txt beside it and another in a {METADATA_FILE}; keep one"
