@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -180,20 +183,33 @@ def train(
     """
     schedule: Schedule = recipe.schedule
     _claim(folder, recipe)
-    set_seed(schedule.seed)
-    arguments = _arguments(schedule, folder)
-    per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
-    samples.count = schedule.steps * per_step
-    trainer = _StageTrainer(
-        model=build(),
-        args=arguments,
-        train_dataset=samples,
-        data_collator=collate,
-        callbacks=[_Curves(folder)] + ([_StopAt(stop_at)] if stop_at else []),
-    )
-    last = get_last_checkpoint(str(folder / CHECKPOINTS))  # type: ignore[no-untyped-call]
-    trainer.train(resume_from_checkpoint=last)
-    return _whole(trainer, build)
+    with _seeded(schedule.seed):
+        arguments = _arguments(schedule, folder)
+        per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
+        samples.count = schedule.steps * per_step
+        trainer = _StageTrainer(
+            model=build(),
+            args=arguments,
+            train_dataset=samples,
+            data_collator=collate,
+            callbacks=[_Curves(folder)] + ([_StopAt(stop_at)] if stop_at else []),
+        )
+        last = get_last_checkpoint(str(folder / CHECKPOINTS))  # type: ignore[no-untyped-call]
+        trainer.train(resume_from_checkpoint=last)
+        return _whole(trainer, build)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed everything random for a while; the caller's generators stay as they were."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def is_first_process() -> bool:
