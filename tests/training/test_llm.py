@@ -1,0 +1,212 @@
+"""The language model's stage at toy size: it learns, resumes exactly and writes what we load."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from seed_core import GenerationOptions, OptionError, load_llm
+from seed_core.checkpoints import bundled, read_json
+from seed_core.training import llm
+from seed_core.training.documents import Example
+from seed_core.training.loop import Schedule
+from seed_core.training.recipe import RECIPES, read_recipe
+from seed_core.training.sources import SourceFiles
+
+ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")
+SIZES = llm.Sizes(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory):
+    """Keep what datasets caches out of the home folder."""
+    usual = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = usual
+
+
+def new_network(vocab_size: int | None = None, **sizes: int) -> LlamaForCausalLM:
+    config = replace(SIZES, **sizes).config(load_llm("seed-mini").vocab)
+    config.vocab_size = vocab_size or config.vocab_size
+    with torch.random.fork_rng():
+        return LlamaForCausalLM(config)
+
+
+def picture(number: int) -> list[int]:
+    return random.Random(number).choices(range(512), k=32)
+
+
+def conversations() -> list[dict]:
+    """Four pictures that are described, and four that are drawn."""
+    described = [[[picture(i), "What is it?"], [answer]] for i, answer in enumerate(ANSWERS)]
+    drawn = [[[f"Draw {word}"], [picture(4 + i)]] for i, word in enumerate("abcd")]
+    return [
+        {
+            "format": "conversation",
+            "turns": [{"role": "user", "parts": asked}, {"role": "assistant", "parts": answered}],
+        }
+        for asked, answered in described + drawn
+    ]
+
+
+def write_files(folder: Path) -> tuple[SourceFiles, ...]:
+    path = folder / "conversations.jsonl"
+    path.write_text("\n".join(map(json.dumps, conversations())), "utf-8")
+    return (SourceFiles(str(path)),)
+
+
+def make_recipe(folder: Path, steps: int, **changes) -> llm.Recipe:
+    schedule = Schedule(
+        steps=steps, batch_size=8, learning_rate=1e-2, warm_up=5, log_every=1, save_every=1000
+    )
+    data = llm.Data(write_files(folder))
+    return replace(llm.Recipe(data, schedule, sizes=SIZES, weights="fp32"), **changes)
+
+
+def examples(recipe: llm.Recipe, count: int) -> list[Example]:
+    samples = recipe.data.open(load_llm("seed-mini").vocab, 0)
+    return [samples.sample(number) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[llm.Recipe, Path]:
+    folder = tmp_path_factory.mktemp("llm")
+    recipe = make_recipe(folder, 120)
+    llm.run(recipe, folder)
+    return recipe, folder
+
+
+def test_learns_its_conversations(trained):
+    recipe, folder = trained
+    rows = json.loads((folder / "log.json").read_text("utf-8"))
+    assert [row["step"] for row in rows] == list(range(1, 121))
+    assert rows[0]["loss"] > 6.5  # that of 1538 equally likely tokens is 7.3
+    assert rows[-1]["loss"] < 0.1
+    model = LlamaForCausalLM.from_pretrained(folder / llm.FOLDER)
+    batch = llm.collate(examples(recipe, 8))
+    with torch.no_grad():
+        guesses = model(batch["input_ids"]).logits[:, :-1].argmax(-1)
+    wanted = batch["labels"][:, 1:]
+    assert (guesses == wanted)[wanted != -100].float().mean() > 0.97
+    assert (folder / "curves.png").stat().st_size > 1000
+
+
+def test_result_replies_the_same_here_and_in_transformers(trained):
+    _, folder = trained
+    ours = load_llm(folder / llm.FOLDER)
+    theirs = LlamaForCausalLM.from_pretrained(folder / llm.FOLDER)
+    vocab, greedy = ours.vocab, GenerationOptions(temperature=0, max_new_tokens=40)
+    for i, answer in enumerate(ANSWERS):
+        reply = ours.generate("What is it?", torch.tensor([picture(i)]), options=greedy)
+        assert reply.text == answer
+        asked = vocab.encode(["USER: ", tuple(picture(i)), "What is it?\nASSISTANT:"])
+        made = theirs.generate(torch.tensor([asked]), do_sample=False, max_new_tokens=40)
+        assert made[0, len(asked) :].tolist() == list(reply.token_ids)
+    reply = ours.generate("Draw b", options=greedy)
+    assert reply.codes.tolist() == [picture(5)]
+
+
+def test_result_has_a_vocabulary_and_keeps_the_settings_of_generation(trained):
+    folder = trained[1] / llm.FOLDER
+    for name in ("tokenizer.model", "added_tokens.json", "generation_config.json"):
+        assert (folder / name).read_bytes() == bundled(f"llm/{name}").read_bytes()
+    assert read_json(folder / "config.json")["use_cache"] is True
+
+
+def test_interrupted_run_ends_like_another(tmp_path):
+    recipe = make_recipe(tmp_path, 12)
+    recipe = replace(recipe, data=replace(recipe.data, wrong_codes=0.35))
+    llm.run(recipe, tmp_path / "whole")
+    llm.run(recipe, tmp_path / "halves", stop_at=5)
+    assert not (tmp_path / "halves" / llm.FOLDER).exists()
+    llm.run(recipe, tmp_path / "halves")
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    rows, others = (json.loads((run / "log.json").read_text("utf-8")) for run in (whole, halves))
+    assert rows == others
+    weights, others = (run / llm.FOLDER / "model.safetensors" for run in (whole, halves))
+    assert weights.read_bytes() == others.read_bytes()
+
+
+def test_wrong_codes_change_what_is_read_and_not_what_is_learned(tmp_path):
+    recipe = make_recipe(tmp_path, 1)
+    wrong = replace(recipe, data=replace(recipe.data, wrong_codes=0.35))
+    first = load_llm("seed-mini").vocab.first_code
+    changed = drawn = 0
+    for right, noisy in zip(examples(recipe, 200), examples(wrong, 200), strict=True):
+        assert right.labels == noisy.labels
+        for token, other, label in zip(right.token_ids, noisy.token_ids, right.labels, strict=True):
+            drawn += first <= label < first + 512
+            if token != other:
+                changed += 1
+                assert token == label
+                assert first <= other < first + 512
+    assert changed / drawn == pytest.approx(0.35 / 2, abs=0.04)
+
+
+def test_start_of_several_is_their_average(tmp_path):
+    vocab = load_llm("seed-mini").vocab
+    models = [new_network() for _ in range(2)]
+    for i, model in enumerate(models):
+        llm.write(model, llm.model_folder("seed-mini"), tmp_path / str(i), torch.float32)
+    starts = [llm.load_start(str(tmp_path / str(i)), torch.float32, vocab) for i in range(2)]
+    averaged = llm.average(starts).state_dict()
+    for name, tensor in averaged.items():
+        expected = (models[0].state_dict()[name] + models[1].state_dict()[name]) / 2
+        assert torch.equal(tensor, expected), name
+    other = new_network(intermediate_size=64)
+    with pytest.raises(OptionError, match="different sizes"):
+        llm.average([models[0], other])
+
+
+def test_goes_on_from_seed_mini_and_writes_16_bits(tmp_path):
+    recipe = make_recipe(tmp_path, 1, start=("seed-mini",), weights="fp16")
+    still = replace(recipe.schedule, learning_rate=1e-9, warm_up=0, batch_size=2)
+    llm.run(replace(recipe, schedule=still), tmp_path)
+    written = load_file(tmp_path / llm.FOLDER / "model.safetensors")
+    shipped = load_file(bundled("llm/model.safetensors"))
+    assert written.keys() == shipped.keys()
+    for name, tensor in written.items():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, shipped[name]), name
+
+
+def test_smaller_vocabulary_grows(tmp_path):
+    vocab = load_llm("seed-mini").vocab
+    small = new_network(vocab_size=1024)
+    small.save_pretrained(tmp_path)
+    with torch.random.fork_rng():
+        grown = llm.load_start(str(tmp_path), torch.float32, vocab)
+    for old, new in (
+        (small.get_input_embeddings(), grown.get_input_embeddings()),
+        (small.get_output_embeddings(), grown.get_output_embeddings()),
+    ):
+        assert new.weight.shape == (vocab.size, 32)
+        assert torch.equal(new.weight[:1024], old.weight)
+        assert new.weight[1024:].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_sizes_of_a_new_network_are_those_of_seed_mini():
+    shipped = read_json(bundled("llm/config.json"))
+    new = llm.Sizes().config(load_llm("seed-mini").vocab).to_dict()
+    new |= new["rope_parameters"]
+    same = shipped.keys() - {"torch_dtype", "transformers_version", "rope_scaling", "architectures"}
+    assert {name: new[name] for name in same} == {name: shipped[name] for name in same}
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1])
+def test_wrong_codes_are_a_part_of_all(wrong):
+    with pytest.raises(OptionError, match="wrong_codes"):
+        llm.Data(wrong_codes=wrong)
+
+
+@pytest.mark.parametrize("name", ["mini-llm", "mini-llm-robust", "smoke-llm", "teach-llm"])
+def test_bundled_recipes_can_be_read(name):
+    recipe = read_recipe(llm.Recipe, RECIPES / f"{name}.yaml")
+    assert recipe.data.wrong_codes == (0.35 if name == "mini-llm-robust" else 0)
