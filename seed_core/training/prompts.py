@@ -220,9 +220,25 @@ WHICH_BACKGROUND = (
     "What color is the background of the {} picture?",
     "Which background does the {} picture have?",
 )
-ARE_THE_SAME = ("Do both pictures show the same object?", "Are they the same?", "Is it the same?")
-
-AGAIN = ("Draw it again", "Once more", "Another one", "Again please", "Draw another one")
+IS_IT = (
+    "Is this {}?",
+    "Is this {}?",
+    "Is this {}?",
+    "Is it {}?",
+    "Is that {}?",
+    "Does this picture show {}?",
+    "Do you see {}?",
+    "Is there {} in this picture?",
+    "Is {} in the picture?",
+)
+IS_BACKGROUND = (
+    "Is the background {}?",
+    "Is the background {}?",
+    "Is it on {}?",
+    "Does it have a {} background?",
+)
+IS_SIZE = ("Is it {}?", "Is the object {}?", "Is it a {} one?")
+IS_CATEGORY = ("Is this {}?", "Is it {}?", "Does this picture show {}?")
 
 TALK = (
     (
