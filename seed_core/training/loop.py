@@ -9,6 +9,7 @@ on every number of processes, so a run goes on with the next number. Several pro
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,14 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import OptionError
 from .curves import draw_curves
 from .recipe import to_yaml
+
+log = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -83,6 +87,11 @@ class Schedule:
                 raise OptionError(f"schedule.{name} must be at least 1; got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise OptionError(f"schedule.learning_rate must be over 0; got {self.learning_rate}")
+        if self.save_every % self.log_every:  # a row's mean would begin where the run went on
+            raise OptionError(
+                f"schedule.save_every {self.save_every} must be a multiple of log_every "
+                f"{self.log_every}, so that a run that goes on has the same log"
+            )
 
 
 class Samples(Dataset[Any]):
@@ -182,9 +191,9 @@ def train(
         OptionError: the folder holds a run of another recipe.
     """
     schedule: Schedule = recipe.schedule
-    _claim(folder, recipe)
     with _seeded(schedule.seed):
         arguments = _arguments(schedule, folder)
+        _claim(folder, recipe)
         per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
         samples.count = schedule.steps * per_step
         trainer = _StageTrainer(
@@ -194,9 +203,25 @@ def train(
             data_collator=collate,
             callbacks=[_Curves(folder)] + ([_StopAt(stop_at)] if stop_at else []),
         )
-        last = get_last_checkpoint(str(folder / CHECKPOINTS))  # type: ignore[no-untyped-call]
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
         return _whole(trainer, build)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the last checkpoint that is whole; a run may have been killed while it wrote one."""
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step_of)
+    for checkpoint in reversed(found):
+        try:  # written after everything else
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+        except (OSError, ValueError):
+            log.warning("%s is unfinished and is passed over", checkpoint)
+        else:
+            return str(checkpoint)
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 @contextmanager

@@ -1,0 +1,204 @@
+"""The training loop: a run that was stopped ends as one that was not, bit for bit."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from seed_core.errors import OptionError
+from seed_core.training.loop import (
+    CHECKPOINTS,
+    CURVES_FILE,
+    LOG_FILE,
+    RECIPE_FILE,
+    Samples,
+    Schedule,
+    train,
+)
+from seed_core.training.recipe import read_recipe
+
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    schedule: Schedule
+    note: str = ""
+
+
+RECIPE = Recipe(
+    Schedule(
+        steps=STEPS, batch_size=4, learning_rate=0.05, warm_up=3, final_part=0.1, save_every=4, log_every=2
+    )
+)  # fmt: skip
+
+
+class Network(nn.Module):
+    """Learns the sum of four numbers; dropout and a buffer make resuming harder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.dropout = nn.Dropout(0.3)
+        self.register_buffer("batches", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, object]:
+        self.batches += 1
+        self.last += torch.rand(4)
+        loss = (self.layer(self.dropout(x)) - y).square().mean()
+        return {"loss": loss, "terms": {"half": loss.detach() / 2, "rows": len(x)}}
+
+
+class Sums(Samples):
+    """Remembers which numbers were asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked.append(number)
+        x = torch.randn(4, generator=torch.Generator().manual_seed(number))
+        return x, x.sum()[None]
+
+
+def collate(samples) -> dict[str, torch.Tensor]:
+    return {"x": torch.stack([x for x, _ in samples]), "y": torch.stack([y for _, y in samples])}
+
+
+def state(network: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in network.state_dict().items()}
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return json.loads((folder / LOG_FILE).read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, dict[str, bytes], list[int]]:
+    """A run without a stop: its folder, weights, and the samples it read."""
+    folder, samples = tmp_path_factory.mktemp("whole"), Sums()
+    network = train(Network, samples, collate, RECIPE, folder)
+    return folder, state(network), samples.asked
+
+
+def test_a_run_learns_and_logs(whole):
+    folder, _, asked = whole
+    assert asked == list(range(STEPS * 4))
+    log = rows(folder)
+    assert [row["step"] for row in log] == [2, 4, 6, 8, 10, 12]
+    assert log[-1]["loss"] < log[0]["loss"]
+    for row in log:
+        assert row["half"] == pytest.approx(row["loss"] / 2, rel=1e-3)
+        assert row["rows"] == 4
+    rates = [row["learning_rate"] for row in log]
+    assert max(rates) == pytest.approx(0.05, rel=0.05)
+    assert rates[-1] < 0.01
+
+
+def test_a_run_leaves_its_files(whole):
+    folder, *_ = whole
+    assert (folder / CURVES_FILE).read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (folder / CHECKPOINTS).glob("checkpoint-*")) == [
+        "checkpoint-12",
+        "checkpoint-8",
+    ]
+    assert read_recipe(Recipe, folder / RECIPE_FILE) == RECIPE
+
+
+def test_a_run_can_be_watched_in_tensorboard(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, *_ = whole
+    (events,) = folder.rglob("events.out.tfevents.*")
+    watched = EventAccumulator(str(events)).Reload()
+    for name in ("train/loss", "train/half", "train/learning_rate"):
+        assert [each.step for each in watched.Scalars(name)] == [2, 4, 6, 8, 10, 12], name
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6, 12])
+def test_a_run_that_was_stopped_ends_the_same(whole, tmp_path, stop_at):
+    folder, expected, _ = whole
+    partial = train(Network, Sums(), collate, RECIPE, tmp_path, stop_at=stop_at)
+    assert int(partial.batches) == stop_at
+    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+    assert rows(tmp_path) == rows(folder)
+
+
+def test_a_run_may_be_stopped_again_and_again(whole, tmp_path):
+    _, expected, _ = whole
+    for stop_at in (1, 3, 7, 11):
+        train(Network, Sums(), collate, RECIPE, tmp_path, stop_at=stop_at)
+    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(whole, tmp_path, caplog):
+    folder, expected, _ = whole
+    train(Network, Sums(), collate, RECIPE, tmp_path, stop_at=8)
+    (tmp_path / CHECKPOINTS / "checkpoint-8" / "trainer_state.json").write_text(
+        '{"epoch": 0', "utf-8"
+    )
+    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+    assert rows(tmp_path) == rows(folder)
+    assert "checkpoint-8 is unfinished and is passed over" in caplog.text
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(whole, tmp_path):
+    folder, expected, _ = whole
+
+    class Killed(Sums):
+        def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if number == 27:  # in the seventh step
+                raise KeyboardInterrupt
+            return super().sample(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Network, Killed(), collate, RECIPE, tmp_path)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).glob("checkpoint-*")] == ["checkpoint-4"]
+    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+    assert rows(tmp_path) == rows(folder)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
+    folder, expected, _ = whole
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    samples = Sums()
+    assert state(train(Network, samples, collate, RECIPE, again)) == expected
+    assert rows(again) == rows(folder)
+
+
+def test_accumulated_batches_read_the_same_samples(whole, tmp_path):
+    folder, *_ = whole
+    recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, accumulate=2))
+    samples = Sums()
+    train(Network, samples, collate, recipe, tmp_path)
+    assert samples.asked == list(range(STEPS * 4))
+    assert {row["rows"] for row in rows(tmp_path)} == {2}
+    assert rows(tmp_path)[-1]["loss"] < rows(tmp_path)[0]["loss"]
+
+
+def test_other_seeds_are_other_runs(whole, tmp_path):
+    recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, seed=1))
+    _, expected, _ = whole
+    assert state(train(Network, Sums(), collate, recipe, tmp_path)) != expected
+
+
+def test_a_folder_of_another_recipe_is_refused(whole):
+    folder, *_ = whole
+    before = (folder / RECIPE_FILE).read_text("utf-8")
+    with pytest.raises(OptionError, match="holds a run of another recipe.*choose another folder"):
+        train(Network, Sums(), collate, replace(RECIPE, note="changed"), folder)
+    assert (folder / RECIPE_FILE).read_text("utf-8") == before
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, accumulate=3))
+    with pytest.raises(OptionError, match=r"schedule\.batch_size 4 must be a multiple of 3"):
+        train(Network, Sums(), collate, recipe, tmp_path)
+    good = replace(RECIPE, schedule=replace(RECIPE.schedule, steps=1, accumulate=2))
+    train(Network, Sums(), collate, good, tmp_path)  # the refused recipe has not claimed the folder
