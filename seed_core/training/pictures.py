@@ -6,6 +6,7 @@ Knows nothing of networks.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..preprocess import CLIP_MEAN, CLIP_STD, preprocess
 from .loop import Samples
 from .picture_sources import PictureFile, find_pictures
 from .world import SIDE, Look, Scene, World
+
+log = logging.getLogger(__name__)
 
 NOT_NAMED = -100
 """Label of a background that has no name; cross-entropy passes over it."""
@@ -144,7 +147,7 @@ class PictureFolders(Samples):
     def __init__(
         self, folders: Sequence[Path], image_size: int, seed: int, has_captions: bool
     ) -> None:
-        self._files = [file for folder in folders for file in find_pictures(folder)]
+        self._files = [file for folder in folders for file in find_pictures(folder, log.warning)]
         if not self._files:
             raise OptionError("pictures must list a folder at least")
         self._image_size = image_size

@@ -24,8 +24,8 @@ from ..tokenizer_network import TokenizerConfig, TokenizerModel
 from .codebook import MovingAverage
 from .losses import contrastive_loss, cosine_loss, quantization_loss, straight_through
 from .pictures import normalize
-from .tower import Labels, Teacher, Weights
-from .weights import initialize, leave_out, upstream_tensors
+from .tower import Labels, Teacher, Weights, detached
+from .weights import initialize, initialize_tokens, leave_out, upstream_tensors
 from .world import Scene, World
 
 FIRST_TEMPERATURE = 0.07
@@ -205,7 +205,7 @@ class CodebookLearner(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         initialize(self.blocks)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        initialize_tokens(self.pos_embed)
         initialize_codes(model)
         spread = 1 / config.codebook_size
         nn.init.uniform_(model.quantizer.codebook, -spread, spread)
@@ -230,7 +230,8 @@ class CodebookLearner(nn.Module):
             "embedding": F.mse_loss(embed_decoded(model, decoded).float(), wanted.float()),
         }
         loss = 5 * terms["quantization"] + 2 * terms["reconstruction"] + 0.5 * terms["embedding"]
-        return {"loss": loss, "terms": {**terms, "codes_in_batch": codes.unique().numel()}}
+        in_batch = torch.tensor(codes.unique().numel())
+        return {"loss": loss, "terms": {**detached(terms), "codes_in_batch": in_batch}}
 
     def reconstruction_tensors(self) -> dict[str, torch.Tensor]:
         """Return the part that serves training alone, by upstream's names."""
@@ -240,14 +241,14 @@ class CodebookLearner(nn.Module):
 
 def initialize_codes(model: TokenizerModel) -> None:
     """Give first values to all that comes after the Q-Former, but for the codebook."""
-    nn.init.trunc_normal_(model.decode_pos_embed, std=0.02)
+    initialize_tokens(model.decode_pos_embed)
     parts = (
         *(model.encode_head, model.decode_head, model.image_down, model.projection),
         *(model.decode_blocks, model.reverse_qformer),
     )
     for part in parts:
         if part is not None:
-            initialize(part, std=None)
+            initialize(part)
 
 
 class MiniLearner(nn.Module):
@@ -272,7 +273,7 @@ class MiniLearner(nn.Module):
         commitment: float,
     ) -> None:
         super().__init__()
-        initialize(model.qformer, std=None)
+        initialize(model.qformer)
         initialize(model.image_norm)
         initialize_codes(model)
         nn.init.zeros_(model.quantizer.codebook).requires_grad_(False)
@@ -308,6 +309,7 @@ class MiniLearner(nn.Module):
         }
         loss = terms["regression"] + self._commitment * terms["commitment"]
         loss = loss + sum(getattr(self._reading, name) * value for name, value in read.items())
+        terms = detached(terms)
         terms["object_accuracy"] = self.teacher.reader.accuracy(embedding, labels)
         terms["perplexity"] = self.average.perplexity()
         return {"loss": loss, "terms": terms}

@@ -229,7 +229,13 @@ class TowerNetwork(nn.Module):
         losses = self.teacher.reader.losses(embedding, labels)
         loss = torch.stack([getattr(self._weights, k) * v for k, v in losses.items()]).sum()
         accuracy = self.teacher.reader.accuracy(embedding, labels)
-        return {"loss": loss, "terms": {**losses, "object_accuracy": accuracy}}
+        terms = {**detached(losses), "object_accuracy": accuracy}
+        return {"loss": loss, "terms": terms}
+
+
+def detached(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return parts of a loss for the log, without their gradients."""
+    return {name: value.detach() for name, value in terms.items()}
 
 
 def run(recipe: TowerRecipe, output: Path, stop_at: int | None = None) -> None:
@@ -301,11 +307,12 @@ def load_teacher(folder: Path) -> Teacher:
     where = str(folder / SIZES_FILE)
     vision = from_fields(VisionConfig, fields.get("vision", {}), where)
     sizes = from_fields(TeacherSizes, fields.get("teacher", {}), where)
-    teacher = Teacher(vision, sizes)
+    with torch.device("meta"):
+        teacher = Teacher(vision, sizes)
     rest = dict(checkpoints.read_tensors(folder / TEACHER_FILE))
     checkpoints.check_complete(
         [k for k in teacher.state_dict() if not k.startswith(_TOWER)], rest, folder / TEACHER_FILE
     )
-    teacher.load_state_dict(rest, strict=False)
+    teacher.load_state_dict(rest, strict=False, assign=True)
     teacher.visual_encoder = load_tower(folder, vision)
     return teacher.requires_grad_(False).eval()

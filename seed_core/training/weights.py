@@ -19,19 +19,17 @@ from .loop import is_first_process
 
 Module = TypeVar("Module", bound=nn.Module)
 
-TRANSFORMER_STD = 0.02
-"""Standard deviation of the first weights of transformers, as BERT's and most since."""
+TOKEN_STD = 0.02
+"""Standard deviation of the first values of tokens, positions and tables, as BERT's."""
 
 _TOWER = "visual_encoder."
 
 
-def initialize(network: nn.Module, std: float | None = TRANSFORMER_STD) -> None:
+def initialize(network: nn.Module) -> None:
     """Give a network its first values: truncated normal, biases zero, norms one.
 
-    Args:
-        network: with parameters of any values.
-        std: of everything but biases and norms, cut at two of it; None for the inverse root of
-            a layer's inputs, which keeps the size of what passes through.
+    The deviation of a layer's weights is the inverse root of its inputs, so what passes through keeps
+    its size. At the reference's widths that is about its 0.02; narrow networks hardly learn with that.
     """
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -40,8 +38,14 @@ def initialize(network: nn.Module, std: float | None = TRANSFORMER_STD) -> None:
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(parameter)
             else:
-                size = std or parameter[0].numel() ** -0.5
-                nn.init.trunc_normal_(parameter, std=size, a=-2 * size, b=2 * size)
+                is_layer = isinstance(module, (nn.Linear, nn.Conv2d))
+                std = parameter[0].numel() ** -0.5 if is_layer else TOKEN_STD
+                initialize_tokens(parameter, std)
+
+
+def initialize_tokens(parameter: nn.Parameter, std: float = TOKEN_STD) -> None:
+    """Fill with a normal distribution, cut at two standard deviations."""
+    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
 def leave_out(network: nn.Module, is_left_out: Callable[[str], bool]) -> None:
