@@ -1,0 +1,128 @@
+"""Several processes learn the same as one: plain ones, and some that share the weights out (FSDP2)."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from seed_core.training import llm
+from seed_core.training.__main__ import main
+
+STEPS = 20
+RESULT = f"{llm.FOLDER}/model.safetensors"
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory):
+    """Keep what datasets caches out of the home folder."""
+    usual = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = usual
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A tiny LLaMA on texts of very different lengths, so that processes have unlike many tokens."""
+    folder = tmp_path_factory.mktemp("recipe")
+    lines = [{"format": "text", "text": "a quick fox " * (1 + 5 * (i % 4))} for i in range(16)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    fields = {
+        "data": {"files": [{"files": str(folder / "texts.jsonl")}]},
+        "sizes": {
+            **{"hidden_size": 32, "intermediate_size": 48},
+            **{"num_hidden_layers": 2, "num_attention_heads": 2},
+        },
+        "schedule": {
+            **{"steps": STEPS, "batch_size": 8, "accumulate": 2, "learning_rate": 0.01},
+            **{"warm_up": 3, "log_every": 1, "save_every": 10},
+        },
+        "weights": "fp32",
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields), "utf-8")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+def work(rank: int, environment: dict[str, str], arguments: list[str]) -> None:
+    """Be one of several processes, as torchrun starts them."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests have left there
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    sys.exit(main(arguments))
+
+
+def train(recipe: Path, output: Path, processes: int, **environment: str) -> None:
+    """Run the command; processes are forked, since each would import everything for seconds."""
+    arguments = ["llm", str(recipe), "-o", str(output)]
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    start = torch.multiprocessing.start_processes
+    start(work, (environment, arguments), processes, start_method="fork")
+
+
+def read_log(output: Path) -> list[dict[str, float]]:
+    return json.loads((output / "log.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("alone")
+    train(recipe, output, 1)
+    return output
+
+
+@pytest.fixture(scope="module", params=["plain", "sharded"])
+def shared(request, recipe, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A run of two processes, and how it was started."""
+    output = tmp_path_factory.mktemp(request.param)
+    environment = FSDP if request.param == "sharded" else {}
+    train(recipe, output, 2, **environment)
+    return output, environment
+
+
+def test_two_processes_learn_the_same_as_one(alone, shared):
+    output, environment = shared
+    expected, rows = read_log(alone), read_log(output)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4), row["step"]
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-3), row["step"]
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    whole, others = (load_file(run / RESULT) for run in (output, alone))
+    assert whole.keys() == others.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, others[name], rtol=0, atol=1e-3)
+    last = output / "checkpoints" / f"checkpoint-{STEPS}"
+    assert (last / "pytorch_model_fsdp_0").is_dir() == bool(environment)
+
+
+def test_interrupted_run_ends_like_another(recipe, shared):
+    output, environment = shared
+    rows, weights = read_log(output), (output / RESULT).read_bytes()
+    shutil.rmtree(output / "checkpoints" / f"checkpoint-{STEPS}")
+    shutil.rmtree(output / llm.FOLDER)
+    (output / "log.json").unlink()
+    train(recipe, output, 2, **environment)
+    assert read_log(output) == rows
+    assert (output / RESULT).read_bytes() == weights
