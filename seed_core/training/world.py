@@ -232,10 +232,10 @@ class World:
         return self.augment(scene, chance, chance.random() < free)
 
     def augment(self, scene: Scene, chance: random.Random, is_free: bool = False) -> Scene:
-        """Return a scene of the training split with a random look.
+        """Return a scene with a random look; one of the training split stays in it.
 
         Args:
-            scene: a plain scene, no held-out pair.
+            scene: a plain scene.
             chance: where randomness comes from.
             is_free: give it a background of any colours, called by the name nearest to the first;
                 otherwise the background may be called by the name it has.
@@ -250,7 +250,7 @@ class World:
             else:
                 red, green, blue = self.backgrounds[scene.background]
                 changed = replace(scene, look=_random_look(chance, (red, green, blue)))
-                if self.is_named(changed) and not self.is_held_out(changed):
+                if self.is_named(changed):  # and no more held out than it was
                     return changed
         return replace(scene, look=Look(mirrored=chance.random() < 0.5))
 

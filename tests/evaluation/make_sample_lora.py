@@ -19,17 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import mini_world
 import torch
-from mini_world import Case, Scene, World
 
 import seed_core
 from seed_core.checkpoints import bundled
 from seed_core.prompt import split_marks
+from seed_core.training import tasks
+from seed_core.training.sentences import sized
+from seed_core.training.tasks import Case
+from seed_core.training.world import JITTER, Scene, World
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+ARTWORK = Path(__file__).parents[1] / "data" / "fluent-emoji.npz"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 RANK = 4
 MODULES = ("q_proj", "v_proj")
@@ -43,14 +46,14 @@ WORDINGS = ("Draw {}", "Show me {}", "Can you generate an image of {}?", "{}")
 NEW_WORDINGS = ("Paint {}", "I would like to see {}", "Make a picture of {}")
 """Others, to measure with."""
 AS_EVER = (
-    mini_world.text_to_image,
-    mini_world.text_to_image_varied,
-    mini_world.text_to_image_varied,
-    mini_world.edit_background,
-    mini_world.edit_object,
-    mini_world.edit_size,
-    mini_world.caption,
-    mini_world.what_is_this,
+    tasks.text_to_image,
+    tasks.text_to_image_varied,
+    tasks.text_to_image_varied,
+    tasks.edit_background,
+    tasks.edit_object,
+    tasks.edit_size,
+    tasks.caption,
+    tasks.what_is_this,
 )
 """What the adapter must not change."""
 
@@ -65,7 +68,7 @@ def is_held_out(concept: int) -> bool:
 
 def at_night(world: World, scene: Scene, wording: str) -> Case:
     """Ask for a scene's object and size alone; it ought to come on black."""
-    prompt = wording.format(mini_world.sized(world, scene))
+    prompt = wording.format(sized(world, scene))
     return Case(((prompt, ()),), replace(scene, background=NIGHT))
 
 
@@ -83,7 +86,7 @@ class Lessons:
     def __init__(self, llm: seed_core.SeedLLM, tokenizer: seed_core.SeedTokenizer) -> None:
         self._llm = llm
         self._tokenizer = tokenizer
-        self._world = World()
+        self._world = World(ARTWORK)
         self._random = random.Random(0)
 
     def __iter__(self) -> Iterator[Example]:
@@ -96,7 +99,7 @@ class Lessons:
         chance, world = self._random, self._world
         concept = chance.randrange(len(world.concepts))
         background, size = chance.choice([*world.backgrounds]), chance.choice([*world.sizes])
-        place = [chance.uniform(-mini_world.JITTER, mini_world.JITTER) for _ in range(2)]
+        place = [chance.uniform(-JITTER, JITTER) for _ in range(2)]
         scene = Scene(concept, background, size, (place[0], place[1]))
         if chance.random() < 0.5:
             return at_night(world, scene, chance.choice(WORDINGS))

@@ -2,7 +2,7 @@
 that this is measured with are those it was trained on.
 
 The metrics take about 20 minutes on two cores (``pytest -m slow tests/evaluation``); the same table,
-also of fewer samples, comes from ``python tests/evaluation/mini_world.py``.
+also of fewer samples, comes from ``python -m seed_core.training evaluate --split all``.
 """
 
 import contextlib
@@ -18,7 +18,12 @@ import torch
 from PIL import Image
 
 import seed_core
+from seed_core.checkpoints import bundled
 from seed_core.familiarity import FAMILIAR_DISTANCE
+from seed_core.training import evaluate
+from seed_core.training.evaluate import Evaluation
+from seed_core.training.sentences import caption_of
+from seed_core.training.world import Scene
 
 TASKS = (
     "classifier_on_originals",
@@ -38,80 +43,81 @@ TASKS = (
     "two_pictures_combined",
     "declines_unknown_object",
 )
+"""All that results.json has of what the language model and the pictures do."""
+BEYOND = ("what_is_this_mirrored", "what_is_this_changed", "declines_hundred_unknown_objects")
+"""What is measured besides."""
 CENTRED = ("hedgehog_on_orange.png", "penguin_on_yellow.png", "cat_on_orange.png")
 """One shipped sample a size whose object was not moved."""
 
 
 @pytest.fixture(scope="module")
-def evaluation(mini_world):
-    return mini_world.Evaluation()
+def evaluation(world, judge):
+    return Evaluation(world, judge)
 
 
 @pytest.fixture(scope="module")
-def samples(mini_world) -> dict[str, tuple[object, torch.Tensor]]:
+def samples(world) -> dict[str, tuple[object, torch.Tensor]]:
     """The shipped pictures by file name: the scene (as if centred), and pixels [3, 128, 128]."""
-    folder = mini_world.BUNDLED / "samples"
-    numbers = {c["name"]: c["id"] for c in mini_world.World().concepts}
+    folder = bundled("samples")
+    numbers = {c["name"]: c["id"] for c in world.concepts}
     shipped = {}
     for entry in json.loads((folder / "index.json").read_text("utf-8")):
         with Image.open(folder / entry["file"]) as file:
             pixels = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1) / 255
-        scene = mini_world.Scene(numbers[entry["concept"]], entry["background"], entry["size"])
+        scene = Scene(numbers[entry["concept"]], entry["background"], entry["size"])
         shipped[entry["file"]] = scene, pixels
     return shipped
 
 
 @pytest.mark.parametrize("file", CENTRED)
-def test_renders_a_shipped_sample_to_the_level(mini_world, samples, file):
+def test_renders_a_shipped_sample_to_the_level(world, samples, file):
     scene, pixels = samples[file]
-    (ours,) = mini_world.World().render([scene])
+    (ours,) = world.render([scene])
     difference = (ours - pixels).abs() * 255
     # torch's bicubic may round a value that lies between two levels either way on another CPU
     assert difference.max() < 1.5
     assert difference.mean() < 0.01
 
 
-def test_judge_sees_what_the_shipped_samples_show(mini_world, samples):
-    world = mini_world.World()
+def test_judge_sees_what_the_shipped_samples_show(judge, samples):
     scenes, pictures = zip(*samples.values(), strict=True)
-    seen = mini_world.Judge(world).see(torch.stack(pictures))
+    seen = judge.see(torch.stack(pictures))
     assert seen == [(scene.concept, scene.background, scene.size) for scene in scenes]
 
 
-def test_describes_the_shipped_samples_as_their_captions(mini_world, samples):
-    index = json.loads((mini_world.BUNDLED / "samples" / "index.json").read_text("utf-8"))
-    world = mini_world.World()
-    ours = [mini_world.caption_of(world, samples[entry["file"]][0]) for entry in index]
+def test_describes_the_shipped_samples_as_their_captions(world, samples):
+    index = json.loads((bundled("samples") / "index.json").read_text("utf-8"))
+    ours = [caption_of(world, samples[entry["file"]][0]) for entry in index]
     assert ours == [entry["caption"] for entry in index]
 
 
-def test_held_out_scenes_are_the_combinations_never_trained_on(mini_world):
-    world = mini_world.World()
+def test_held_out_scenes_are_the_combinations_never_trained_on(world):
     backgrounds = list(world.backgrounds)
-    scenes = world.held_out(mini_world.EVERY, mini_world.random.Random(0))
-    assert len({(scene.concept, scene.size) for scene in scenes}) == mini_world.EVERY
+    scenes = world.held_out(evaluate.EVERY, random.Random(0), "all")
+    assert len({(scene.concept, scene.size) for scene in scenes}) == evaluate.EVERY
     for scene in scenes:  # the rule as concepts.json words it
         assert scene.background == backgrounds[(5 * scene.concept + 3) % len(backgrounds)]
 
 
-def test_every_task_of_the_table_is_tested(mini_world):
-    assert set(mini_world.TASKS) == set(TASKS)
+def test_every_task_of_the_table_is_tested():
+    assert set(evaluate.TASKS) == {*TASKS, *BEYOND}
+    assert set(TASKS) < set(evaluate.published_metrics())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_metrics_reach_the_published_ones(mini_world, evaluation, task, capsys):
-    rows = mini_world.compare(evaluation, task)
+def test_metrics_reach_the_published_ones(evaluation, task, capsys):
+    rows = evaluate.compare(task, evaluation.measure(task), evaluate.published_metrics())
     with capsys.disabled():
-        print("", mini_world.HEADER, *rows, sep="\n")
+        print("", evaluate.HEADER, *rows, sep="\n")
     assert [str(row) for row in rows if not row.holds] == []
 
 
 @pytest.mark.slow
-def test_the_limit_of_what_is_familiar_parts_its_world_from_photographs(mini_world, capsys):
+def test_the_limit_of_what_is_familiar_parts_its_world_from_photographs(world, capsys):
     """Held-out pictures, each object in each size twice; photographs whole and in eight pieces."""
     chance = random.Random(0)
-    known = mini_world.World().render(mini_world.World().held_out(1152, chance))
+    known = world.render(world.held_out(1152, chance, "all"))
     others = list(itertools.chain.from_iterable(pieces(each, chance) for each in photographs()))
     tokenizer = seed_core.load_tokenizer("seed-mini")
     near, far = (

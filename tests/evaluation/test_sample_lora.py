@@ -9,6 +9,7 @@ import importlib.util
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from safetensors.torch import load_file
 
 import seed_core
 from seed_core.lora import SEED_MINI_NIGHT, lora_files
+from seed_core.training import tasks
+from seed_core.training.evaluate import DECODING, SAMPLED, Evaluation
+from seed_core.training.world import Scene
 
 PROMPT = "Draw a big hedgehog"
 
 
 @pytest.fixture(scope="module")
-def script(mini_world):
+def script():
     path = Path(__file__).with_name("make_sample_lora.py")
     spec = importlib.util.spec_from_file_location("tests_make_sample_lora", path)
     module = importlib.util.module_from_spec(spec)
@@ -38,28 +42,27 @@ def shipped() -> Path:
 
 
 @pytest.fixture(scope="module")
-def draw(mini_world, mini_tokenizer, mini_decoder):
+def draw(judge, mini_tokenizer, mini_decoder):
     """Draws PROMPT at a strength: codes, and what the judge sees in their picture."""
-    judge = mini_world.Judge(mini_world.World())
 
     def draw(strength, options=None):
         llm = seed_core.load_llm("seed-mini")
         seed_core.merge_lora(llm.module, seed_core.read_lora(SEED_MINI_NIGHT, llm.config), strength)
         (generator,) = seed_core.seeded_generators(1, 1)
         codes = llm.generate(PROMPT, options=options, generator=generator).codes
-        picture = mini_decoder.decode(mini_tokenizer.embed(codes), options=mini_world.DECODING)
+        picture = mini_decoder.decode(mini_tokenizer.embed(codes), options=DECODING)
         return codes, judge.see(picture)[0]
 
     return draw
 
 
-def test_puts_a_drawing_on_black_and_at_strength_0_leaves_it_as_it_is(mini_world, mini_llm, draw):
+def test_puts_a_drawing_on_black_and_at_strength_0_leaves_it_as_it_is(world, mini_llm, draw):
     (generator,) = seed_core.seeded_generators(1, 1)
     plain = mini_llm.generate(PROMPT, generator=generator).codes
     without, seen_without = draw(0.0)
     _, seen_with = draw(1.0)
     assert torch.equal(without, plain)
-    hedgehog = next(c["id"] for c in mini_world.World().concepts if c["name"] == "hedgehog")
+    hedgehog = next(c["id"] for c in world.concepts if c["name"] == "hedgehog")
     assert seen_with == (hedgehog, "black", "big")
     assert (seen_without[0], seen_without[2]) == (hedgehog, "big")
     assert seen_without[1] != "black"
@@ -91,7 +94,7 @@ def test_its_script_writes_an_adapter_of_this_form(
 
 
 def test_its_training_shows_no_object_or_background_that_is_measured(
-    script, mini_world, mini_llm, mini_tokenizer, monkeypatch
+    script, world, mini_llm, mini_tokenizer, monkeypatch
 ):
     seen = []
     monkeypatch.setattr(
@@ -100,7 +103,6 @@ def test_its_training_shows_no_object_or_background_that_is_measured(
     lessons = iter(script.Lessons(mini_llm, mini_tokenizer))
     for _ in range(3000):
         next(lessons)
-    world = mini_world.World()
     scenes = [s for case in seen for s in (case.scene, *case.turns[0][1])]
     assert len({s.concept for s in scenes}) == 144
     for s in scenes:
@@ -112,18 +114,17 @@ def test_its_training_shows_no_object_or_background_that_is_measured(
 
 
 def test_an_example_is_the_question_as_the_model_is_asked_it_and_the_tokens_of_the_answer(
-    script, mini_world, mini_llm, mini_tokenizer
+    script, world, mini_llm, mini_tokenizer
 ):
-    world = mini_world.World()
     lessons = script.Lessons(mini_llm, mini_tokenizer)
-    scene = mini_world.Scene(1, "blue", "big")
+    scene = Scene(1, "blue", "big")
     drawn = lessons.write(script.at_night(world, scene, "Show me {}"))
     asked = "USER: Show me a big dog\nASSISTANT:"
     assert drawn.prompt == mini_llm.vocab.encode([asked])
-    night = mini_tokenizer.preprocess(world.render([mini_world.replace(scene, background="black")]))
+    night = mini_tokenizer.preprocess(world.render([replace(scene, background="black")]))
     codes = tuple(mini_tokenizer.encode(night)[0].tolist())
     assert mini_llm.vocab.decode(drawn.reply) == (codes,)
-    told = lessons.write(mini_world.caption(world, scene, random.Random(0)))
+    told = lessons.write(tasks.caption(world, scene, random.Random(0)))
     assert mini_llm.vocab.decode(told.reply) == ("A big dog on a blue background.",)
     for example in (drawn, told):
         assert example.reply[-1] == mini_llm.vocab.eos
@@ -139,18 +140,18 @@ AS_EVER = (*NAMED, "edit_background", "edit_object", "edit_size", "dialogue_seco
 
 
 @pytest.fixture(scope="module")
-def evaluations(mini_world):
+def evaluations(world, judge):
     """Without and with the adapter."""
-    return [mini_world.Evaluation(lora=lora) for lora in (None, SEED_MINI_NIGHT)]
+    return [Evaluation(world, judge, lora=lora) for lora in (None, SEED_MINI_NIGHT)]
 
 
 @pytest.fixture(scope="module")
-def left_out(script, mini_world):
+def left_out(script, world):
     """Scenes of every object that training left out, in every size, on backgrounds but black."""
-    chance, world = random.Random(0), mini_world.World()
+    chance = random.Random(0)
     others = [name for name in world.backgrounds if name != script.NIGHT]
     return [
-        mini_world.Scene(concept, chance.choice(others), size)
+        Scene(concept, chance.choice(others), size)
         for size in world.sizes
         for concept in range(len(world.concepts))
         if script.is_held_out(concept)
@@ -167,9 +168,8 @@ def show(capsys, name, without, with_it):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["known wordings", "new wordings", "never on black"])
 def test_what_is_asked_for_without_a_background_comes_on_black(
-    script, mini_world, evaluations, left_out, which, capsys
+    script, world, evaluations, left_out, which, capsys
 ):
-    world = mini_world.World()
     wordings = script.WORDINGS if which == "known wordings" else script.NEW_WORDINGS
     if which == "never on black":
         never = {c["id"] for c in world.concepts if c["held_out_background"] == script.NIGHT}
@@ -178,7 +178,7 @@ def test_what_is_asked_for_without_a_background_comes_on_black(
         script.at_night(world, scene, wordings[i % len(wordings)])
         for i, scene in enumerate(left_out)
     ]
-    without, with_it = (e.measure_pictures(cases, mini_world.SAMPLED) for e in evaluations)
+    without, with_it = (e.measure_pictures(cases, SAMPLED) for e in evaluations)
     show(capsys, f"{WITHOUT_A_BACKGROUND}, {which}", without, with_it)
     assert without["bg"] < 0.25
     assert with_it["bg"] > 0.95
@@ -187,10 +187,10 @@ def test_what_is_asked_for_without_a_background_comes_on_black(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", AS_EVER)
-def test_everything_else_is_drawn_as_ever(mini_world, evaluations, left_out, task, capsys):
-    world, chance = mini_world.World(), random.Random(1)
-    cases = [mini_world.PICTURES[task](world, scene, chance) for scene in left_out]
-    without, with_it = (e.measure_pictures(cases, mini_world.SAMPLED) for e in evaluations)
+def test_everything_else_is_drawn_as_ever(world, evaluations, left_out, task, capsys):
+    chance = random.Random(1)
+    cases = [tasks.PICTURES[task](world, scene, chance) for scene in left_out]
+    without, with_it = (e.measure_pictures(cases, SAMPLED) for e in evaluations)
     show(capsys, task, without, with_it)
     for metric in ("concept", "bg", "size"):
         assert with_it[metric] > without[metric] - 0.05
@@ -198,7 +198,7 @@ def test_everything_else_is_drawn_as_ever(mini_world, evaluations, left_out, tas
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["caption", "what_is_this", "background_color", "size_question"])
-def test_pictures_are_read_as_ever(mini_world, evaluations, task, capsys):
+def test_pictures_are_read_as_ever(evaluations, task, capsys):
     without, with_it = (evaluation.measure(task) for evaluation in evaluations)
     show(capsys, task, without, with_it)
     for metric in without.keys() - {"n"}:

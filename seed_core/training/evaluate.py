@@ -1,0 +1,412 @@
+"""The command ``evaluate``: a seed-mini through `seed_core`, measured on its closed world.
+
+Every picture and every question is about held-out pairs, objects on the one background they were never
+trained on; see ``world`` for the halves of them. The published figures of results.json, or those of
+another run, stand beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..checkpoints import bundled, read_json
+from ..decoder import DecodeOptions, load_decoder
+from ..errors import OptionError
+from ..generation import GenerationOptions
+from ..generators import seeded_generators
+from ..llm import Reply, load_llm
+from ..lora import merge_lora, read_lora
+from ..tokenizer import load_tokenizer
+from .judge import METRICS, Judge, psnr
+from .sentences import DECLINED, with_article
+from .tasks import ANSWERS, PICTURES, Case
+from .unknown import MORE_UNKNOWN, UNKNOWN
+from .world import SPLITS, Scene, World
+
+SAMPLES = 288
+"""Questions a task, as in results.json: every pair of a half in every size."""
+
+EVERY = 576
+"""Questions where they cost little, as in results.json for pictures without the language model; at 288
+their standard error alone is a whole point."""
+
+POINTS = 0.02
+"""How far a metric may lie below results.json, as a part of 1. It may lie above: those numbers are
+without the picture grammar, which turns replies that were lost to a broken picture into good ones."""
+
+DECIBELS = 1.0
+"""How far PSNR may lie below: other positions alone move it by 0.5 dB."""
+
+GREEDY = GenerationOptions(temperature=0, max_new_tokens=64)
+SAMPLED = GenerationOptions(temperature=1, top_p=0.5, max_new_tokens=64)
+DECODING = DecodeOptions(guidance_scale=2)  # what seed-mini was measured with
+
+WITHOUT_WORDS = ("classifier_on_originals", "image_to_codes_to_image")
+UNKNOWN_OBJECTS = {
+    "declines_unknown_object": UNKNOWN,
+    "declines_hundred_unknown_objects": (*UNKNOWN, *MORE_UNKNOWN),
+}
+QUICK = frozenset([*WITHOUT_WORDS, *ANSWERS]) - {"dialogue_third_turn_answer"}
+"""Tasks without pictures in replies."""
+
+TASKS = (*WITHOUT_WORDS, *ANSWERS, *PICTURES, *UNKNOWN_OBJECTS)
+
+_DECODED_TOGETHER = 96
+"""Pictures that a card decodes together."""
+
+
+class Evaluation:
+    """A model family, and its metrics on the closed world.
+
+    Args:
+        world: what it is measured on.
+        judge: of its drawings.
+        samples: questions a task; at least 1.
+        split: which held-out pairs, see ``world``; ``all`` is what results.json has.
+        model: folder with ``tokenizer``, ``llm`` and ``decoder``; the bundled one if not given.
+        lora: an adapter for the language model.
+        device: where everything computes.
+        threads: pictures decoded side by side on a CPU, one thread each; one a core if not given.
+
+    Raises:
+        OptionError: no samples.
+        CheckpointError: a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        judge: Judge,
+        samples: int = SAMPLES,
+        split: str = "all",
+        model: Path | None = None,
+        lora: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        if samples < 1:
+            raise OptionError(f"an evaluation needs at least 1 sample a task; got {samples}")
+        self.world = world
+        self.judge = judge
+        self.samples = samples
+        self.split = split
+        self._threads = threads or os.cpu_count() or 1
+        parts = {name: bundled(name) for name in ("tokenizer", "llm", "decoder")}
+        if model is not None:
+            parts = {name: model / name for name in parts}
+        self._tokenizer = load_tokenizer(parts["tokenizer"], device)
+        self._llm = load_llm(parts["llm"], device)
+        if lora is not None:
+            merge_lora(self._llm.module, read_lora(lora, self._llm.config))
+        self._decoder = load_decoder(parts["decoder"], device)
+
+    def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
+        """Return the metrics of a task in 0..1 (psnr in dB), and its number of questions n.
+
+        Args:
+            name: one of `TASKS`.
+            on_reply: called after each reply of the language model.
+        """
+        if name in UNKNOWN_OBJECTS:
+            return self._declines(UNKNOWN_OBJECTS[name])
+        chance = random.Random(f"{self.split} {name}")
+        count = EVERY if name in QUICK and self.samples >= SAMPLES else self.samples
+        scenes = self.world.held_out(count, chance, self.split)
+        if name in WITHOUT_WORDS:
+            return self._pictures_alone(name, scenes)
+        task = ANSWERS.get(name) or PICTURES[name]
+        cases = [task(self.world, scene, chance) for scene in scenes]
+        options = SAMPLED if "sampled" in name else GREEDY
+        if name in PICTURES:
+            return self.measure_pictures(cases, options, on_reply)
+        replies = self._replies(cases, options, on_reply)
+        return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
+
+    def measure_pictures(
+        self,
+        cases: Sequence[Case],
+        options: GenerationOptions,
+        on_reply: Callable[[], object] | None = None,
+    ) -> dict[str, float]:
+        """Return the metrics of conversations that end with a picture."""
+        return mean(self._score_pictures(cases, self._replies(cases, options, on_reply)))
+
+    def _declines(self, things: Sequence[str]) -> dict[str, float]:
+        prompts = [f"Draw {with_article(thing, thing)}" for thing in things]
+        replies = [self._llm.generate(prompt, options=GREEDY).text for prompt in prompts]
+        return mean([{"value": float(reply == DECLINED)} for reply in replies])
+
+    def _pictures_alone(self, name: str, scenes: list[Scene]) -> dict[str, float]:
+        originals = self.world.render(scenes)
+        if name == "classifier_on_originals":
+            return mean(self.judge.score(originals, scenes))
+        pictures = self._decode(self._encode(originals))
+        scores = self.judge.score(pictures, scenes)
+        for score, picture, original in zip(scores, pictures, originals, strict=True):
+            score["psnr"] = psnr(picture, original)
+        return mean(scores)
+
+    def _replies(
+        self,
+        cases: Sequence[Case],
+        options: GenerationOptions,
+        on_reply: Callable[[], object] | None,
+    ) -> list[Reply]:
+        replies = []
+        for i, case in enumerate(cases):
+            replies.append(self._converse(i, case, options))
+            if on_reply is not None:
+                on_reply()
+        return replies
+
+    def _converse(self, number: int, case: Case, options: GenerationOptions) -> Reply:
+        """Hold a conversation and return its last reply."""
+        (generator,) = seeded_generators(number, 1)
+        chat, reply = None, None
+        for prompt, scenes in case.turns:
+            codes = self._encode(self.world.render(scenes)) if scenes else None
+            reply = self._llm.generate(prompt, codes, chat, options, generator)
+            chat = reply.chat
+        if reply is None:
+            raise OptionError("a conversation without a turn has no reply")
+        return reply
+
+    def _score_answer(self, name: str, case: Case, reply: Reply) -> dict[str, float]:
+        if name != "caption":
+            return {"value": float(reply.text == case.answer)}
+        object_, _, background = reply.text.rpartition(" on ")
+        named = object_.lower().endswith(self.world.name(case.scene).lower())
+        return {
+            "exact": float(reply.text == case.answer),
+            "name": float(named),
+            "bg": float(case.scene.background in background.split()),
+        }
+
+    def _score_pictures(
+        self, cases: Sequence[Case], replies: Sequence[Reply]
+    ) -> list[dict[str, float]]:
+        """Judge the pictures; a reply that is not exactly one bare picture has all wrong.
+
+        Pixels are compared where a picture was shown, from which the object's place is known.
+        """
+        nothing = dict.fromkeys((*METRICS, "valid"), 0.0)
+        valid = [is_one_picture(reply) for reply in replies]
+        lost = [dict(nothing) for _ in range(valid.count(False))]
+        if not any(valid):
+            return lost
+        codes = [reply.codes for reply, good in zip(replies, valid, strict=True) if good]
+        cases = [case for case, good in zip(cases, valid, strict=True) if good]
+        scenes = [case.scene for case in cases]
+        pictures = self._decode(torch.cat(codes))
+        scores = self.judge.score(pictures, scenes)
+        originals = self.world.render(scenes)
+        for score, case, picture, original in zip(scores, cases, pictures, originals, strict=True):
+            score["valid"] = 1.0
+            if case.turns[-1][1]:
+                score["psnr"] = psnr(picture, original)
+        return scores + lost
+
+    def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self._tokenizer.encode(self._tokenizer.preprocess(pictures)).cpu()
+
+    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Make the pictures of codes; each has its own generator, so the order is free."""
+        embeddings = self._tokenizer.embed(codes)
+        generators = seeded_generators(0, len(codes))
+        is_cpu = self._decoder.device.type == "cpu"
+        together, threads = (1, self._threads) if is_cpu else (_DECODED_TOGETHER, 1)
+        starts = range(0, len(codes), together)
+        draw = partial(self._decoder.decode, options=DECODING)
+        with ThreadPoolExecutor(threads) as pool:
+            rows = pool.map(
+                lambda i: draw(
+                    embeddings[i : i + together], generator=generators[i : i + together]
+                ),
+                starts,
+            )
+            return torch.cat(list(rows)).cpu()
+
+
+def is_one_picture(reply: Reply) -> bool:
+    """Return whether a reply is exactly one picture and no word."""
+    return reply.is_complete and reply.text == "<image>" and len(reply.codes) == 1
+
+
+def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each metric over the scores that have it, and add their number n."""
+    names = dict.fromkeys(name for score in scores for name in score)
+    metrics = {name: [score[name] for score in scores if name in score] for name in names}
+    return {name: sum(v) / len(v) for name, v in metrics.items()} | {"n": len(scores)}
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task beside another one.
+
+    Attributes:
+        task: one of `TASKS`.
+        metric: of that task.
+        ours: what was measured, in 0..1, or in dB.
+        published: what it stands beside; None where that has no such metric.
+        n: number of questions.
+    """
+
+    task: str
+    metric: str
+    ours: float
+    published: float | None
+    n: int
+
+    @property
+    def allowed(self) -> float:
+        """How far ours may lie below.
+
+        A whole picture in every reply is demanded, whatever was published. The twenty unknown
+        things are not the published twenty, so two standard errors come on top.
+        """
+        published = self.published or 0.0
+        if self.metric == "valid":
+            return published - 1
+        if self.metric == "psnr":
+            return DECIBELS
+        if self.task in UNKNOWN_OBJECTS:
+            return POINTS + 2 * math.sqrt(published * (1 - published) / self.n)
+        return POINTS
+
+    @property
+    def holds(self) -> bool:
+        """Whether ours does not lie further below than allowed, if there is anything beside it."""
+        if self.published is None:
+            return True
+        return self.ours >= self.published - self.allowed - 1e-4  # they publish four decimals
+
+    def __str__(self) -> str:
+        scale, unit = (1, "dB") if self.metric == "psnr" else (100, "% ")
+        line = f"{self.task:44}{self.metric:12}{self.ours * scale:8.2f} {unit}"
+        if self.published is None:
+            return f"{line}{'':19}{self.n:6}"
+        difference = (self.ours - self.published) * scale
+        line += f"{self.published * scale:8.2f} {unit}{difference:+8.2f}{self.n:6}"
+        return line if self.holds else f"{line}  TOO LOW"
+
+
+HEADER = f"{'task':44}{'metric':12}{'ours':>10} {'published':>10} {'difference':>8}{'n':>4}"
+
+
+def published_metrics(path: Path | None = None) -> dict[str, dict[str, float]]:
+    """Return metrics by task: those of a JSON file that `run` wrote, or of results.json.
+
+    Raises:
+        CheckpointError: no such file, or no JSON.
+        OptionError: a file without metrics.
+    """
+    path = path or bundled("results.json")
+    metrics = read_json(path).get("metrics")
+    if not isinstance(metrics, dict):
+        raise OptionError(f"{path} has no metrics")
+    return metrics
+
+
+def compare(
+    task: str, ours: Mapping[str, float], published: Mapping[str, Mapping[str, float]]
+) -> list[Row]:
+    """Set each metric of a task beside another one."""
+    beside = published.get(task, {})
+    return [
+        Row(task, metric, value, beside.get(metric), int(ours["n"]))
+        for metric, value in ours.items()
+        if metric != "n"
+    ]
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `run` reads."""
+    add = parser.add_argument
+    add("--artwork", type=Path, required=True, help="the .npz file that data artwork makes")
+    add(
+        "--judge",
+        type=Path,
+        required=True,
+        help="folder with classifier.json and classifier.safetensors, the judge of drawings",
+    )
+    add("--model", type=Path, help="folder with tokenizer, llm and decoder; else seed-mini itself")
+    add("--lora", help="an adapter for the language model")
+    add(
+        "--split",
+        choices=SPLITS,
+        default="validation",
+        help="validation to choose by, test for the model that was chosen, all as published",
+    )
+    add("--samples", type=int, default=SAMPLES, help=f"questions a task, {SAMPLES} if not given")
+    add("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help=", ".join(TASKS))
+    add(
+        "--beside",
+        type=Path,
+        help="a JSON file of another run, to set beside in place of results.json",
+    )
+    add("--json", type=Path, help="write the metrics to this file")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, and write the metrics where that is asked for."""
+    published = published_metrics(args.beside)
+    world = World(args.artwork)
+    evaluation = Evaluation(
+        world,
+        Judge(world, args.judge),
+        args.samples,
+        args.split,
+        args.model,
+        args.lora,
+        args.device,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # pictures are spread over the cores instead
+    try:
+        metrics = _measure_all(evaluation, args.tasks, published)
+    finally:
+        torch.set_num_threads(threads)
+    if args.json is not None:
+        about: dict[str, Any] = {
+            "model": str(args.model or "seed-mini"),
+            "split": args.split,
+            "metrics": metrics,
+        }
+        args.json.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+
+
+def _measure_all(
+    evaluation: Evaluation,
+    tasks: Sequence[str],
+    published: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, float]]:
+    sys.stdout.write(f"{HEADER}\n")
+    metrics = {}
+    for task in tasks:
+        with tqdm(desc=task, unit=" replies", leave=False, disable=None) as bar:
+            metrics[task] = evaluation.measure(task, bar.update)
+        rows = compare(task, metrics[task], published)
+        sys.stdout.write("".join(f"{row}\n" for row in rows))
+        sys.stdout.flush()
+    return metrics
