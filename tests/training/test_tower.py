@@ -49,7 +49,7 @@ def settings(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> picture
 
 @pytest.fixture(scope="module")
 def recipe(settings: pictures.WorldSettings) -> tower.TowerRecipe:
-    schedule = Schedule(steps=40, batch_size=32, learning_rate=5e-3, warm_up=5)
+    schedule = Schedule(steps=36, batch_size=24, learning_rate=5e-3, warm_up=5)
     return tower.TowerRecipe(settings, VISION, schedule, embedding_dim=32)
 
 
@@ -104,7 +104,7 @@ def test_the_tower_has_the_names_of_upstream_and_no_key_bias(trained: Path) -> N
         if ".blocks." not in key or ".blocks.0." in key
     }
     assert names == shipped
-    (last,) = (trained / "checkpoints").glob("checkpoint-40")
+    (last,) = (trained / "checkpoints").glob("checkpoint-36")
     bias = dict(read_tensors(last / "model.safetensors"))[
         "teacher.visual_encoder.blocks.0.attn.qkv.bias"
     ]
@@ -115,7 +115,7 @@ def test_the_tower_has_the_names_of_upstream_and_no_key_bias(trained: Path) -> N
 
 
 def test_what_is_loaded_is_what_was_trained(trained: Path, recipe: tower.TowerRecipe) -> None:
-    state = dict(read_tensors(trained / "checkpoints" / "checkpoint-40" / "model.safetensors"))
+    state = dict(read_tensors(trained / "checkpoints" / "checkpoint-36" / "model.safetensors"))
     teacher = tower.load_teacher(trained)
     loaded = {f"teacher.{key}": tensor for key, tensor in teacher.state_dict().items()}
     assert loaded.keys() == state.keys()
