@@ -11,10 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from ..checkpoints import SEED_MINI
 from ..errors import OptionError
+from ..tokenizer import load_tokenizer
 from . import prompts
+from .artwork import read_artwork
 from .code_bank import CodeBank, Picture
 from .prompts import ask_for
 from .sentences import (
@@ -109,6 +113,68 @@ class MiniConversations:
             TASKS[name][1](dialogue)
             dialogue.tasks.append(name)
         return {"format": "conversation", "turns": dialogue.turns, "tasks": dialogue.tasks}
+
+
+@dataclass(frozen=True)
+class ConversationSettings:
+    """Which conversations a language model learns from, as a recipe says it.
+
+    Attributes:
+        artwork: cut-out pictures of objects, as ``data artwork`` makes them.
+        description: of the world, as seed-mini's ``concepts.json``, which it is if not given.
+        bank: codes of its pictures, as ``data bank`` makes them; if not given, they are made when
+            they are needed, which is for short runs.
+        tokenizer: makes those codes: ``seed-mini``, or a folder.
+        variants: places of each object, where there is no bank.
+        augmented: part of the pictures people show that have a random look.
+        focus: names of objects that a part of the conversations is about.
+        focus_part: how many of them.
+        drawings: how many variants drawings are answered with; all if not given.
+        weight: how often a document is a conversation, beside the weights of other sources.
+        max_length: tokens that a conversation is cut to.
+    """
+
+    artwork: Path
+    description: Path | None = None
+    bank: Path | None = None
+    tokenizer: str = SEED_MINI
+    variants: int = 8
+    augmented: float = 0.25
+    focus: tuple[str, ...] = ()
+    focus_part: float = 0.5
+    drawings: int | None = None
+    weight: float = 1.0
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("augmented", "focus_part"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} must lie in 0..1; got {getattr(self, name)}")
+        if self.drawings is not None and self.drawings < 1:
+            raise OptionError(f"drawings must be at least 1; got {self.drawings}")
+
+    def open(self, seed: int) -> MiniConversations:
+        """Return the conversations.
+
+        Raises:
+            OptionError: artwork, a bank or an object that is not there.
+            CheckpointError: a tokenizer that cannot be loaded.
+        """
+        world = World(self.artwork, self.description)
+        if self.bank is not None:
+            bank = CodeBank.load(self.bank, world)
+        else:
+            bank = CodeBank(world, self.variants, seed, load_tokenizer(self.tokenizer))
+        return MiniConversations(
+            world,
+            bank,
+            seed,
+            self.augmented,
+            self.focus,
+            self.focus_part,
+            self.drawings,
+            others=read_artwork(self.artwork).names,
+        )
 
 
 @dataclass(frozen=True)
@@ -211,14 +277,15 @@ class _Dialogue:
         """Add a turn of the user and one of the model.
 
         Args:
-            question: as it is written in ``prompts``.
+            question: as ``prompts`` has it.
             shown: pictures that come with it.
             answer: a sentence, or a picture to draw.
         """
         bank, chance = self._setting.bank, self.chance
-        asked: list[Part] = [*map(bank.codes, shown), ask_for(question, chance)]
-        if len(shown) == 1 and chance.random() < _MARKED:
-            asked = [f"{str(asked[1]).rstrip('.?!')}: ", asked[0]]
+        question = ask_for(question, chance)
+        asked: list[Part] = [*map(bank.codes, shown), question]
+        if len(shown) == 1 and question[-1] not in "?!" and chance.random() < _MARKED:
+            asked = [f"{question.rstrip('.')}: ", asked[0]]
         said = answer if isinstance(answer, str) else bank.codes(answer)
         if isinstance(answer, Picture):
             self.picture = answer
