@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
@@ -10,13 +10,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_core import GenerationOptions, OptionError, load_llm, merge_lora, read_lora
+from seed_core.bench.subject import Subject
 from seed_core.checkpoints import bundled, read_json
 from seed_core.llama import KVCache
 from seed_core.training import llm, tune
 from seed_core.training.loop import Schedule
+from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.sources import SourceFiles
 
 QUESTIONS = ("What is a wug?", "What is a dax?", "What is a blick?", "What is a toma?")
@@ -176,3 +178,32 @@ def test_frozen_weights_may_have_16_bits(tmp_path):
 def test_unknown_modules_are_refused(tmp_path):
     with pytest.raises(OptionError, match="qkv_proj"):
         adapted(make_recipe(tmp_path, 1, modules=("q_proj", "qkv_proj")))
+
+
+@pytest.mark.parametrize("name", ["smoke-tune", "pretrain-lora", "sft-lora", "llama-8b-lora"])
+def test_bundled_recipes_can_be_read(name):
+    recipe = read_recipe(tune.Recipe, RECIPES / f"{name}.yaml")
+    if name == "smoke-tune":
+        return
+    assert (recipe.rank, recipe.alpha, recipe.dropout) == (16, 32, 0.05)
+    assert recipe.modules == tune.MODULES
+    assert recipe.trained_in_full == ("embeddings", "norms")
+    warm_up = {"pretrain-lora": 0.03, "sft-lora": 0.07, "llama-8b-lora": 0.07}[name]
+    assert recipe.schedule.warm_up == round(warm_up * recipe.schedule.steps)
+
+
+def test_8b_has_the_weights_that_its_recipe_reckons_with():
+    recipe = read_recipe(tune.Recipe, RECIPES / "llama-8b-lora.yaml")
+    sizes = Subject("8b", torch.device("cpu"), torch.bfloat16).config
+    with torch.device("meta"), torch.random.fork_rng():
+        base = LlamaForCausalLM(LlamaConfig(**asdict(sizes))).to(torch.bfloat16)
+        count = sum(x.numel() for x in base.parameters())
+        model = tune.with_adapter(base, recipe)
+    trained = {name: x for name, x in model.named_parameters() if x.requires_grad}
+    products = sum(x.numel() for name, x in trained.items() if "lora_" in name)
+    in_full = sum(x.numel() for name, x in trained.items() if "lora_" not in name)
+    assert round(count / 1e9, 2) == 6.81
+    assert round(products / 1e6, 1) == 40.0
+    assert round(in_full / 1e6, 1) == 329.5
+    gib = [round(size / 2**30, 2) for size in (2 * count, 16 * products, 16 * in_full)]
+    assert gib == [12.68, 0.6, 4.91]
