@@ -214,6 +214,8 @@ def test_joined_questions_are_what_the_model_is_asked(vocab, mini_llm, template)
         ["It is a fox."],
         ["Draw it."],
         ["Here:", SECOND],
+        ["And in red?"],
+        [FIRST],
         ["Hi"],
         ["A"],
     ]
@@ -225,7 +227,7 @@ def test_joined_questions_are_what_the_model_is_asked(vocab, mini_llm, template)
             for parts in (question, answer)
         )
         chat = chat.ask(question)
-        asked = vocab.encode(template.render(chat))
+        asked = vocab.encode(template.render(chat), before_image=not isinstance(answer[0], str))
         assert written.token_ids[: len(asked)] == asked
         assert written.labels[len(asked) - 1] == IGNORED
         assert written.labels[len(asked)] == written.token_ids[len(asked)]
@@ -367,6 +369,23 @@ def test_wrong_codes_are_read_while_the_right_ones_are_learned(separate, vocab):
     assert sum(parts) / 300 == pytest.approx(0.2, abs=0.03)
     assert max(parts) > 0.35
     assert with_wrong_codes(right, 0.0, vocab, random.Random(0)) == right
+
+
+class Most(random.Random):
+    """Chance whose even draws come out as high as they can."""
+
+    def uniform(self, low: float, high: float) -> float:
+        return high
+
+
+def test_a_wrong_code_is_another_one(separate, vocab):
+    right = separate.write({"format": "picture", "codes": FIRST}, random.Random(0))
+    seen = set()
+    for i in range(200):
+        wrong = with_wrong_codes(right, 1.0, vocab, Most(i)).token_ids[2:34]
+        assert all(a != b for a, b in zip(wrong, right.token_ids[2:34], strict=True))
+        seen.update(wrong)
+    assert seen == set(range(1024, 1536))
 
 
 def test_a_batch_is_filled_up_at_the_end(separate):
