@@ -48,6 +48,7 @@ of the eight colours, orange and yellow, are 62 apart."""
 
 _HALF = 8  # concepts in a row that belong to one half
 _STEPS = 33  # points along a gradient that are compared with the named colours
+_ROUNDING = 2.0  # levels by which 8 bits may move a colour to another name
 _TRIES = 100
 
 Colour = tuple[float, float, float]
@@ -149,7 +150,7 @@ class World:
             raise OptionError(f"{artwork} has no picture of {', '.join(missing)}")
         self._rgba = pictures.rgba[[places[c["source"]] for c in self.concepts]]
         self._scaled: dict[str, torch.Tensor] = {}
-        self._names = np.array(list(self.backgrounds.values()), dtype=np.float64)
+        self._named = np.array(list(self.backgrounds.values()), dtype=np.float64)
 
     def _add_the_rest(self, names: Sequence[str]) -> None:
         known = {concept["source"] for concept in self.concepts}
@@ -178,32 +179,38 @@ class World:
         colours, gradients and changed colours are judged by what is on the picture.
         """
         never = self.concepts[scene.concept]["held_out_background"]
-        return never in (scene.background, *self._seen(scene)[0])
+        return never in {scene.background} | self._looks_like(scene)[0]
 
     def is_named(self, scene: Scene) -> bool:
         """Tell whether the whole background may be called by its name.
 
         That is whether all of it looks like that named colour and lies near it.
         """
-        names, distances = self._seen(scene)
-        return set(names) == {scene.background} and max(distances) <= CLEAR
+        names, distance = self._looks_like(scene)
+        return names == {scene.background} and distance <= CLEAR
 
     def nearest_background(self, colour: Colour) -> str:
         """Return the name of the background nearest to a colour, RGB in 0..255."""
-        return self._nearest(np.array([colour]))[0][0]
+        distances = self._distances(np.array([colour]))
+        return list(self.backgrounds)[int(distances.argmin())]
 
-    def _nearest(self, colours: np.ndarray[Any, Any]) -> tuple[list[str], list[float]]:
-        distances = np.linalg.norm(colours[:, None] - self._names, axis=2)
-        names = list(self.backgrounds)
-        return [names[i] for i in distances.argmin(1)], distances.min(1).tolist()
+    def _distances(self, colours: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(np.linalg.norm(colours[:, None] - self._named, axis=2))
 
-    def _seen(self, scene: Scene) -> tuple[list[str], list[float]]:
-        """Return the names nearest to the colours along the background, and how far they are."""
+    def _looks_like(self, scene: Scene) -> tuple[set[str], float]:
+        """Return the named colours that points of a background are nearest to, and how far they lie.
+
+        The distance is the largest.
+        """
         first, last = self._ends(scene)
         along = np.linspace(0, 1, _STEPS if first != last else 1)[:, None]
         colours = np.array(first) + along * (np.array(last) - np.array(first))
         matrix, shift = _tint(scene.look)
-        return self._nearest(np.clip(colours / 255 @ matrix.T + shift, 0, 1) * 255)
+        distances = self._distances(np.clip(colours / 255 @ matrix.T + shift, 0, 1) * 255)
+        nearest = distances.min(1, keepdims=True)
+        seen = (distances < nearest + _ROUNDING).any(0)
+        names = {name for name, is_seen in zip(self.backgrounds, seen, strict=True) if is_seen}
+        return names, float(nearest.max())
 
     def _ends(self, scene: Scene) -> tuple[Colour, Colour]:
         red, green, blue = self.backgrounds[scene.background]
