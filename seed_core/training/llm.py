@@ -10,7 +10,6 @@ Sources: arXiv 2310.01218 (SEED-LLaMA); transformers.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from .. import checkpoints
@@ -27,89 +25,16 @@ from ..errors import CheckpointError, OptionError
 from ..llama import LlamaConfig as NetworkConfig
 from ..llm_folder import find_llm_folder
 from ..model_folder import ModelFolder
-from ..tokenizer import load_tokenizer
 from ..vocab import VOCABULARY_FILES, Vocabulary
 from . import documents, sources
-from .code_bank import CodeBank
-from .conversations import MiniConversations
+from .conversations import ConversationSettings
 from .loop import Schedule, is_first_process, train
-from .world import World
 
 FOLDER = "llm"
 """Where the result lies in the folder of a run."""
 
-CODES_FILE = "codes.safetensors"
-"""Where the codes of the closed world are kept in the folder of a run."""
-
 _GENERATION = "generation_config.json"
 _SIDE_FILES = (*VOCABULARY_FILES, "special_tokens_map.json", "tokenizer_config.json", _GENERATION)
-
-
-@dataclass(frozen=True)
-class WorldConversations:
-    """Conversations about the closed world and how they are mixed in, as a recipe says it.
-
-    Attributes:
-        artwork: cut-out pictures of objects, as ``data artwork`` makes them.
-        description: of the world, as seed-mini's ``concepts.json``, which it is if not given.
-        tokenizer: makes codes of the pictures: ``seed-mini``, or a file or folder.
-        variants: places of each object on each background in each size.
-        make_codes: all of them ``first``, into a file of the run's folder, or each ``when needed``.
-        augmented: part of the pictures people show that have a random look.
-        drawings: how many variants drawings are answered with; all if not given.
-        focus: names of objects that a part of the conversations is about.
-        focus_part: how many of them.
-        weight: how often an example comes from here, beside the weights of the others.
-        max_length: tokens that a conversation is cut to.
-    """
-
-    artwork: Path
-    description: Path | None = None
-    tokenizer: str = checkpoints.SEED_MINI
-    variants: int = 8
-    make_codes: Literal["first", "when needed"] = "first"
-    augmented: float = 0.25
-    drawings: int | None = None
-    focus: tuple[str, ...] = ()
-    focus_part: float = 0.5
-    weight: float = 1.0
-    max_length: int = 512
-
-    def open(self, seed: int, folder: Path) -> sources.Source:
-        """Return the source that is described.
-
-        Args:
-            seed: of places, looks and conversations.
-            folder: of the run; all codes are kept there once they are made.
-
-        Raises:
-            OptionError: artwork, description or focus that do not fit.
-            CheckpointError: a damaged tokenizer.
-        """
-        is_first = self.make_codes == "first"
-        device = "cuda" if is_first and torch.cuda.is_available() else "cpu"
-        world = World(self.artwork, self.description, device=device)
-        path = folder / CODES_FILE
-        if path.is_file():
-            bank = CodeBank.load(path, world)
-        else:
-            bank = CodeBank(world, self.variants, seed, load_tokenizer(self.tokenizer, device))
-            if is_first:
-                _fill(bank, path)
-        told = MiniConversations(
-            world, bank, seed, self.augmented, self.focus, self.focus_part, self.drawings
-        )
-        return sources.Source(told, self.weight, self.max_length)
-
-
-def _fill(bank: CodeBank, path: Path) -> None:
-    """Make all codes and keep them; of several processes each makes them, and the same ones."""
-    with tqdm(total=len(bank), unit=" pictures", desc="codes", disable=None) as bar:
-        bank.fill(on_pictures=bar.update)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(f".{os.getpid()}")  # no other process may read half of it
-    bank.save(whole)
-    whole.replace(path)
 
 
 @dataclass(frozen=True)
@@ -125,7 +50,7 @@ class Data:
     """
 
     files: tuple[sources.SourceFiles, ...] = ()
-    world: WorldConversations | None = None
+    world: ConversationSettings | None = None
     pieces: Literal["separate", "joined"] = "separate"
     wrong_codes: float = 0.0
 
@@ -133,13 +58,8 @@ class Data:
         if not 0 <= self.wrong_codes <= 1:
             raise OptionError(f"data.wrong_codes must lie in 0..1; got {self.wrong_codes}")
 
-    def open(self, vocab: Vocabulary, seed: int, folder: Path) -> sources.Documents:
+    def open(self, vocab: Vocabulary, seed: int) -> sources.Documents:
         """Return the mixture for a model with this vocabulary.
-
-        Args:
-            vocab: the model's.
-            seed: of everything random.
-            folder: of the run.
 
         Raises:
             OptionError: no source, or one that does not fit.
@@ -154,7 +74,8 @@ class Data:
         writer = documents.DocumentWriter(vocab, family, self.pieces)
         mixed = [files.open(seed) for files in self.files]
         if self.world is not None:
-            mixed.append(self.world.open(seed, folder))
+            told = self.world.open(seed)
+            mixed.append(sources.Source(told, self.world.weight, self.world.max_length))
         return sources.Documents(mixed, writer, seed, self.wrong_codes)
 
 
@@ -226,7 +147,7 @@ def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
             return LlamaForCausalLM(recipe.sizes.config(vocab))
         return average([load_start(start, torch.float32, vocab) for start in recipe.start])
 
-    samples = recipe.data.open(vocab, recipe.schedule.seed, output)
+    samples = recipe.data.open(vocab, recipe.schedule.seed)
     model: Any = train(build, samples, collate, recipe, output, stop_at)
     if stop_at is None and is_first_process():
         write(model, place, output / FOLDER, checkpoints.PRECISIONS[recipe.weights])

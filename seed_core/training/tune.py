@@ -101,7 +101,7 @@ def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
         CheckpointError: a damaged model or vocabulary.
     """
     vocab = Vocabulary(model_folder(recipe.vocabulary or recipe.start))
-    samples = recipe.data.open(vocab, recipe.schedule.seed, output)
+    samples = recipe.data.open(vocab, recipe.schedule.seed)
 
     def build() -> PeftModel:
         base = load_start(recipe.start, checkpoints.PRECISIONS[recipe.base_precision], vocab)

@@ -71,17 +71,8 @@ def make_recipe(folder: Path, steps: int, **changes) -> llm.Recipe:
 
 
 def examples(recipe: llm.Recipe, count: int) -> list[Example]:
-    samples = recipe.data.open(load_llm("seed-mini").vocab, 0, Path())
+    samples = recipe.data.open(load_llm("seed-mini").vocab, 0)
     return [samples.sample(number) for number in range(count)]
-
-
-@pytest.fixture
-def description(tmp_path) -> Path:
-    """A world of two objects, whose codes are quickly made."""
-    world = read_json(bundled("concepts.json"))
-    path = tmp_path / "concepts.json"
-    path.write_text(json.dumps({**world, "concepts": world["concepts"][:2]}), "utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -236,13 +227,3 @@ def test_learns_from_the_closed_world(artwork, tmp_path):
     rows = json.loads((tmp_path / "run" / "log.json").read_text("utf-8"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert load_llm(tmp_path / "run" / llm.FOLDER).codebook_size == 512
-
-
-def test_codes_of_the_world_are_made_first_and_kept(artwork, tmp_path, description):
-    settings = llm.WorldConversations(artwork, description, variants=1)
-    first = settings.open(0, tmp_path).documents.document(3)
-    assert (tmp_path / llm.CODES_FILE).is_file()
-    lazy = replace(settings, make_codes="when needed").open(0, tmp_path / "other")
-    assert lazy.documents.document(3) == first
-    again = replace(settings, tokenizer="no such tokenizer").open(0, tmp_path)
-    assert again.documents.document(3) == first
