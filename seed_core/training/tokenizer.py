@@ -29,8 +29,16 @@ from . import loop
 from .codebook import MovingAverage
 from .pictures import PictureFolders, WorldPictures, WorldSettings, collate_scenes
 from .tokenizer_learners import CodebookLearner, ContrastiveLearner, MiniLearner
-from .tower import SIZES_FILE, Teacher, Weights, compute_device, load_teacher, load_tower
-from .weights import load_part, upstream_tensors, write_tensors
+from .tower import (
+    SIZES_FILE,
+    Teacher,
+    Weights,
+    check_schedule,
+    compute_device,
+    load_teacher,
+    load_tower,
+)
+from .weights import load_part, materialize, upstream_tensors, write_tensors
 
 QFORMER_FILE = "qformer.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
@@ -118,6 +126,7 @@ class TokenizerRecipe:
     precision: Literal["fp32", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
+        check_schedule(self.schedule)
         for name in _PARTS:
             if (getattr(self, name) is not None) != (name == self.part):
                 raise OptionError(
@@ -224,7 +233,8 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
     settings, sizes = recipe.codebook, recipe.network
 
     def build() -> CodebookLearner:
-        model = TokenizerModel(sizes)
+        # A second tower would take as long to fill with random numbers as it is large.
+        model = TokenizerModel(sizes, device="meta")
         model.visual_encoder = load_tower(recipe.tower, sizes.vision)
         model.image_norm = load_part(
             lambda layers: layers.LayerNorm(
@@ -238,6 +248,7 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
             "qformer",
             settings.qformer,
         )
+        materialize(model)
         return CodebookLearner(model, sizes, _load_embedder(settings.teacher, sizes))
 
     def collate(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, torch.Tensor]:

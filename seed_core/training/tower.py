@@ -89,6 +89,7 @@ class TowerRecipe:
     weights: Weights = Weights()
 
     def __post_init__(self) -> None:
+        check_schedule(self.schedule)
         if self.picture_side < 1 or SIDE % self.picture_side:
             raise OptionError(
                 f"picture_side must be a divisor of {SIDE}, the pixels of the world's pictures; "
@@ -97,6 +98,19 @@ class TowerRecipe:
 
 
 RECIPE = TowerRecipe
+
+
+def check_schedule(schedule: loop.Schedule) -> None:
+    """Refuse what the stages of vision do not have.
+
+    Raises:
+        OptionError: activations are to be computed again.
+    """
+    if schedule.checkpoint_activations:
+        raise OptionError(
+            "this stage keeps its activations; where memory is short, raise schedule.accumulate "
+            "instead of setting checkpoint_activations"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,12 +143,14 @@ class Labels:
             right, down = (place * free for place in scene.offset)
             positions.append((-right if scene.look.mirrored else right, down))
         device = world.device
+        with torch.autocast(device.type, enabled=False):  # 8-bit steps need more than 16 bits
+            seen = world.render(scenes)
         return cls(
             torch.tensor([scene.concept for scene in scenes], device=device),
             backgrounds.to(device),
             torch.tensor(sizes, device=device),
             torch.tensor(positions, device=device),
-            world.render(scenes),
+            seen,
         )
 
 
@@ -174,9 +190,11 @@ class SceneReader(nn.Module):
 
 
 def _cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean over rows with a label, and 0 where no row has one."""
-    losses = F.cross_entropy(scores, labels, reduction="sum")
-    return losses / (labels >= 0).sum().clamp(min=1)
+    """Return the mean over all rows, of which those without a label count 0.
+
+    So the mean of several processes' losses is that of all their rows.
+    """
+    return F.cross_entropy(scores, labels, reduction="sum") / len(labels)
 
 
 class Teacher(nn.Module):

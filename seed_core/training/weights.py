@@ -48,6 +48,14 @@ def initialize_tokens(parameter: nn.Parameter, std: float = TOKEN_STD) -> None:
     nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
+def materialize(network: nn.Module) -> None:
+    """Give the parameters of a network that are on the meta device memory; they hold nothing yet."""
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+
+
 def leave_out(network: nn.Module, is_left_out: Callable[[str], bool]) -> None:
     """Keep tensors out of a network's checkpoints; on loading they stay what they are.
 

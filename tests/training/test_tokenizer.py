@@ -319,6 +319,29 @@ def mini_recipe(settings: pictures.WorldSettings, tower_folder: Path) -> tokeniz
     )
 
 
+def test_pictures_and_codes_are_float32_in_a_bf16_run(
+    tower_folder: Path, settings: pictures.WorldSettings, isolated_random_state: None
+) -> None:
+    learner = mini_learner(tower_folder, settings).eval()
+    nn.init.normal_(learner.model.quantizer.codebook)
+    world = settings.open(VISION)
+    samples = pictures.WorldPictures(dataclasses.replace(settings, augmented=1.0), world, 0)
+    batch = pictures.collate_scenes([samples.sample(i) for i in range(8)])
+    plain = learner(**batch)["loss"]
+    vectors = torch.randn(20, 32, 8)
+    expected = learner.model.quantizer.nearest(vectors)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = tower.Labels.of(batch["scenes"], batch["backgrounds"], world)
+        codes, _ = tokenizer_learners.nearest_rows(learner.model.quantizer, vectors)
+        half = learner(**batch)["loss"]
+        learner.train()(**batch)["loss"].backward()
+    assert torch.equal(labels.pictures, world.render(batch["scenes"]))
+    assert torch.equal(codes, expected)
+    assert half.item() == pytest.approx(plain.item(), rel=0.02)
+    assert half.item() != plain.item()
+    assert learner.average.sums.dtype == learner.average.counts.dtype == torch.float32
+
+
 @pytest.fixture(scope="module")
 def mini_run(
     mini_recipe: tokenizer.TokenizerRecipe, tmp_path_factory: pytest.TempPathFactory

@@ -166,7 +166,7 @@ def test_a_background_without_a_name_counts_for_nothing(isolated_random_state: N
 
     scores = reader.background(embedding)
     alone = -scores[1].log_softmax(0)[2].item()
-    assert loss(pictures.NOT_NAMED, 2) == pytest.approx(alone)
+    assert loss(pictures.NOT_NAMED, 2) == pytest.approx(alone / 2)
     assert loss(pictures.NOT_NAMED, pictures.NOT_NAMED) == 0
 
 
@@ -241,6 +241,9 @@ def test_what_does_not_fit_is_refused(
         settings.open(VisionConfig(image_size=224))
     with pytest.raises(OptionError, match="picture_side"):
         dataclasses.replace(recipe, picture_side=7)
+    schedule = dataclasses.replace(recipe.schedule, checkpoint_activations=True)
+    with pytest.raises(OptionError, match="keeps its activations"):
+        dataclasses.replace(recipe, schedule=schedule)
     with pytest.raises(OptionError, match="augmented"):
         dataclasses.replace(settings, augmented=1.5)
     with pytest.raises(CheckpointError, match="another size"):
