@@ -282,9 +282,8 @@ class _Dialogue:
             answer: a sentence, or a picture to draw.
         """
         bank, chance = self._setting.bank, self.chance
-        question = ask_for(question, chance)
-        asked: list[Part] = [*map(bank.codes, shown), question]
-        if len(shown) == 1 and question[-1] not in "?!" and chance.random() < _MARKED:
+        asked: list[Part] = [*map(bank.codes, shown), ask_for(question, chance)]
+        if len(shown) == 1 and question[-1] != "?" and chance.random() < _MARKED:
             asked = [f"{question.rstrip('.')}: ", asked[0]]
         said = answer if isinstance(answer, str) else bank.codes(answer)
         if isinstance(answer, Picture):

@@ -317,9 +317,9 @@ def ask_for(wording: str, chance: random.Random) -> str:
     wording = capital(wording) if chance.random() < 0.85 else wording[0].lower() + wording[1:]
     if wording[-1] in ".!?":
         return wording.removesuffix("?") if chance.random() < 0.05 else wording
-    roll = chance.random()
-    if roll < 0.06 and "please" not in wording.lower():
+    if chance.random() < 0.05 and "please" not in wording.lower():
         wording += " please"
-    if roll < 0.2:
+    roll = chance.random()
+    if roll < 0.15:
         return wording + "."
-    return wording + "!" if roll < 0.23 else wording
+    return wording + "!" if roll < 0.18 else wording
