@@ -1,4 +1,4 @@
-"""The command ``data``: pictures into codes, ready to train a language model with.
+"""The command ``data``: artwork, and pictures into codes, ready to train with.
 
 Each sub-command has a function that adds its arguments and one that runs it; `_COMMANDS` lists them.
 """
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..checkpoints import PRECISIONS, SEED_MINI
 from ..tokenizer import load_tokenizer
+from . import world_data
 from .encoding import Encoder, claim_folder, find_shards
 from .picture_sources import METADATA_FILE
 
@@ -101,4 +102,15 @@ class _Command:
 
 _COMMANDS = {
     "encode": _Command("turn pictures into codes, with their texts", _add_encode, _run_encode),
+    "artwork": _Command(
+        "make the artwork of seed-mini's world", world_data.add_artwork, world_data.run_artwork
+    ),
+    "object": _Command(
+        "add a picture of your own to the world",
+        world_data.add_own_object,
+        world_data.run_own_object,
+    ),
+    "bank": _Command(
+        "turn the world's pictures into codes", world_data.add_bank, world_data.run_bank
+    ),
 }
