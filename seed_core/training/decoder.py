@@ -65,6 +65,8 @@ class UnetOptions:
         vae: folder with the autoencoder of a new one: the output of ``part: vae``, or a decoder.
         tokenizer: whose embeddings it paints from: a folder, or ``seed-mini``.
         teacher: folder of the vision tower whose embeddings the tokenizer learned from.
+        draws_per_scene: samples in a row that show one scene, each with random numbers of its own. A
+            scene's latents and embedding cost more than a step of the network does.
         measured: pictures that the embeddings' mean and deviation are measured on.
     """
 
@@ -73,9 +75,12 @@ class UnetOptions:
     vae: str | None = None
     tokenizer: str = "seed-mini"
     teacher: Path | None = None
+    draws_per_scene: int = 1
     measured: int = 2048
 
     def __post_init__(self) -> None:
+        if self.draws_per_scene < 1:
+            raise OptionError(f"draws_per_scene must be at least 1; got {self.draws_per_scene}")
         if bool(self.teacher) != bool(self.chances.teacher):
             raise OptionError(
                 "teacher is a folder, chances.teacher the part of the samples that it embeds: give "
@@ -134,14 +139,21 @@ def run(recipe: DecoderRecipe, output: Path) -> None:
         OptionError: settings or parts that do not fit one another.
         CheckpointError: a part that cannot be read.
     """
-    (_train_vae if recipe.part == "vae" else _train_unet)(recipe, output)
+    world = open_world(recipe)
+    (_train_vae if recipe.part == "vae" else _train_unet)(recipe, world, output)
 
 
-def _open(recipe: DecoderRecipe, device: torch.device | str = "cpu") -> World:
+def open_world(recipe: DecoderRecipe, device: torch.device | str = "cpu") -> World:
+    """Return the world of a recipe, with the rest of the artwork where objects are favoured."""
     settings = recipe.world
-    # What is favoured may be of the artwork alone.
     everything = settings.everything or bool(recipe.favour)
     return World(settings.artwork, settings.description, everything, device)
+
+
+def _renderer(recipe: DecoderRecipe, world: World) -> World:
+    """Return the same world where the loop computes."""
+    device = compute_device()
+    return world if device == world.device else open_world(recipe, device)
 
 
 class SceneSamples(Samples):
@@ -149,17 +161,17 @@ class SceneSamples(Samples):
 
     Args:
         recipe: which scenes.
-        seed: of all randomness.
+        world: as `open_world` returns it.
 
     Raises:
         OptionError: a favoured object that there is no picture of.
     """
 
-    def __init__(self, recipe: DecoderRecipe, seed: int) -> None:
-        self._world = _open(recipe)
+    def __init__(self, recipe: DecoderRecipe, world: World) -> None:
         self._recipe = recipe
-        self._seed = seed
-        concepts = self._world.concepts
+        self._world = world
+        self._seed = recipe.schedule.seed
+        concepts = world.concepts
         names = [str(concept["name"]) for concept in concepts]
         if unknown := [name for name in recipe.favour if name not in names]:
             raise OptionError(f"{recipe.world.artwork} has no picture of {', '.join(unknown)}")
@@ -245,20 +257,20 @@ def collate_scenes(scenes: Sequence[Scene]) -> dict[str, Any]:
     return {"scenes": list(scenes)}
 
 
-def _train_vae(recipe: DecoderRecipe, output: Path) -> None:
+def _train_vae(recipe: DecoderRecipe, world: World, output: Path) -> None:
     vae: Any = None
     for name, schedule in zip(VAE_RUNS, (recipe.schedule, recipe.vae.decoder_alone), strict=True):
         if schedule is not None:
-            vae = _run_vae(replace(recipe, schedule=schedule), output / name, vae)
+            vae = _run_vae(replace(recipe, schedule=schedule), world, output / name, vae)
     if is_first_process():
-        world, samples = _open(recipe, compute_device()), SceneSamples(recipe, recipe.schedule.seed)
-        vae.to(world.device)
-        batches = samples.batches(recipe.vae.measured)
-        standardize(vae, (_as_shown(world.render(scenes), vae) for scenes in batches))
+        renderer = _renderer(recipe, world)
+        vae.to(renderer.device)
+        batches = SceneSamples(recipe, world).batches(recipe.vae.measured)
+        standardize(vae, (_as_shown(renderer.render(scenes), vae) for scenes in batches))
         write_vae(output, vae, recipe.half)
 
 
-def _run_vae(recipe: DecoderRecipe, folder: Path, trained: Any) -> Any:
+def _run_vae(recipe: DecoderRecipe, world: World, folder: Path, trained: Any) -> Any:
     """Train an autoencoder; one that is ``trained`` already keeps its latents."""
 
     def build() -> VaeStage:
@@ -270,10 +282,9 @@ def _run_vae(recipe: DecoderRecipe, folder: Path, trained: Any) -> Any:
             vae = recipe.vae.sizes.build()
         _check_size(vae)
         learner = VaeLearner(vae, recipe.vae.loss, decoder_alone=trained is not None)
-        return VaeStage(learner, _open(recipe, compute_device()))
+        return VaeStage(learner, _renderer(recipe, world))
 
-    samples = SceneSamples(recipe, recipe.schedule.seed)
-    stage = train(build, samples, collate_scenes, recipe, folder)
+    stage = train(build, SceneSamples(recipe, world), collate_scenes, recipe, folder)
     assert isinstance(stage, VaeStage)
     return stage.learner.vae
 
@@ -286,23 +297,29 @@ class NoisedSamples(SceneSamples):
 
     Args:
         recipe: which scenes, and how random numbers are drawn.
+        world: as `open_world` returns it.
         latent_shape: ``(C, h, w)``.
         embedding_dim: width of image embeddings.
     """
 
     def __init__(
-        self, recipe: DecoderRecipe, latent_shape: tuple[int, ...], embedding_dim: int
+        self,
+        recipe: DecoderRecipe,
+        world: World,
+        latent_shape: tuple[int, ...],
+        embedding_dim: int,
     ) -> None:
-        super().__init__(recipe, recipe.schedule.seed)
+        super().__init__(recipe, world)
         self._latent_shape = latent_shape
         self._embedding_dim = embedding_dim
 
     def sample(self, number: int) -> tuple[Scene, Draws]:
         """Return a scene and its random numbers."""
-        chance = self.chance(number)
-        scene = self.scene(chance)
-        generator = torch.Generator().manual_seed(chance.getrandbits(63))
-        chances = self._recipe.unet.chances
+        options = self._recipe.unet
+        scene = self.scene(self.chance(number // options.draws_per_scene))
+        seed = random.Random(f"{self._seed} {number} noise").getrandbits(63)
+        generator = torch.Generator().manual_seed(seed)
+        chances = options.chances
         return scene, Draws.of(generator, chances, self._latent_shape, self._embedding_dim)
 
 
@@ -341,13 +358,15 @@ class UnetStage(nn.Module):
         is_teacher: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Return the loss of scenes with a batch of `Draws`."""
-        pictures = self._world.render(scenes)
+        places = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
+        rows = [places[scene] for scene in scenes]
+        pictures = self._world.render(list(places))
         with torch.no_grad():
             latents = latents_of(self.vae, _as_shown(pictures, self.vae)).float()
-            embeddings = self.embedder(normalize(pictures), is_teacher)
+            embeddings = self.embedder(normalize(pictures))
         loss = self.learner(
-            latents * self.vae.config.scaling_factor,
-            embeddings,
+            latents[rows] * self.vae.config.scaling_factor,
+            embeddings[rows, is_teacher.long()],
             noise,
             timestep,
             embedding_noise,
@@ -361,7 +380,7 @@ class UnetStage(nn.Module):
         self.learner.unet.enable_gradient_checkpointing()
 
 
-def _train_unet(recipe: DecoderRecipe, output: Path) -> None:
+def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
     options = recipe.unet
     if options.vae is not None:
         started, vae = None, read_vae(options.vae)
@@ -378,11 +397,11 @@ def _train_unet(recipe: DecoderRecipe, output: Path) -> None:
         )
     side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     channels = vae.config.latent_channels
-    samples = NoisedSamples(recipe, (channels, side, side), embedding_dim)
+    samples = NoisedSamples(recipe, world, (channels, side, side), embedding_dim)
 
     def build() -> UnetStage:
-        world = _open(recipe, compute_device())
-        embedder.to(world.device)
+        renderer = _renderer(recipe, world)
+        embedder.to(renderer.device)
         if started is not None:
             learner = UnetLearner(
                 copy.deepcopy(started.module.unet),
@@ -393,9 +412,9 @@ def _train_unet(recipe: DecoderRecipe, output: Path) -> None:
             )
         else:
             unet = options.sizes.build(side, channels, embedding_dim)
-            pictures = (world.render(scenes) for scenes in samples.batches(options.measured))
+            pictures = (renderer.render(scenes) for scenes in samples.batches(options.measured))
             learner = UnetLearner(unet, *embedder.measure(map(normalize, pictures)))
-        return UnetStage(learner, vae, embedder, world)
+        return UnetStage(learner, vae, embedder, renderer)
 
     stage = train(build, samples, collate_noised, recipe, output)
     assert isinstance(stage, UnetStage)

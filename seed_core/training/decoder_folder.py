@@ -24,7 +24,6 @@ from ..model_folder import ModelFolder
 from ..unclip_folder import build_network, network_config, network_tensors
 from .unet import UnetLearner
 
-
 _ABSENT = ("feature_extractor", "image_encoder", "tokenizer", "text_encoder")
 """Parts of the pipeline that a decoder does without."""
 

@@ -184,20 +184,19 @@ class Embedder(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, pixels: torch.Tensor, is_teacher: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``[B, D]``.
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 ``[B, N, D]``: the tokenizer's embedding, then the teacher's if there is one.
 
         Args:
             pixels: CLIP-normalised, of the tokenizer's size.
-            is_teacher: bool ``[B]``, which rows are the teacher's.
         """
         # In 16 bits about one code in a hundred would be another.
         with torch.autocast(pixels.device.type, enabled=False):
             codes, _ = self.tokenizer.encode(pixels)
-            embeddings = self.tokenizer.embed(codes)
-            if self.teacher is None:
-                return embeddings
-            return torch.where(is_teacher[:, None], self.teacher.embed(pixels), embeddings)
+            embeddings = [self.tokenizer.embed(codes)]
+            if self.teacher is not None:
+                embeddings.append(self.teacher.embed(pixels))
+        return torch.stack(embeddings, dim=1)
 
     def measure(self, batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the tokenizer's embeddings, float32 ``[1, D]``.
@@ -208,11 +207,8 @@ class Embedder(nn.Module):
         Raises:
             OptionError: numbers of the embeddings that are the same for every picture.
         """
-        rows = []
-        for pixels in batches:
-            is_teacher = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-            rows.append(self(pixels, is_teacher))
-        std, mean = torch.std_mean(torch.cat(rows).double(), dim=0, keepdim=True, correction=0)
+        rows = torch.cat([self(pixels)[:, 0] for pixels in batches]).double()
+        std, mean = torch.std_mean(rows, dim=0, keepdim=True, correction=0)
         if constant := int((std <= 0).sum()):
             raise OptionError(
                 f"{constant} of the {std.numel()} numbers of the tokenizer's embeddings are the same "
