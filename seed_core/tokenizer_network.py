@@ -330,7 +330,10 @@ class TokenizerModel(nn.Module):
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the embedding ``[B, *embedding_shape]`` of codes ``[B, 32]``."""
         vectors = self.quantizer.lookup(codes).to(self._dtype_after_tower)
-        x = self.decode_head(vectors)  # [B, 32, D]
+        return self.embed_decoded(self.decode_head(vectors))
+
+    def embed_decoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the embedding ``[B, *embedding_shape]`` of the decode head's output ``[B, 32, D]``."""
         x = x + self.decode_pos_embed.to(x)
         for block in self.decode_blocks:
             x = block(x)
@@ -340,7 +343,7 @@ class TokenizerModel(nn.Module):
             assert self.image_down is not None
             joined = self.image_down(x).flatten(1)  # [B, 32 * last width], token-major
         embedding: torch.Tensor = self.projection(joined)
-        return embedding.reshape(len(codes), *self._embedding_shape)
+        return embedding.reshape(len(x), *self._embedding_shape)
 
 
 def _reduction(width: int, widths: tuple[int, ...], linear: Any, **factory: Any) -> nn.Sequential:

@@ -132,6 +132,11 @@ class _StageTrainer(Trainer):
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # Trainer knows norms and biases by their names; scales and temperatures have other names.
+        names = set(super().get_decay_parameter_names(model))
+        return [name for name, p in model.named_parameters() if name in names and p.ndim > 1]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # Samples, sized
 

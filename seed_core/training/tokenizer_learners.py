@@ -150,25 +150,6 @@ def _is_shared(name: str) -> bool:
     return ".attention." in name or name.startswith("embeddings.LayerNorm.")
 
 
-def embed_decoded(model: TokenizerModel, decoded: torch.Tensor) -> torch.Tensor:
-    """Return the image embedding ``[B, D]`` as `TokenizerModel.embed` does after the decode head.
-
-    Args:
-        model: with either head.
-        decoded: float ``[B, 32, W]``, what its decode head makes of rows of the codebook.
-    """
-    x = decoded + model.decode_pos_embed.to(decoded)
-    for block in model.decode_blocks:
-        x = block(x)
-    if model.reverse_qformer is not None:
-        joined = model.reverse_qformer(x)[:, 0]
-    else:
-        assert model.image_down is not None
-        joined = model.image_down(x).flatten(1)
-    embedding: torch.Tensor = model.projection(joined)
-    return embedding
-
-
 def nearest_rows(quantizer: Codebook, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int64 codes ``[B, 32]`` of vectors ``[B, 32, D]`` and their float32 rows, in float32."""
     with torch.autocast(vectors.device.type, enabled=False):
@@ -227,7 +208,7 @@ class CodebookLearner(nn.Module):
         terms = {
             "quantization": quantization_loss(vectors, rows),
             "reconstruction": cosine_loss(restored, queries),
-            "embedding": F.mse_loss(embed_decoded(model, decoded).float(), wanted.float()),
+            "embedding": F.mse_loss(model.embed_decoded(decoded).float(), wanted.float()),
         }
         loss = 5 * terms["quantization"] + 2 * terms["reconstruction"] + 0.5 * terms["embedding"]
         in_batch = torch.tensor(codes.unique().numel())
@@ -300,7 +281,7 @@ class MiniLearner(nn.Module):
         rows = self._quantize(vectors)
         decoded = model.decode_head(straight_through(vectors, rows))
         is_given = torch.arange(NUM_CODES, device=vectors.device) < num_codes[:, None]
-        embedding = embed_decoded(model, decoded * is_given[..., None]).float()
+        embedding = model.embed_decoded(decoded * is_given[..., None]).float()
         read = self.teacher.reader.losses(embedding, labels)
         terms = {
             "regression": F.mse_loss(embedding, wanted),

@@ -143,14 +143,12 @@ class Labels:
             right, down = (place * free for place in scene.offset)
             positions.append((-right if scene.look.mirrored else right, down))
         device = world.device
-        with torch.autocast(device.type, enabled=False):  # 8-bit steps need more than 16 bits
-            seen = world.render(scenes)
         return cls(
             torch.tensor([scene.concept for scene in scenes], device=device),
             backgrounds.to(device),
             torch.tensor(sizes, device=device),
             torch.tensor(positions, device=device),
-            seen,
+            world.render(scenes),
         )
 
 

@@ -299,6 +299,10 @@ class World:
 
         A plain picture does not depend on those it is drawn with; a changed one may by a level.
         """
+        with torch.autocast(self.device.type, enabled=False):  # 8-bit steps need more than 16 bits
+            return self._render(scenes)
+
+    def _render(self, scenes: Sequence[Scene]) -> torch.Tensor:
         pictures = torch.empty(len(scenes), 3, SIDE, SIDE, device=self.device)
         for size in self.sizes:
             rows = [i for i, scene in enumerate(scenes) if scene.size == size]

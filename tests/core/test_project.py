@@ -94,7 +94,7 @@ def test_metadata_is_valid_and_complete(metadata):
     assert re.fullmatch(NUMBER, project["version"])
     assert project["license"] == {"file": "LICENSE"}
     assert {"Repository", "Documentation", "Issues"} <= set(project["urls"])
-    assert set(project["optional-dependencies"]) == {"demo", "test"}
+    assert set(project["optional-dependencies"]) == {"demo", "test", "train"}
     assert (comfy["PublisherId"], comfy["DisplayName"]) == ("seed-llama", "SEED-LLaMA")
 
 

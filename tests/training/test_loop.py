@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from seed_core.errors import OptionError
 from seed_core.training import loop
@@ -209,3 +210,19 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
         train(Network, Sums(), collate, recipe, tmp_path)
     good = replace(RECIPE, schedule=replace(RECIPE.schedule, steps=1, accumulate=2))
     train(Network, Sums(), collate, good, tmp_path)  # the refused recipe has not claimed the folder
+
+
+def test_only_matrices_decay(tmp_path: Path) -> None:
+    """A temperature or a scale is pulled to nothing otherwise, whatever its name."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.temperature = nn.Parameter(torch.ones(()))
+            self.gain = nn.Parameter(torch.ones(2))
+
+    trainer = loop._StageTrainer(
+        model=Scaled(), args=TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    )
+    assert trainer.get_decay_parameter_names(trainer.model) == ["layer.weight"]

@@ -405,10 +405,7 @@ def test_the_loaded_tokenizer_computes_as_the_trained_network(
     with torch.inference_mode():
         assert torch.equal(torch.cat([model.encode(p[None])[0] for p in pixels]), codes)
         rows = torch.cat([model.embed(row[None]) for row in codes])
-        decoded = model.decode_head(model.quantizer.lookup(codes))
-        joined = tokenizer_learners.embed_decoded(model, decoded)
     assert torch.equal(rows, loaded.embed(codes))
-    torch.testing.assert_close(joined, rows, atol=1e-5, rtol=1e-5)
 
 
 def test_the_written_tower_is_the_frozen_one(mini_run: Path, tower_folder: Path) -> None:
