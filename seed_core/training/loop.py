@@ -128,6 +128,8 @@ class _StageTrainer(Trainer):
             # Accelerate shards on cards alone. Torch can on processors, with gloo, and so a sharded
             # run can be tried without any card.
             state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             state.distributed_type = DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
