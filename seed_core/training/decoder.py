@@ -65,8 +65,8 @@ class UnetOptions:
         vae: folder with the autoencoder of a new one: the output of ``part: vae``, or a decoder.
         tokenizer: whose embeddings it paints from: a folder, or ``seed-mini``.
         teacher: folder of the vision tower whose embeddings the tokenizer learned from.
-        draws_per_scene: samples in a row that show one scene, each with random numbers of its own. A
-            scene's latents and embedding cost more than a step of the network does.
+        draws_per_scene: samples in a row that show one scene, each with random numbers of its own.
+            A scene's latents and embedding cost more than a step of the network does.
         measured: pictures that the embeddings' mean and deviation are measured on.
     """
 
@@ -124,8 +124,8 @@ class DecoderRecipe:
             )
         if self.part == "unet" and (self.start is None) == (self.unet.vae is None):
             raise OptionError(
-                "a UNet needs either start, a decoder to go on from, or unet.vae, the autoencoder of "
-                f"a new one; got {self.start} and {self.unet.vae}"
+                "a UNet needs either start, a decoder to go on from, or unet.vae, the autoencoder "
+                f"of a new one; got {self.start} and {self.unet.vae}"
             )
 
 
@@ -435,8 +435,8 @@ def _embedder(options: UnetOptions) -> tuple[Embedder, int]:
     tokenizer = load_tokenizer(options.tokenizer)
     if tokenizer.image_size != SIDE or len(tokenizer.embedding_shape) != 1:
         raise OptionError(
-            f"the world's pictures have {SIDE} pixels a side and a decoder takes one embedding each; "
-            f"the tokenizer {options.tokenizer} takes {tokenizer.image_size} pixels and makes "
+            f"the world's pictures have {SIDE} pixels a side and a decoder takes one embedding "
+            f"each; the tokenizer {options.tokenizer} takes {tokenizer.image_size} pixels and makes "
             f"embeddings {list(tokenizer.embedding_shape)}"
         )
     teacher = load_teacher(options.teacher) if options.teacher is not None else None

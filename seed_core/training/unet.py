@@ -185,7 +185,7 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``[B, N, D]``: the tokenizer's embedding, then the teacher's if there is one.
+        """Return float32 ``[B, N, D]``: the tokenizer's embedding, then the teacher's if any.
 
         Args:
             pixels: CLIP-normalised, of the tokenizer's size.
@@ -211,8 +211,8 @@ class Embedder(nn.Module):
         std, mean = torch.std_mean(rows, dim=0, keepdim=True, correction=0)
         if constant := int((std <= 0).sum()):
             raise OptionError(
-                f"{constant} of the {std.numel()} numbers of the tokenizer's embeddings are the same "
-                "for every picture; train it longer, or measure more pictures"
+                f"{constant} of the {std.numel()} numbers of the tokenizer's embeddings are the "
+                "same for every picture; train it longer, or measure more pictures"
             )
         return mean.float().cpu(), std.float().cpu()
 

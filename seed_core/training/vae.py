@@ -47,8 +47,8 @@ class VaeSizes:
         factor = 2 ** (len(self.block_out_channels) - 1)
         if self.image_size % factor:
             raise OptionError(
-                f"a VAE of {len(self.block_out_channels)} levels halves its pictures to 1/{factor}, "
-                f"which image_size {self.image_size} is no multiple of"
+                f"a VAE of {len(self.block_out_channels)} levels halves its pictures to 1/{factor}, which "
+                f"image_size {self.image_size} is no multiple of"
             )
         check_groups("VAE", self.block_out_channels, self.norm_num_groups)
 
