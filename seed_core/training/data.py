@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..checkpoints import PRECISIONS, SEED_MINI
 from ..tokenizer import load_tokenizer
 from . import world_data
-from .encoding import Encoder, claim_folder, find_shards
+from .encoding import KINDS, Encoder, claim_folder, find_shards
 from .picture_sources import METADATA_FILE
 
 
@@ -47,6 +47,13 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", default=SEED_MINI, help="seed-mini, or a tokenizer's file or folder")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", choices=tuple(PRECISIONS), default="fp32")
+    add(
+        "--format",
+        choices=KINDS,
+        default=KINDS[0],
+        help="of pictures with a text: captions to pretrain with, or requests for the picture to "
+        "tune a model that answers; those without a text are alone",
+    )
     add("--batch", type=_at_least_1, default=64, help="pictures encoded together")
     add(
         "--shard-size",
@@ -79,11 +86,11 @@ def _part(text: str) -> tuple[int, int]:
 
 def _run_encode(args: argparse.Namespace) -> None:
     shards = find_shards(args.pictures, args.shard_size, _warn)
-    claim_folder(args.output, shards, str(args.tokenizer), args.precision)
+    claim_folder(args.output, shards, str(args.tokenizer), args.precision, args.format)
     tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
     first, step = args.part
     with tqdm(unit=" pictures", disable=None) as bar:
-        encoder = Encoder(tokenizer, args.batch, args.workers, _warn, bar.update)
+        encoder = Encoder(tokenizer, args.format, args.batch, args.workers, _warn, bar.update)
         for shard in shards[first::step]:
             encoder.encode(shard, args.output)
     sys.stdout.write(f"{encoder.summary()} in {args.output}\n")

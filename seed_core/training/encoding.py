@@ -1,4 +1,4 @@
-"""Pictures into shards of codes: JSON lines that ``documents`` knows as ``caption`` or ``picture``.
+"""Pictures into shards of codes: JSON lines as ``documents`` knows them.
 
 A shard is there as a whole or not at all, so a run that was stopped goes on with those that are
 missing, and several processes can share the work. Each picture is squashed to a square with the
@@ -27,6 +27,9 @@ from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures, read_
 
 MANIFEST_FILE = "encoding.json"
 """What the shards of a folder are made of, and with what."""
+
+KINDS = ("caption", "text_to_image")
+"""The formats of `documents` that a picture with a text may have; without one it is a ``picture``."""
 
 Warn = Callable[[str], None]
 
@@ -95,7 +98,9 @@ def _expand(inputs: Sequence[str]) -> list[Path]:
     return paths
 
 
-def claim_folder(folder: Path, shards: Sequence[Shard], tokenizer: str, precision: str) -> None:
+def claim_folder(
+    folder: Path, shards: Sequence[Shard], tokenizer: str, precision: str, kind: str
+) -> None:
     """Write down what a new folder of shards is made of; in one of an earlier run it must be the same.
 
     Raises:
@@ -109,6 +114,7 @@ def claim_folder(folder: Path, shards: Sequence[Shard], tokenizer: str, precisio
         "pictures": digest.hexdigest(),
         "tokenizer": tokenizer,
         "precision": precision,
+        "format": kind,
     }
     path, text = folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,8 +124,8 @@ def claim_folder(folder: Path, shards: Sequence[Shard], tokenizer: str, precisio
         whole.replace(path)
     elif path.read_text("utf-8") != text:
         raise OptionError(
-            f"{folder} holds the codes of other pictures, or of another tokenizer, precision or shard "
-            f"size; see its {MANIFEST_FILE}, and choose another folder"
+            f"{folder} holds the codes of other pictures, or of another tokenizer, precision, "
+            f"format or shard size; see its {MANIFEST_FILE}, and choose another folder"
         )
 
 
@@ -128,6 +134,7 @@ class Encoder:
 
     Args:
         tokenizer: makes the codes.
+        kind: the format of the document of a picture with a text, one of `KINDS`.
         batch: pictures encoded together.
         workers: threads that read pictures; they are a batch ahead.
         warn: is told of each picture that is left out.
@@ -137,12 +144,14 @@ class Encoder:
     def __init__(
         self,
         tokenizer: SeedTokenizer,
+        kind: str,
         batch: int,
         workers: int,
         warn: Warn,
         on_pictures: Callable[[int], object],
     ) -> None:
         self._tokenizer = tokenizer
+        self._kind = kind
         self._batch = batch
         self._workers = workers
         self._warn = warn
@@ -188,7 +197,7 @@ class Encoder:
             self._on_pictures(len(some))
 
     def _document(self, name: str, text: str, codes: list[int]) -> dict[str, object]:
-        said = {"format": "caption", "text": text} if text else {"format": "picture"}
+        said = {"format": self._kind, "text": text} if text else {"format": "picture"}
         return {**said, "codes": codes, "family": self._tokenizer.family, "picture": name}
 
     def _read(self, shard: Shard) -> Iterator[tuple[str, str, torch.Tensor] | None]:

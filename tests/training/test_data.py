@@ -87,8 +87,10 @@ def test_a_folder_becomes_shards_of_documents(pictures, tmp_path, mini_tokenizer
     assert "pictures encoded: 5, left out: 0; shards written: 3" in capsys.readouterr().out
 
 
-def test_what_is_written_can_be_learned_from(pictures, tmp_path, mini_llm):
-    encode(pictures, "-o", tmp_path / "codes", "--shard-size", 2)
+@pytest.mark.parametrize("kind", encoding.KINDS)
+def test_what_is_written_can_be_learned_from(pictures, tmp_path, mini_llm, kind):
+    encode(pictures, "-o", tmp_path / "codes", "--shard-size", 2, "--format", kind)
+    assert {each["format"] for each in documents(tmp_path / "codes")} == {kind, "picture"}
     lines = JsonLines(tmp_path / "codes" / "*.jsonl", cache=tmp_path / "cache")
     assert len(lines) == 5
     writer = DocumentWriter(mini_llm.vocab, "seed-mini")
