@@ -39,7 +39,7 @@ CHECKPOINTS = "checkpoints"
 CURVES_FILE = "curves.png"
 LOG_FILE = "log.json"
 
-Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
