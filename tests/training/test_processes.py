@@ -4,19 +4,18 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from seed_core.training import llm
-from seed_core.training.__main__ import main
 
+ROOT = Path(__file__).parents[2]
 STEPS = 20
 RESULT = f"{llm.FOLDER}/model.safetensors"
 FSDP = {
@@ -25,15 +24,6 @@ FSDP = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory):
-    """Keep what datasets caches out of the home folder."""
-    usual = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = usual
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +55,17 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-def work(rank: int, environment: dict[str, str], arguments: list[str]) -> None:
-    """Be one of several processes, as torchrun starts them."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests have left there
-    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    sys.exit(main(arguments))
-
-
 def train(recipe: Path, output: Path, processes: int, **environment: str) -> None:
-    """Run the command; processes are forked, since each would import everything for seconds."""
-    arguments = ["llm", str(recipe), "-o", str(output)]
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    start = torch.multiprocessing.start_processes
-    start(work, (environment, arguments), processes, start_method="fork")
+    """Run the command in several processes, as torchrun starts them."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    launcher += ["--master_port", str(free_port())]
+    subprocess.run(
+        [sys.executable, *launcher, "-m", "seed_core.training", "llm", recipe, "-o", output],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)} | environment,
+        check=True,
+        timeout=300,
+    )
 
 
 def read_log(output: Path) -> list[dict[str, float]]:
