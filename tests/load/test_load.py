@@ -113,8 +113,13 @@ def test_every_kind_of_trouble_was_made(load):
 
 
 def test_every_workflow_was_run_rather_than_answered_from_the_cache(load):
-    ran = [t for t in load.ended("execution_success") if not t.is_from_cache]
-    assert {ticket.name for ticket in ran} == set(load.prompts)
+    """But for one or two whose only run of a short load was interrupted, or deleted before it."""
+    ran = {t.name for t in load.ended("execution_success") if not t.is_from_cache}
+    never = set(load.prompts) - ran
+    stopped = [t for t in load.tickets.values() if t.is_deleted]
+    stopped += load.ended("execution_interrupted")
+    assert never <= {ticket.name for ticket in stopped}
+    assert len(never) <= 2
 
 
 def test_nothing_is_lost_from_history(load):
