@@ -124,10 +124,15 @@ def read_llm_folder(
     return LlmFolder(
         module=module,
         vocab=vocab,
-        template=LLAMA_2 if config.num_hidden_layers == _LAYERS_14B else VICUNA,
+        template=template_of(config),
         family=_family(vocab.codebook_size),
         end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
     )
+
+
+def template_of(config: LlamaConfig) -> PromptTemplate:
+    """Return how a model of these sizes writes conversations."""
+    return LLAMA_2 if config.num_hidden_layers == _LAYERS_14B else VICUNA
 
 
 def read_description(

@@ -72,7 +72,7 @@ def _module(name: str) -> Any:
         if (error.name or "").startswith("seed_core"):
             raise
         raise OptionError(
-            f"training needs {error.name}, which is not installed: pip install 'seed-llama[train]'"
+            f'training needs {error.name}, which is not installed: pip install -e ".[train]"'
         ) from error
 
 
@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         args.run(args)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
+        sys.stderr.write(
+            "stopped; a training goes on from its last checkpoint by the same command\n"
+        )
         return 130
     except (SeedError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

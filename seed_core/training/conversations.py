@@ -33,7 +33,7 @@ from .sentences import (
     short,
     with_article,
 )
-from .unknown import made_up_word, unknown_objects
+from .unknown import barred_words, made_up_word, unknown_objects
 from .world import Scene, World
 
 Part = str | list[int]
@@ -97,6 +97,7 @@ class MiniConversations:
             focus_part=focus_part if focus else 0.0,
             drawings=min(drawings or bank.variants, bank.variants),
             unknown=unknown_objects(world, others),
+            barred=barred_words(world),
         )
 
     def document(self, number: int) -> dict[str, Any]:
@@ -186,6 +187,7 @@ class _Setting:
     focus_part: float
     drawings: int
     unknown: list[str]
+    barred: frozenset[str]
 
 
 class _Dialogue:
@@ -266,7 +268,7 @@ class _Dialogue:
         """Return a thing that is not known, with its article."""
         roll = self.chance.random()
         if roll < 0.15:
-            thing = made_up_word(self.chance)
+            thing = made_up_word(self.chance, self._setting.barred)
         else:
             thing = self.chance.choice(self._setting.unknown)
         return thing if roll > 0.97 else with_article(thing, thing)
@@ -373,10 +375,12 @@ def _is_it(dialogue: _Dialogue) -> None:
     roll = chance.random()
     asked = picture.concept if roll < 0.5 else dialogue.other_concept(picture.concept)
     noun = dialogue.noun(asked)
-    thing = dialogue.unknown() if roll > 0.95 else with_article(noun, noun)
-    wordings = (
-        ("Are these {}?", "Are these {}?", "Are they {}?") if noun in PLURAL else prompts.IS_IT
-    )
+    thing = with_article(noun, noun)
+    wordings: Sequence[str] = prompts.IS_IT
+    if roll > 0.95:
+        thing = dialogue.unknown()
+    elif noun in PLURAL:
+        wordings = ("Are these {}?", "Are these {}?", "Are they {}?")
     question = chance.choice(wordings).format(thing)
     answer = "Yes" if asked == picture.concept else "No"
     dialogue.say(question, shown, f"{answer}, {naming(world, dialogue.scene(picture))}")

@@ -23,8 +23,9 @@ from .. import checkpoints
 from ..codes import CODEBOOK_SIZES
 from ..errors import CheckpointError, OptionError
 from ..llama import LlamaConfig as NetworkConfig
-from ..llm_folder import find_llm_folder
+from ..llm_folder import find_llm_folder, template_of
 from ..model_folder import ModelFolder
+from ..prompt import VICUNA, PromptTemplate
 from ..vocab import VOCABULARY_FILES, Vocabulary
 from . import documents, sources
 from .conversations import ConversationSettings
@@ -58,8 +59,10 @@ class Data:
         if not 0 <= self.wrong_codes <= 1:
             raise OptionError(f"data.wrong_codes must lie in 0..1; got {self.wrong_codes}")
 
-    def open(self, vocab: Vocabulary, seed: int) -> sources.Documents:
-        """Return the mixture for a model with this vocabulary.
+    def open(
+        self, vocab: Vocabulary, seed: int, template: PromptTemplate = VICUNA
+    ) -> sources.Documents:
+        """Return the mixture for a model with this vocabulary, conversing in this template.
 
         Raises:
             OptionError: no source, or one that does not fit.
@@ -71,7 +74,7 @@ class Data:
                 f"the vocabulary has {vocab.codebook_size} codes; a model of the SEED family has "
                 f"{' or '.join(map(str, families))}"
             )
-        writer = documents.DocumentWriter(vocab, family, self.pieces)
+        writer = documents.DocumentWriter(vocab, family, self.pieces, template)
         mixed = [files.open(seed) for files in self.files]
         if self.world is not None:
             told = self.world.open(seed)
@@ -147,7 +150,8 @@ def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
             return LlamaForCausalLM(recipe.sizes.config(vocab))
         return average([load_start(start, torch.float32, vocab) for start in recipe.start])
 
-    samples = recipe.data.open(vocab, recipe.schedule.seed)
+    template = read_template(recipe.start[0]) if recipe.start else VICUNA
+    samples = recipe.data.open(vocab, recipe.schedule.seed, template)
     model: Any = train(build, samples, collate, recipe, output, stop_at)
     if stop_at is None and is_first_process():
         write(model, place, output / FOLDER, checkpoints.PRECISIONS[recipe.weights])
@@ -165,6 +169,11 @@ def model_folder(path: str) -> ModelFolder:
             f"{folder.path} is a converted model; training starts from the Hugging Face folder"
         )
     return folder
+
+
+def read_template(path: str) -> PromptTemplate:
+    """Return how the model of a folder writes conversations; see `model_folder`."""
+    return template_of(NetworkConfig.from_dict(model_folder(path).read_json("config.json")))
 
 
 def load_start(path: str, dtype: torch.dtype, vocab: Vocabulary) -> LlamaForCausalLM:

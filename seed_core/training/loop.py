@@ -296,7 +296,7 @@ def _claim(folder: Path, recipe: Any) -> None:
 def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
     use_cpu = not torch.cuda.is_available()
     probe = TrainingArguments(output_dir=str(folder / CHECKPOINTS), report_to=[], use_cpu=use_cpu)
-    parts = probe.world_size * max(1, probe.n_gpu) * schedule.accumulate
+    parts = probe.world_size * schedule.accumulate
     if schedule.batch_size % parts:
         raise OptionError(
             f"schedule.batch_size {schedule.batch_size} must be a multiple of {parts}, the "
@@ -305,7 +305,7 @@ def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
     less_memory: dict[str, Any] = (
         {"gradient_checkpointing": True} if schedule.checkpoint_activations else {}
     )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=schedule.steps,
         per_device_train_batch_size=schedule.batch_size // parts,
@@ -331,3 +331,8 @@ def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
         report_to=["tensorboard"],
         **less_memory,
     )
+    if arguments.n_gpu > 1:
+        # Trainer would split each batch over all cards by threads, which batches of scenes do not
+        # allow; several cards take several processes.
+        arguments._n_gpu = 1
+    return arguments

@@ -21,8 +21,9 @@ from transformers import LlamaForCausalLM
 
 from .. import checkpoints
 from ..errors import OptionError
+from ..llama import LlamaConfig
 from ..vocab import Vocabulary
-from .llm import Data, collate, load_start, model_folder
+from .llm import Data, collate, load_start, model_folder, read_template
 from .loop import Schedule, is_first_process, train
 
 FOLDER = "adapter"
@@ -101,7 +102,15 @@ def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
         CheckpointError: a damaged model or vocabulary.
     """
     vocab = Vocabulary(model_folder(recipe.vocabulary or recipe.start))
-    samples = recipe.data.open(vocab, recipe.schedule.seed)
+    template = read_template(recipe.start)
+    samples = recipe.data.open(vocab, recipe.schedule.seed, template)
+
+    own = LlamaConfig.from_dict(model_folder(recipe.start).read_json("config.json")).vocab_size
+    if own < vocab.size and "embeddings" not in recipe.trained_in_full:
+        raise OptionError(
+            f"the vocabulary has {vocab.size - own} tokens that {recipe.start} lacks; an adapter "
+            "keeps what it learns of them only with embeddings in trained_in_full"
+        )
 
     def build() -> PeftModel:
         base = load_start(recipe.start, checkpoints.PRECISIONS[recipe.base_precision], vocab)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .sentences import nouns
 from .world import World
@@ -13,7 +13,7 @@ UNKNOWN = (
     *("ladder", "ostrich", "walnut", "hammer", "mailbox", "toothbrush", "canoe", "accordion"),
     *("lighthouse", "microscope", "sofa"),
 )
-"""Twenty things seed-mini never saw; the twenty of results.json were not published."""
+"""Twenty things seed-mini cannot draw; the twenty of results.json were not published."""
 
 MORE_UNKNOWN = (
     *("jaguar", "hyena", "walrus", "vulture", "salmon", "pelican", "grasshopper"),
@@ -147,6 +147,12 @@ _NOT_KNOWN = (
 )
 
 
+def barred_words(world: World) -> frozenset[str]:
+    """Return what training must not decline: what a world knows, and what is kept to measure with."""
+    known = {noun.lower() for concept in world.concepts for noun in nouns(concept)}
+    return frozenset(known | {*UNKNOWN, *MORE_UNKNOWN})
+
+
 def unknown_objects(world: World, others: Sequence[str] = ()) -> list[str]:
     """Return things that a world does not have and that training may decline to draw.
 
@@ -157,8 +163,7 @@ def unknown_objects(world: World, others: Sequence[str] = ()) -> list[str]:
     Returns:
         Words in which no known word stands as a whole one, and none of those to measure with.
     """
-    known = {noun.lower() for concept in world.concepts for noun in nouns(concept)}
-    barred = known | {*UNKNOWN, *MORE_UNKNOWN}
+    barred = barred_words(world)
 
     def is_allowed(thing: str) -> bool:
         words = thing.lower().split()
@@ -225,8 +230,11 @@ _ENDS = (
 )
 
 
-def made_up_word(chance: random.Random) -> str:
-    """Return a word that means nothing."""
-    syllables = chance.choice([1, 2, 2, 3])
-    beginnings = (chance.choice(_BEGINNINGS) + chance.choice(_MIDDLES) for _ in range(syllables))
-    return "".join(beginnings) + chance.choice(_ENDS)
+def made_up_word(chance: random.Random, barred: Collection[str]) -> str:
+    """Return a word that means nothing, or at least none of the barred ones."""
+    while True:
+        syllables = range(chance.choice([1, 2, 2, 3]))
+        beginnings = (chance.choice(_BEGINNINGS) + chance.choice(_MIDDLES) for _ in syllables)
+        word = "".join(beginnings) + chance.choice(_ENDS)
+        if word not in barred:
+            return word

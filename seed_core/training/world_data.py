@@ -96,6 +96,7 @@ def run_bank(args: argparse.Namespace) -> None:
     """Write the codes of the world's pictures."""
     world = World(args.artwork, args.description, device=args.device)
     tokenizer = load_tokenizer(args.tokenizer, args.device)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     bank = CodeBank(world, args.variants, args.seed, tokenizer)
     with tqdm(total=len(bank), unit=" pictures", disable=None) as bar:
         bank.fill(args.batch, bar.update)

@@ -26,7 +26,13 @@ from seed_core.training.conversations import (
 from seed_core.training.documents import DocumentWriter
 from seed_core.training.prompts import ask_for
 from seed_core.training.sentences import DECLINED, describe, naming, sized, with_article
-from seed_core.training.unknown import MORE_UNKNOWN, UNKNOWN, made_up_word, unknown_objects
+from seed_core.training.unknown import (
+    MORE_UNKNOWN,
+    UNKNOWN,
+    barred_words,
+    made_up_word,
+    unknown_objects,
+)
 from seed_core.training.world import Look, Scene, World
 
 COUNT = 3000
@@ -247,10 +253,11 @@ def test_unknown_objects_are_many_and_none_is_known(world, artwork):
 
 def test_made_up_words_are_no_known_ones(world):
     chance = random.Random(0)
-    words = {made_up_word(chance) for _ in range(2000)}
-    assert len(words) > 1500
-    known = {c["name"] for c in world.concepts}
-    assert len(words & known) / len(words) < 0.01
+    barred = barred_words(world)
+    assert {"fox", "boot", "truck"} <= barred
+    words = {made_up_word(chance, barred) for _ in range(100_000)}
+    assert len(words) > 30_000
+    assert not words & barred
 
 
 # --- words ---

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from seed_core import GenerationOptions, OptionError, load_llm
 from seed_core.checkpoints import bundled, read_json
+from seed_core.prompt import LLAMA_2, VICUNA
 from seed_core.training import llm
 from seed_core.training.documents import Example
 from seed_core.training.loop import Schedule
@@ -227,3 +228,20 @@ def test_learns_from_the_closed_world(artwork, tmp_path):
     rows = json.loads((tmp_path / "run" / "log.json").read_text("utf-8"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert load_llm(tmp_path / "run" / llm.FOLDER).codebook_size == 512
+
+
+def test_a_model_learns_in_the_template_it_is_used_with(tmp_path: Path, mini_llm) -> None:
+    """SEED-LLaMA-14B, told by its depth, has another one, in which pieces are never separate."""
+    config = json.loads((bundled("llm") / "config.json").read_text("utf-8"))
+    for depth, template in ((4, VICUNA), (40, LLAMA_2)):
+        folder = tmp_path / str(depth)
+        folder.mkdir()
+        (folder / "config.json").write_text(
+            json.dumps(config | {"num_hidden_layers": depth}), "utf-8"
+        )
+        assert llm.read_template(str(folder)) is template
+    (tmp_path / "texts.jsonl").write_text('{"format": "text", "text": "a fox"}\n', "utf-8")
+    files = (SourceFiles(str(tmp_path / "texts.jsonl")),)
+    with pytest.raises(OptionError, match="llama-2"):
+        llm.Data(files).open(mini_llm.vocab, 0, LLAMA_2)
+    assert len(llm.Data(files, pieces="joined").open(mini_llm.vocab, 0, LLAMA_2).sample(0)) > 2

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -207,3 +208,14 @@ def test_8b_has_the_weights_that_its_recipe_reckons_with():
     assert round(in_full / 1e6, 1) == 329.5
     gib = [round(size / 2**30, 2) for size in (2 * count, 16 * products, 16 * in_full)]
     assert gib == [12.68, 0.6, 4.91]
+
+
+def test_new_tokens_without_their_embeddings_are_refused(tmp_path: Path) -> None:
+    """Their rows are random in every training, so an adapter learned beside them fits no model."""
+    smaller = tmp_path / "smaller"
+    shutil.copytree(bundled("llm"), smaller)
+    config = read_json(smaller / "config.json")
+    (smaller / "config.json").write_text(json.dumps(config | {"vocab_size": 1024}), "utf-8")
+    changes = {"start": str(smaller), "vocabulary": "seed-mini", "trained_in_full": ("norms",)}
+    with pytest.raises(OptionError, match="514 tokens that .* lacks"):
+        tune.run(make_recipe(tmp_path, 2, **changes), tmp_path / "run")
