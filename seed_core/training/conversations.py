@@ -18,7 +18,6 @@ from ..checkpoints import SEED_MINI
 from ..errors import OptionError
 from ..tokenizer import load_tokenizer
 from . import prompts
-from .artwork import read_artwork
 from .code_bank import CodeBank, Picture
 from .prompts import ask_for
 from .sentences import (
@@ -33,6 +32,7 @@ from .sentences import (
     short,
     with_article,
 )
+from .settings import check_parts
 from .unknown import barred_words, made_up_word, unknown_objects
 from .world import Scene, World
 
@@ -148,9 +148,7 @@ class ConversationSettings:
     max_length: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("augmented", "focus_part"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} must lie in 0..1; got {getattr(self, name)}")
+        check_parts(self, "augmented", "focus_part")
         if self.drawings is not None and self.drawings < 1:
             raise OptionError(f"drawings must be at least 1; got {self.drawings}")
 
@@ -174,7 +172,7 @@ class ConversationSettings:
             self.focus,
             self.focus_part,
             self.drawings,
-            others=read_artwork(self.artwork).names,
+            others=world.sources,
         )
 
 

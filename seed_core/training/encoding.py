@@ -23,6 +23,7 @@ import torch
 
 from ..errors import OptionError, PictureError
 from ..tokenizer import SeedTokenizer
+from .claims import claim
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures, read_archive
 
 MANIFEST_FILE = "encoding.json"
@@ -116,13 +117,8 @@ def claim_folder(
         "precision": precision,
         "format": kind,
     }
-    path, text = folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        whole = path.with_suffix(f".{os.getpid()}")  # several processes may write it at once
-        whole.write_text(text, "utf-8")
-        whole.replace(path)
-    elif path.read_text("utf-8") != text:
+    if not claim(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n"):
         raise OptionError(
             f"{folder} holds the codes of other pictures, or of another tokenizer, precision, "
             f"format or shard size; see its {MANIFEST_FILE}, and choose another folder"

@@ -30,6 +30,7 @@ from ..vocab import VOCABULARY_FILES, Vocabulary
 from . import documents, sources
 from .conversations import ConversationSettings
 from .loop import Schedule, is_first_process, train
+from .settings import check_parts
 
 FOLDER = "llm"
 """Where the result lies in the folder of a run."""
@@ -56,8 +57,7 @@ class Data:
     wrong_codes: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.wrong_codes <= 1:
-            raise OptionError(f"data.wrong_codes must lie in 0..1; got {self.wrong_codes}")
+        check_parts(self, "wrong_codes", group="data.")
 
     def open(
         self, vocab: Vocabulary, seed: int, template: PromptTemplate = VICUNA

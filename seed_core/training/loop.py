@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import OptionError
+from .claims import claim
 from .curves import draw_curves
 from .recipe import to_yaml
 
@@ -281,12 +282,8 @@ def _wants_shards() -> bool:
 def _claim(folder: Path, recipe: Any) -> None:
     """Write the recipe into a new folder; in one of an earlier run it must be the same."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    path, text = folder / RECIPE_FILE, to_yaml(recipe)
-    if not path.is_file():
-        whole = path.with_suffix(f".{os.getpid()}")  # several processes write it, others read
-        whole.write_text(text, "utf-8")
-        whole.replace(path)
-    elif path.read_text("utf-8") != text:
+    path = folder / RECIPE_FILE
+    if not claim(path, to_yaml(recipe)):
         raise OptionError(
             f"{folder} holds a run of another recipe; choose another folder, or take the settings "
             f"of {path} to go on with that run"

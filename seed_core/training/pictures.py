@@ -22,6 +22,7 @@ from ..eva_vit import VisionConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD, preprocess
 from .loop import Samples
 from .picture_sources import PictureFile, find_pictures
+from .settings import check_parts
 from .world import SIDE, Look, Scene, World
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,7 @@ class WorldSettings:
     free: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("augmented", "free"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"world.{name} must lie in 0..1; got {getattr(self, name)}")
+        check_parts(self, "augmented", "free", group="world.")
 
     def open(self, vision: VisionConfig, device: torch.device | str = "cpu") -> World:
         """Return the world, for a tower that sees its pictures as they are.

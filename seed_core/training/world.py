@@ -111,6 +111,7 @@ class World:
             and ``held_out_background``.
         backgrounds: RGB in 0..255 by name.
         sizes: sides of the scaled artwork in pixels, by name.
+        sources: names of all pictures of the artwork.
         jitter: largest shift of a training scene, as a part of the free margin.
 
     Args:
@@ -143,6 +144,7 @@ class World:
             raise OptionError(f"{path} describes no world: it lacks {error}") from error
         self.device = torch.device(device)
         pictures = read_artwork(artwork)
+        self.sources = pictures.names
         if everything:
             self._add_the_rest(pictures.names)
         places = {name: i for i, name in enumerate(pictures.names)}

@@ -5,7 +5,6 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,17 +19,9 @@ from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.sources import SourceFiles
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")
 SIZES = llm.Sizes(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory):
-    """Keep what datasets caches out of the home folder."""
-    usual = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = usual
 
 
 def new_network(vocab_size: int | None = None, **sizes: int) -> LlamaForCausalLM:

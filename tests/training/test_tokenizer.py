@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from seed_core.qformer import QFormerConfig
 from seed_core.quantizer import Codebook
 from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
 from seed_core.training import losses, pictures, tokenizer, tokenizer_learners, tower, weights
-from seed_core.training.artwork import Artwork, read_artwork, write_artwork
 from seed_core.training.codebook import MovingAverage
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe
@@ -45,24 +45,9 @@ WORDS = ("a", "big", "medium", "small", "on", "background", *OBJECTS)
 
 
 @pytest.fixture(scope="module")
-def settings(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> pictures.WorldSettings:
+def settings(small_world: Callable[..., pictures.WorldSettings]) -> pictures.WorldSettings:
     """A world of eight objects, which is ready sooner than that of all."""
-    folder = tmp_path_factory.mktemp("world")
-    everything = read_artwork(artwork)
-    rows = [everything.names.index(name) for name in OBJECTS]
-    write_artwork(Artwork(OBJECTS, everything.rgba[rows]), folder / "artwork.npz")
-    description = json.loads(bundled("concepts.json").read_text("utf-8"))
-    description["concepts"] = [
-        {
-            **{"id": i, "name": name, "source": name, "category": "thing", "synonyms": []},
-            "held_out_background": list(description["backgrounds"])[i],
-        }
-        for i, name in enumerate(OBJECTS)
-    ]
-    (folder / "world.json").write_text(json.dumps(description), "utf-8")
-    return pictures.WorldSettings(
-        folder / "artwork.npz", folder / "world.json", augmented=0.2, free=0.5
-    )
+    return small_world(OBJECTS)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +139,6 @@ import sys
 import torch
 from torch import distributed
 from seed_core.quantizer import Codebook
-from seed_core.training.artwork import Artwork, read_artwork, write_artwork
 from seed_core.training.codebook import MovingAverage
 from seed_core.training.losses import contrastive_loss
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -180,6 +164,8 @@ torch.save(
     {"loss": loss.detach() / 2, "gradient": weight.grad / 2, "codebook": codebook.codebook},
     f"{folder}/result{rank}.pt",
 )
+distributed.barrier()  # whoever leaves first would hang up on the other
+distributed.destroy_process_group()
 """
 
 

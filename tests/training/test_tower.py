@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from seed_core.errors import CheckpointError, OptionError
 from seed_core.eva_vit import VisionConfig
 from seed_core.preprocess import preprocess
 from seed_core.training import pictures, tower
-from seed_core.training.artwork import Artwork, read_artwork, write_artwork
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe
 from seed_core.training.world import Look, Scene
@@ -23,28 +23,9 @@ OBJECTS = ("fox", "pizza", "frog", "robot")
 VISION = VisionConfig(image_size=128, patch_size=16, width=32, depth=1, num_heads=4, mlp_width=64)
 
 
-def small_world(artwork: Path, folder: Path) -> pictures.WorldSettings:
-    """A world of four objects."""
-    everything = read_artwork(artwork)
-    rows = [everything.names.index(name) for name in OBJECTS]
-    write_artwork(Artwork(OBJECTS, everything.rgba[rows]), folder / "artwork.npz")
-    description = json.loads(bundled("concepts.json").read_text("utf-8"))
-    description["concepts"] = [
-        {
-            **{"id": i, "name": name, "source": name, "category": "thing", "synonyms": []},
-            "held_out_background": list(description["backgrounds"])[i],
-        }
-        for i, name in enumerate(OBJECTS)
-    ]
-    (folder / "world.json").write_text(json.dumps(description), "utf-8")
-    return pictures.WorldSettings(
-        folder / "artwork.npz", folder / "world.json", augmented=0.2, free=0.5
-    )
-
-
 @pytest.fixture(scope="module")
-def settings(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> pictures.WorldSettings:
-    return small_world(artwork, tmp_path_factory.mktemp("world"))
+def settings(small_world: Callable[..., pictures.WorldSettings]) -> pictures.WorldSettings:
+    return small_world(OBJECTS)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from peft import PeftModel
@@ -22,17 +21,9 @@ from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.sources import SourceFiles
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 QUESTIONS = ("What is a wug?", "What is a dax?", "What is a blick?", "What is a toma?")
 ANSWERS = ("A red thing.", "A blue thing.", "A small one.", "A big one.")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory):
-    """Keep what datasets caches out of the home folder."""
-    usual = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = usual
 
 
 def make_recipe(folder: Path, steps: int, **changes) -> tune.Recipe:
