@@ -140,7 +140,7 @@ def ours(args, subject, in_full=()):
         loop.train(
             lambda: clock.watch(tune.with_adapter(network(subject), plan)),
             Lessons(subject.config.vocab_size, args.tokens),
-            llm.collate,
+            documents.collate,
             plan,
             Path(folder),
         )
@@ -167,7 +167,7 @@ def plain(args, subject):
         model.train()
         for step in range(args.steps + FIRST + 1):
             numbers = range(step * args.batch, (step + 1) * args.batch)
-            batch = llm.collate([samples.sample(number) for number in numbers])
+            batch = documents.collate([samples.sample(number) for number in numbers])
             batch = {name: x.to(subject.device) for name, x in batch.items()}
             half = subject.dtype != torch.float32
             with torch.autocast(subject.device.type, torch.bfloat16, enabled=half):

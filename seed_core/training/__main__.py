@@ -77,10 +77,10 @@ def _module(name: str) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; an error is one sentence on standard error and exit status 1."""
+    """Run one command and return its exit status; an error is one sentence and 1."""
     try:
         args = build_parser().parse_args(arguments)
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         sys.stderr.write(
             "stopped; a training goes on from its last checkpoint by the same command\n"
@@ -89,7 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (SeedError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ in what was edited alone. There are none of held-out pairs. Knows no words.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ _WAYS = tuple(product((False, True), repeat=2))  # mirrored, augmented
 _WANDERING = 0.1
 """Largest distance of an object from its variant's place, as a part of the largest shift."""
 _TENSOR = "codes"
+_OTHERS = {"objects": "another world", "artwork": "other artwork", "tokenizer": "another tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -186,16 +188,32 @@ class CodeBank:
 
     def save(self, path: Path) -> None:
         """Write the bank as safetensors."""
-        names = ",".join(concept["name"] for concept in self._world.concepts)
-        about = {"variants": str(self.variants), "seed": str(self._seed), "objects": names}
+        about = {"variants": str(self.variants), "seed": str(self._seed), **self._origin()}
         save_file({_TENSOR: self._codes}, path, about)
+
+    def _origin(self) -> dict[str, str]:
+        """Return what a bank's codes depend on: its world, its artwork and the tokenizer."""
+        origin = {
+            "objects": ",".join(concept["name"] for concept in self._world.concepts),
+            "artwork": self._world.digest,
+        }
+        if self._tokenizer is not None:
+            origin["tokenizer"] = _digest(self._tokenizer)
+        return origin
 
     @classmethod
     def load(cls, path: Path, world: World, tokenizer: SeedTokenizer | None = None) -> CodeBank:
         """Read a bank that `save` wrote.
 
+        Args:
+            path: of the file.
+            world: what it must be of.
+            tokenizer: what it must be made with, and what makes codes that it lacks; without one
+                codes of any are taken.
+
         Raises:
-            OptionError: no such file, another kind of file, or a bank of another world.
+            OptionError: no such file, another kind of file, or a bank of another world, artwork or
+                tokenizer.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -204,8 +222,21 @@ class CodeBank:
             bank = cls(world, int(about["variants"]), int(about["seed"]), tokenizer)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise OptionError(f"{path} is no code bank: {error}") from error
-        names = ",".join(concept["name"] for concept in world.concepts)
-        if about.get("objects") != names or codes.shape != bank._codes.shape:
+        for name, value in bank._origin().items():
+            if about.get(name) != value:
+                raise OptionError(
+                    f"{path} is a code bank of {_OTHERS[name]}; make it anew with data bank"
+                )
+        if codes.shape != bank._codes.shape:
             raise OptionError(f"{path} is the code bank of another world")
         bank._codes = codes
         return bank
+
+
+def _digest(tokenizer: SeedTokenizer) -> str:
+    """Return what tells the weights of tokenizers apart."""
+    digest = hashlib.sha256()
+    for name, tensor in tokenizer.module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

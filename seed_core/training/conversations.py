@@ -9,7 +9,7 @@ everything else by one sentence. Knows no tokens (see ``documents``).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,10 @@ class MiniConversations:
         focus: names of objects that a part of the conversations is about.
         focus_part: how many of them; the others are about all objects.
         drawings: how many variants drawings are answered with, the first ones; all if not given.
-        weights: how often a conversation begins with which task, in place of `TASKS`.
         others: objects to decline beside the list in ``unknown``, such as the rest of the artwork.
 
     Raises:
-        OptionError: an unknown object or task.
+        OptionError: an unknown object.
     """
 
     def __init__(
@@ -77,18 +76,12 @@ class MiniConversations:
         focus: Sequence[str] = (),
         focus_part: float = 0.5,
         drawings: int | None = None,
-        weights: Mapping[str, float] | None = None,
         others: Sequence[str] = (),
     ) -> None:
         numbers = {concept["name"]: i for i, concept in enumerate(world.concepts)}
-        weights = (
-            {name: weight for name, (weight, _) in TASKS.items()} if weights is None else weights
-        )
-        for kind, names, known in (("object", focus, numbers), ("task", weights, TASKS)):
-            if unknown := [name for name in names if name not in known]:
-                raise OptionError(f"there is no {kind} {', '.join(unknown)} to converse about")
+        if unknown := [name for name in focus if name not in numbers]:
+            raise OptionError(f"there is no object {', '.join(unknown)} to converse about")
         self._seed = seed
-        self._weights = dict(weights)
         self._setting = _Setting(
             world=world,
             bank=bank,
@@ -106,11 +99,8 @@ class MiniConversations:
         dialogue = _Dialogue(self._setting, chance)
         (count,) = chance.choices(list(_TURNS), list(_TURNS.values()))
         for turn in range(count):
-            names = [name for name in self._weights if not (turn and name in FIRST_ONLY)]
-            weights = [self._weights[name] for name in names]
-            if not sum(weights):
-                break
-            (name,) = chance.choices(names, weights)
+            names = [name for name in TASKS if not (turn and name in FIRST_ONLY)]
+            (name,) = chance.choices(names, [TASKS[name][0] for name in names])
             TASKS[name][1](dialogue)
             dialogue.tasks.append(name)
         return {"format": "conversation", "turns": dialogue.turns, "tasks": dialogue.tasks}
@@ -125,7 +115,8 @@ class ConversationSettings:
         description: of the world, as seed-mini's ``concepts.json``, which it is if not given.
         bank: codes of its pictures, as ``data bank`` makes them; if not given, they are made when
             they are needed, which is for short runs.
-        tokenizer: makes those codes: ``seed-mini``, or a folder.
+        tokenizer: makes those codes, or made those of the bank: ``seed-mini``, or a folder. If not
+            given, a bank of any is taken, and without a bank it is seed-mini's.
         variants: places of each object, where there is no bank.
         augmented: part of the pictures people show that have a random look.
         focus: names of objects that a part of the conversations is about.
@@ -138,7 +129,7 @@ class ConversationSettings:
     artwork: Path
     description: Path | None = None
     bank: Path | None = None
-    tokenizer: str = SEED_MINI
+    tokenizer: str | None = None
     variants: int = 8
     augmented: float = 0.25
     focus: tuple[str, ...] = ()
@@ -160,10 +151,11 @@ class ConversationSettings:
             CheckpointError: a tokenizer that cannot be loaded.
         """
         world = World(self.artwork, self.description)
-        if self.bank is not None:
-            bank = CodeBank.load(self.bank, world)
+        if self.bank is None:
+            bank = CodeBank(world, self.variants, seed, load_tokenizer(self.tokenizer or SEED_MINI))
         else:
-            bank = CodeBank(world, self.variants, seed, load_tokenizer(self.tokenizer))
+            tokenizer = None if self.tokenizer is None else load_tokenizer(self.tokenizer)
+            bank = CodeBank.load(self.bank, world, tokenizer)
         return MiniConversations(
             world,
             bank,

@@ -252,7 +252,7 @@ class VaeStage(nn.Module):
         self.learner.vae.enable_gradient_checkpointing()
 
 
-def collate_scenes(scenes: Sequence[Scene]) -> dict[str, Any]:
+def collate_plain_scenes(scenes: Sequence[Scene]) -> dict[str, Any]:
     """Return a batch of scenes."""
     return {"scenes": list(scenes)}
 
@@ -284,7 +284,7 @@ def _run_vae(recipe: DecoderRecipe, world: World, folder: Path, trained: Any) ->
         learner = VaeLearner(vae, recipe.vae.loss, decoder_alone=trained is not None)
         return VaeStage(learner, _renderer(recipe, world))
 
-    stage = train(build, SceneSamples(recipe, world), collate_scenes, recipe, folder)
+    stage = train(build, SceneSamples(recipe, world), collate_plain_scenes, recipe, folder)
     assert isinstance(stage, VaeStage)
     return stage.learner.vae
 

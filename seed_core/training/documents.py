@@ -47,6 +47,8 @@ from ..vocab import Vocabulary
 IGNORED = -100
 """The label of a token that does not count, as torch and transformers know it."""
 
+_FILLING = 0
+
 Document = Mapping[str, Any]
 
 
@@ -444,25 +446,16 @@ def with_wrong_codes(
     return Example(token_ids, example.labels)
 
 
-def collate(examples: Sequence[Example], pad: int = 0) -> dict[str, torch.Tensor]:
-    """Return a batch as transformers takes it.
+def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Return a batch: ``input_ids`` and ``labels``, each int64 ``[B, T]``.
 
-    Args:
-        examples: of any lengths; they begin together, and shorter ones are filled up at the end.
-        pad: the token to fill with. The reference takes the unknown token, 0.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` (0 where filled up) and ``labels`` (there `IGNORED`), each
-        int64 ``[B, T]``.
+    Examples begin together; shorter ones are filled up at their end, with the unknown token as in the
+    reference and with `IGNORED`. No mask: a causal network never looks at what comes after, and
+    without one attention has its fastest form.
     """
     shape = (len(examples), max(map(len, examples)))
-    batch = {
-        "input_ids": torch.full(shape, pad),
-        "attention_mask": torch.zeros(shape, dtype=torch.int64),
-        "labels": torch.full(shape, IGNORED),
-    }
+    token_ids, labels = torch.full(shape, _FILLING), torch.full(shape, IGNORED)
     for i, example in enumerate(examples):
-        batch["input_ids"][i, : len(example)] = torch.tensor(example.token_ids)
-        batch["attention_mask"][i, : len(example)] = 1
-        batch["labels"][i, : len(example)] = torch.tensor(example.labels)
-    return batch
+        token_ids[i, : len(example)] = torch.tensor(example.token_ids)
+        labels[i, : len(example)] = torch.tensor(example.labels)
+    return {"input_ids": token_ids, "labels": labels}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from ..checkpoints import bundled, read_json
@@ -30,11 +31,16 @@ from ..generation import GenerationOptions
 from ..generators import seeded_generators
 from ..llm import Reply, load_llm
 from ..lora import merge_lora, read_lora
+from ..picture_files import check_output
 from ..tokenizer import load_tokenizer
-from .judge import METRICS, Judge, psnr
+from .judge import METRICS, Judge
+from .losses import psnr
+from .pictures import normalize
 from .sentences import DECLINED, with_article
 from .tasks import ANSWERS, PICTURES, Case
-from .unknown import MORE_UNKNOWN, UNKNOWN
+from .tower import Teacher, load_teacher
+from .unknown import MORE_UNKNOWN, UNKNOWN, known_words
+from .vae import latents_of
 from .world import SPLITS, Scene, World
 
 SAMPLES = 288
@@ -45,8 +51,9 @@ EVERY = 576
 their standard error alone is a whole point."""
 
 POINTS = 0.02
-"""How far a metric may lie below results.json, as a part of 1. It may lie above: those numbers are
-without the picture grammar, which turns replies that were lost to a broken picture into good ones."""
+"""How far a metric may lie below results.json, as a part of 1, whose pictures were at other places. It
+may lie above: those numbers are without the picture grammar, which turns replies that were lost to a
+broken picture into good ones. Beside another run, of the same pictures, it may not lie below at all."""
 
 DECIBELS = 1.0
 """How far PSNR may lie below: other positions alone move it by 0.5 dB."""
@@ -55,7 +62,16 @@ GREEDY = GenerationOptions(temperature=0, max_new_tokens=64)
 SAMPLED = GenerationOptions(temperature=1, top_p=0.5, max_new_tokens=64)
 DECODING = DecodeOptions(guidance_scale=2)  # what seed-mini was measured with
 
-WITHOUT_WORDS = ("classifier_on_originals", "image_to_codes_to_image")
+MEBIBYTE = 2**20
+LARGEST = 24 * MEBIBYTE
+"""Bytes that all files of a seed-mini may have together."""
+
+OF_TEACHER = ("embedding", "teacher_embedding_to_image")
+"""Tasks that need the teacher of the tokenizer's embeddings."""
+WITHOUT_WORDS = (
+    *("classifier_on_originals", "vae_reconstruction", "image_to_codes_to_image"),
+    *OF_TEACHER,
+)
 UNKNOWN_OBJECTS = {
     "declines_unknown_object": UNKNOWN,
     "declines_hundred_unknown_objects": (*UNKNOWN, *MORE_UNKNOWN),
@@ -75,16 +91,21 @@ class Evaluation:
     Args:
         world: what it is measured on.
         judge: of its drawings.
-        samples: questions a task; at least 1.
+        samples: questions a task; at least 1. Of the unknown objects, all of the split.
         split: which held-out pairs, see ``world``; ``all`` is what results.json has.
         model: folder with ``tokenizer``, ``llm`` and ``decoder``; the bundled one if not given.
         lora: an adapter for the language model.
         device: where everything computes.
+        teacher: folder of the vision tower whose embeddings the tokenizer learned, for `OF_TEACHER`.
         threads: pictures decoded side by side on a CPU, one thread each; one a core if not given.
+
+    Attributes:
+        tasks: what can be measured.
+        size: bytes of the model's files.
 
     Raises:
         OptionError: no samples.
-        CheckpointError: a model that cannot be loaded.
+        CheckpointError: a model or a teacher that cannot be loaded.
     """
 
     def __init__(
@@ -96,6 +117,7 @@ class Evaluation:
         model: Path | None = None,
         lora: str | None = None,
         device: str = "cpu",
+        teacher: Path | None = None,
         threads: int | None = None,
     ) -> None:
         if samples < 1:
@@ -113,6 +135,16 @@ class Evaluation:
         if lora is not None:
             merge_lora(self._llm.module, read_lora(lora, self._llm.config))
         self._decoder = load_decoder(parts["decoder"], device)
+        self._teacher: Teacher | None = None
+        if teacher is not None:
+            self._teacher = load_teacher(teacher).to(device)
+        self.tasks = tuple(name for name in TASKS if self._teacher or name not in OF_TEACHER)
+        self.size = sum(
+            file.stat().st_size
+            for part in parts.values()
+            for file in Path(part).rglob("*")
+            if file.is_file()
+        )
 
     def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
         """Return the metrics of a task in 0..1 (psnr in dB), and its number of questions n.
@@ -120,12 +152,22 @@ class Evaluation:
         Args:
             name: one of `TASKS`.
             on_reply: called after each reply of the language model.
+
+        Raises:
+            OptionError: a task that needs the teacher, and there is none.
         """
+        if name not in self.tasks:
+            raise OptionError(f"{name} needs the folder of the vision tower, see --teacher")
         if name in UNKNOWN_OBJECTS:
-            return self._declines(UNKNOWN_OBJECTS[name])
+            return self._declines(self._unknown(UNKNOWN_OBJECTS[name]))
         chance = random.Random(f"{self.split} {name}")
-        count = EVERY if name in QUICK and self.samples >= SAMPLES else self.samples
+        is_many = name in QUICK and self.samples >= SAMPLES
+        count = max(self.samples, EVERY) if is_many else self.samples
         scenes = self.world.held_out(count, chance, self.split)
+        if name not in ANSWERS:  # what nobody can judge is not measured
+            scenes = [scene for scene in scenes if scene.concept < self.judge.objects]
+        if name == "embedding":
+            return self._embeddings(scenes)
         if name in WITHOUT_WORDS:
             return self._pictures_alone(name, scenes)
         task = ANSWERS.get(name) or PICTURES[name]
@@ -145,6 +187,16 @@ class Evaluation:
         """Return the metrics of conversations that end with a picture."""
         return mean(self._score_pictures(cases, self._replies(cases, options, on_reply)))
 
+    def _unknown(self, things: Sequence[str]) -> list[str]:
+        """Return the unknown things of the split: every other one is of the other half."""
+        known = known_words(self.world)
+        first = 0 if self.split == "all" else SPLITS.index(self.split)
+        return [
+            thing
+            for thing in things[first :: 1 if self.split == "all" else 2]
+            if thing not in known
+        ]
+
     def _declines(self, things: Sequence[str]) -> dict[str, float]:
         prompts = [f"Draw {with_article(thing, thing)}" for thing in things]
         replies = [self._llm.generate(prompt, options=GREEDY).text for prompt in prompts]
@@ -154,11 +206,37 @@ class Evaluation:
         originals = self.world.render(scenes)
         if name == "classifier_on_originals":
             return mean(self.judge.score(originals, scenes))
-        pictures = self._decode(self._encode(originals))
+        if name == "vae_reconstruction":
+            pictures = self._through_vae(originals)
+        elif name == "image_to_codes_to_image":
+            pictures = self._decode(self._encode(originals))
+        else:
+            pictures = self._paint(self._teachers_embeddings(originals))
         scores = self.judge.score(pictures, scenes)
         for score, picture, original in zip(scores, pictures, originals, strict=True):
-            score["psnr"] = psnr(picture, original)
+            score["psnr"] = float(psnr(picture, original))
         return mean(scores)
+
+    def _embeddings(self, scenes: list[Scene]) -> dict[str, float]:
+        """Compare the tokenizer's embeddings with those it learned to restore."""
+        originals = self.world.render(scenes)
+        restored = self._tokenizer.embed(self._encode(originals)).float()
+        cosines = cosine_similarity(restored, self._teachers_embeddings(originals), dim=-1)
+        return mean([{"cosine": float(cosine)} for cosine in cosines])
+
+    @torch.inference_mode()
+    def _teachers_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
+        assert self._teacher is not None
+        return self._teacher.embed(normalize(pictures.to(self._tokenizer.device))).float()
+
+    @torch.inference_mode()
+    def _through_vae(self, pictures: torch.Tensor) -> torch.Tensor:
+        vae = self._decoder.module.vae
+        restored = [
+            vae.decode(latents_of(vae, picture[None].to(self._decoder.device, vae.dtype) * 2 - 1))
+            for picture in pictures
+        ]
+        return (torch.cat([each.sample for each in restored]).float().cpu() / 2 + 0.5).clamp(0, 1)
 
     def _replies(
         self,
@@ -217,19 +295,21 @@ class Evaluation:
         for score, case, picture, original in zip(scores, cases, pictures, originals, strict=True):
             score["valid"] = 1.0
             if case.turns[-1][1]:
-                score["psnr"] = psnr(picture, original)
+                score["psnr"] = float(psnr(picture, original))
         return scores + lost
 
     def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return self._tokenizer.encode(self._tokenizer.preprocess(pictures)).cpu()
 
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Make the pictures of codes; each has its own generator, so the order is free."""
-        embeddings = self._tokenizer.embed(codes)
-        generators = seeded_generators(0, len(codes))
+        return self._paint(self._tokenizer.embed(codes))
+
+    def _paint(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Make the pictures of embeddings; each has its own generator, so the order is free."""
+        generators = seeded_generators(0, len(embeddings))
         is_cpu = self._decoder.device.type == "cpu"
         together, threads = (1, self._threads) if is_cpu else (_DECODED_TOGETHER, 1)
-        starts = range(0, len(codes), together)
+        starts = range(0, len(embeddings), together)
         draw = partial(self._decoder.decode, options=DECODING)
         with ThreadPoolExecutor(threads) as pool:
             rows = pool.map(
@@ -266,6 +346,7 @@ class Row:
         ours: what was measured, in 0..1, or in dB.
         published: what it stands beside; None where that has no such metric.
         n: number of questions.
+        is_strict: whether the other one is of the same pictures, so that ours may not lie below.
     """
 
     task: str
@@ -273,6 +354,7 @@ class Row:
     ours: float
     published: float | None
     n: int
+    is_strict: bool = False
 
     @property
     def allowed(self) -> float:
@@ -282,6 +364,8 @@ class Row:
         things are not the published twenty, so two standard errors come on top.
         """
         published = self.published or 0.0
+        if self.is_strict:
+            return 0.0
         if self.metric == "valid":
             return published - 1
         if self.metric == "psnr":
@@ -310,27 +394,40 @@ class Row:
 HEADER = f"{'task':44}{'metric':12}{'ours':>10} {'published':>10} {'difference':>8}{'n':>4}"
 
 
-def published_metrics(path: Path | None = None) -> dict[str, dict[str, float]]:
+def published_metrics(
+    path: Path | None = None, split: str | None = None
+) -> dict[str, dict[str, float]]:
     """Return metrics by task: those of a JSON file that `run` wrote, or of results.json.
+
+    Args:
+        path: the file; results.json if not given.
+        split: the one that the file must be of; any if not given.
 
     Raises:
         CheckpointError: no such file, or no JSON.
-        OptionError: a file without metrics.
+        OptionError: a file without metrics, or of another split.
     """
-    path = path or bundled("results.json")
-    metrics = read_json(path).get("metrics")
+    content = read_json(path or bundled("results.json"))
+    metrics = content.get("metrics")
     if not isinstance(metrics, dict):
         raise OptionError(f"{path} has no metrics")
+    if path is not None and split not in (None, content.get("split")):
+        raise OptionError(
+            f"{path} is of the split {content.get('split')}, which cannot stand beside {split}"
+        )
     return metrics
 
 
 def compare(
-    task: str, ours: Mapping[str, float], published: Mapping[str, Mapping[str, float]]
+    task: str,
+    ours: Mapping[str, float],
+    published: Mapping[str, Mapping[str, float]],
+    is_strict: bool = False,
 ) -> list[Row]:
-    """Set each metric of a task beside another one."""
+    """Set each metric of a task beside another one; see `Row`."""
     beside = published.get(task, {})
     return [
-        Row(task, metric, value, beside.get(metric), int(ours["n"]))
+        Row(task, metric, value, beside.get(metric), int(ours["n"]), is_strict)
         for metric, value in ours.items()
         if metric != "n"
     ]
@@ -343,6 +440,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `run` reads."""
     add = parser.add_argument
     add("--artwork", type=Path, required=True, help="the .npz file that data artwork makes")
+    add("--description", type=Path, help="of the world; that of seed-mini if not given")
     add(
         "--judge",
         type=Path,
@@ -358,20 +456,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="validation to choose by, test for the model that was chosen, all as published",
     )
     add("--samples", type=int, default=SAMPLES, help=f"questions a task, {SAMPLES} if not given")
-    add("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help=", ".join(TASKS))
+    add("--teacher", type=Path, help=f"the run of the tower, for {' and '.join(OF_TEACHER)}")
+    add("--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)}")
     add(
         "--beside",
         type=Path,
-        help="a JSON file of another run, to set beside in place of results.json",
+        help="a JSON file of another run on the same split, to set beside in place of results.json; "
+        "then nothing may lie below",
     )
     add("--json", type=Path, help="write the metrics to this file")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print the table, and write the metrics where that is asked for."""
-    published = published_metrics(args.beside)
-    world = World(args.artwork)
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, and write the metrics where that is asked for.
+
+    Returns:
+        The exit status: 1 where a metric is too low or the files are too large.
+    """
+    if args.json is not None:
+        check_output(args.json)
+    published = published_metrics(args.beside, args.split)
+    world = World(args.artwork, args.description)
     evaluation = Evaluation(
         world,
         Judge(world, args.judge),
@@ -380,33 +486,44 @@ def run(args: argparse.Namespace) -> None:
         args.model,
         args.lora,
         args.device,
+        args.teacher,
     )
+    is_small = evaluation.size <= LARGEST
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # pictures are spread over the cores instead
     try:
-        metrics = _measure_all(evaluation, args.tasks, published)
+        metrics, holds = _measure_all(
+            evaluation, args.tasks or evaluation.tasks, published, args.beside is not None
+        )
     finally:
         torch.set_num_threads(threads)
+    sizes = f"{evaluation.size / MEBIBYTE:.2f} MiB of at most {LARGEST / MEBIBYTE:.0f}"
+    sys.stdout.write(f"files: {sizes}{'' if is_small else '  TOO LARGE'}\n")
     if args.json is not None:
         about: dict[str, Any] = {
             "model": str(args.model or "seed-mini"),
             "split": args.split,
+            "bytes": evaluation.size,
             "metrics": metrics,
         }
         args.json.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    return 0 if holds and is_small else 1
 
 
 def _measure_all(
     evaluation: Evaluation,
     tasks: Sequence[str],
     published: Mapping[str, Mapping[str, float]],
-) -> dict[str, dict[str, float]]:
+    is_strict: bool,
+) -> tuple[dict[str, dict[str, float]], bool]:
+    """Return metrics by task, and whether none is too low."""
     sys.stdout.write(f"{HEADER}\n")
-    metrics = {}
+    metrics, holds = {}, True
     for task in tasks:
         with tqdm(desc=task, unit=" replies", leave=False, disable=None) as bar:
             metrics[task] = evaluation.measure(task, bar.update)
-        rows = compare(task, metrics[task], published)
+        rows = compare(task, metrics[task], published, is_strict)
+        holds = holds and all(row.holds for row in rows)
         sys.stdout.write("".join(f"{row}\n" for row in rows))
         sys.stdout.flush()
-    return metrics
+    return metrics, holds

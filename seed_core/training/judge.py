@@ -26,6 +26,10 @@ class Judge:
     Raises:
         CheckpointError: a file that is missing or damaged.
         OptionError: a judge of another world.
+
+    Attributes:
+        objects: how many objects it knows, the first ones of the world. One that an artist added it
+            does not know.
     """
 
     def __init__(self, world: World, folder: Path) -> None:
@@ -33,7 +37,8 @@ class Judge:
         config = read_json(folder / "classifier.json")
         counts = [len(world.concepts), len(world.backgrounds), len(world.sizes)]
         self._outputs = list(config["outputs"].values())
-        if self._outputs != counts:
+        self.objects = self._outputs[0]
+        if self._outputs[1:] != counts[1:] or self.objects > counts[0]:
             raise OptionError(
                 f"the judge in {folder} knows {self._outputs} objects, backgrounds and sizes; this "
                 f"world has {counts}"
@@ -79,8 +84,3 @@ class Judge:
             both = right[0] and right[1]
             scores.append(dict(zip(METRICS, map(float, (*right, both)), strict=True)))
         return scores
-
-
-def psnr(picture: torch.Tensor, original: torch.Tensor) -> float:
-    """Return the peak signal-to-noise ratio of two pictures in 0..1, in dB."""
-    return float(-10 * (picture - original).square().mean().log10())

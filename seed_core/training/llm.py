@@ -130,13 +130,12 @@ class Recipe:
 RECIPE = Recipe
 
 
-def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
+def run(recipe: Recipe, output: Path) -> None:
     """Train a language model and write it to the folder ``llm`` of a run.
 
     Args:
         recipe: how.
         output: the run's folder.
-        stop_at: stop after this step, as an interrupted run does, and write no model.
 
     Raises:
         OptionError: data or a start that do not fit.
@@ -152,8 +151,8 @@ def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
 
     template = read_template(recipe.start[0]) if recipe.start else VICUNA
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
-    model: Any = train(build, samples, collate, recipe, output, stop_at)
-    if stop_at is None and is_first_process():
+    model: Any = train(build, samples, documents.collate, recipe, output)
+    if is_first_process():
         write(model, place, output / FOLDER, checkpoints.PRECISIONS[recipe.weights])
 
 
@@ -216,16 +215,6 @@ def average(models: Sequence[LlamaForCausalLM]) -> LlamaForCausalLM:
             tensor += other[name]
         tensor /= len(models)
     return models[0]
-
-
-def collate(examples: Sequence[documents.Example]) -> dict[str, torch.Tensor]:
-    """Return a batch, int64 ``input_ids`` and ``labels`` ``[B, T]``.
-
-    No mask: a causal network never looks at what a short example is filled up with at its end, and
-    without one attention has its fastest form.
-    """
-    batch = documents.collate(examples)
-    return {name: batch[name] for name in ("input_ids", "labels")}
 
 
 def write(

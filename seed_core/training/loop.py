@@ -28,10 +28,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import OptionError
+from ..errors import OptionError, SeedError
 from .claims import claim
 from .curves import draw_curves
 from .recipe import to_yaml
+from .settings import check_parts
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
 CURVES_FILE = "curves.png"
 LOG_FILE = "log.json"
+
+_AT_LEAST = {
+    1: ("steps", "batch_size", "accumulate", "save_every", "log_every"),
+    0: ("warm_up", "weight_decay", "clip", "workers", "seed"),
+}
+_LARGEST_SEED = 2**32 - 1  # of numpy's generator
+_FROM_WORKER = "DataLoader worker"
+"""Torch says so of an error in a process that makes samples, and adds its traceback."""
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
@@ -83,11 +92,20 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"schedule.{name} must be at least 1; got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise OptionError(f"schedule.learning_rate must be over 0; got {self.learning_rate}")
+        for least, names in _AT_LEAST.items():
+            for name in names:
+                if not getattr(self, name) >= least:
+                    raise OptionError(
+                        f"schedule.{name} must be at least {least}; got {getattr(self, name)}"
+                    )
+        for name in ("learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"schedule.{name} must be over 0; got {getattr(self, name)}")
+        check_parts(self, "final_part", "beta1", "beta2", group="schedule.")
+        if 1 in (self.beta1, self.beta2):
+            raise OptionError("schedule.beta1 and beta2 must be less than 1; got 1")
+        if self.seed > _LARGEST_SEED:
+            raise OptionError(f"schedule.seed must be at most {_LARGEST_SEED}; got {self.seed}")
         if self.save_every % self.log_every:  # a row's mean would begin where the run went on
             raise OptionError(
                 f"schedule.save_every {self.save_every} must be a multiple of log_every "
@@ -177,7 +195,6 @@ def train(
     collate: Collate,
     recipe: Any,
     folder: Path,
-    stop_at: int | None = None,
 ) -> nn.Module:
     """Train a network, or go on where a run into the same folder stopped.
 
@@ -189,14 +206,15 @@ def train(
         collate: makes a batch of samples.
         recipe: the whole recipe of the stage, with a ``schedule``; it is written into the folder.
         folder: where checkpoints, log and curves go.
-        stop_at: stop after this step, as an interrupted run does.
 
     Returns:
-        The network, trained to the end of the schedule or to ``stop_at``. Of several processes the
-        first has it in any case, see `is_first_process`; of a sharded run no other.
+        The network, trained to the end of the schedule. Of several processes the first has it in
+        any case, see `is_first_process`; of a sharded run no other.
 
     Raises:
-        OptionError: the folder holds a run of another recipe.
+        OptionError: the folder holds a run of another recipe, the card has too little memory or
+            lacks a number format.
+        SeedError: whatever making a sample raises.
     """
     schedule: Schedule = recipe.schedule
     with _seeded(schedule.seed):
@@ -209,17 +227,34 @@ def train(
             args=arguments,
             train_dataset=samples,
             data_collator=collate,
-            callbacks=[_Curves(folder)] + ([_StopAt(stop_at)] if stop_at else []),
+            callbacks=[_Curves(folder)],
         )
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+        try:
+            trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+        except SeedError as error:
+            raise _without_traceback(error) from error
+        except torch.OutOfMemoryError as error:
+            raise OptionError(
+                f"the card's memory is too small for {arguments.train_batch_size} samples at once; "
+                "lower schedule.batch_size"
+            ) from error
         return _whole(trainer, build)
+
+
+def _without_traceback(error: SeedError) -> SeedError:
+    """Return an error of a process that makes samples as it was raised there."""
+    text = str(error)
+    if _FROM_WORKER not in text.partition("\n")[0]:
+        return error
+    last = text.rstrip().rpartition("\n")[2]
+    return type(error)(last.partition(": ")[2])
 
 
 def _last_checkpoint(folder: Path) -> str | None:
     """Return the last checkpoint that is whole; a run may have been killed while it wrote one."""
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step_of)
     for checkpoint in reversed(found):
-        try:  # written after everything else
+        try:  # weights, optimizer and schedule are written before it
             json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
         except (OSError, ValueError):
             log.warning("%s is unfinished and is passed over", checkpoint)
@@ -263,17 +298,6 @@ def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-class _StopAt(TrainerCallback):
-    """Ends a run early, with a checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self._step:
-            control.should_save = control.should_training_stop = True
-
-
 def _wants_shards() -> bool:
     """Tell whether the launcher asked for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -292,6 +316,10 @@ def _claim(folder: Path, recipe: Any) -> None:
 
 def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
     use_cpu = not torch.cuda.is_available()
+    if schedule.precision == "bf16" and not (use_cpu or torch.cuda.is_bf16_supported()):
+        raise OptionError(
+            "this card does not compute in bf16; set schedule.precision to fp16, or to fp32"
+        )
     probe = TrainingArguments(output_dir=str(folder / CHECKPOINTS), report_to=[], use_cpu=use_cpu)
     parts = probe.world_size * schedule.accumulate
     if schedule.batch_size % parts:

@@ -1,4 +1,4 @@
-"""The losses of a SEED tokenizer, and the numbers that several processes compute them from.
+"""The losses of a SEED tokenizer, and what pictures and several processes are compared by.
 
 Always float32, whatever the precision of the networks. Knows nothing of networks.
 
@@ -63,6 +63,11 @@ def quantization_loss(
 def cosine_loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return the mean of 1 - cosine over all tokens of float ``[B, N, D]``."""
     return (1 - F.cosine_similarity(given.float(), wanted.float(), dim=-1)).mean()
+
+
+def psnr(pictures: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the peak signal-to-noise ratio of pictures in 0..1, all of them together, in dB."""
+    return -10 * (pictures - wanted).square().mean().log10()
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +91,18 @@ def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile
         PictureFile(
             path.relative_to(folder).as_posix(),
             path.read_bytes,
-            _text_reader(path, texts.get(path)),
+            partial(_read_text, path, texts.get(path)),
         )
         for path in pictures
     ]
 
 
-def _text_reader(picture: Path, text: str | None) -> Callable[[], str]:
-    def read() -> str:
-        if text is not None:
-            return text
-        beside = picture.with_suffix(".txt")
-        return _decoded(beside.read_bytes(), beside.name) if beside.is_file() else ""
-
-    return read
+def _read_text(picture: Path, text: str | None) -> str:
+    """Return a picture's text: the one given, or that of the file beside it."""
+    if text is not None:
+        return text
+    beside = picture.with_suffix(".txt")
+    return _decoded(beside.read_bytes(), beside.name) if beside.is_file() else ""
 
 
 def _decoded(text: bytes, name: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..codes import NUM_CODES
-from ..errors import OptionError
+from ..errors import OptionError, PictureError
 from ..eva_vit import VisionConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD, preprocess
 from .loop import Samples
@@ -31,6 +31,8 @@ NOT_NAMED = -100
 """Label of a background that has no name; cross-entropy passes over it."""
 
 _CROP_TRIES = 10
+_PICTURE_TRIES = 100
+"""Pictures that are opened until one is whole."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def normalize(pictures: torch.Tensor) -> torch.Tensor:
 class PictureFolders(Samples):
     """Pictures of folders, with captions where they are wanted.
 
+    In place of a damaged picture another one is shown, and a warning names it.
+
     Every epoch has another order, and every sample a crop of its own, of half to all of the
     picture's area and mirrored half of the time, as in the reference.
 
@@ -152,6 +156,7 @@ class PictureFolders(Samples):
         self._image_size = image_size
         self._seed = seed
         self._has_captions = has_captions
+        self._damaged: set[str] = set()
         self._epoch = -1
         self._order: list[int] = []
 
@@ -160,13 +165,27 @@ class PictureFolders(Samples):
 
         Raises:
             OptionError: no caption where one is wanted.
-            PictureError: a damaged picture.
+            PictureError: many damaged pictures in a row.
         """
         chance = random.Random(f"{self._seed} {number}")
         file = self._file(number)
+        for _ in range(_PICTURE_TRIES):
+            try:
+                return self._read(file, chance)
+            except PictureError as error:
+                self._report(file, error)
+                file = chance.choice(self._files)
+        raise PictureError(f"{_PICTURE_TRIES} pictures in a row are damaged; see the warnings")
+
+    def _read(self, file: PictureFile, chance: random.Random) -> tuple[torch.Tensor, str]:
         caption = chance.choice(_captions(file)) if self._has_captions else ""
         picture = random_crop(file.open().convert("RGB"), chance)
         return preprocess([picture], self._image_size, interpolation="bicubic")[0], caption
+
+    def _report(self, file: PictureFile, error: PictureError) -> None:
+        if file.name not in self._damaged:
+            self._damaged.add(file.name)
+            log.warning("%s is passed over: %s", file.name, error)
 
     def _file(self, number: int) -> PictureFile:
         epoch, place = divmod(number, len(self._files))

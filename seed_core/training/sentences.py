@@ -15,7 +15,18 @@ PLURAL = frozenset(
 UNCOUNTABLE = frozenset(
     ["corn", "broccoli", "bread", "cheese", "popcorn", "sushi", "coffee", "fire"]
 )
-_NO_ARTICLE = PLURAL | UNCOUNTABLE | {"fries", "flowers"}
+_NOT_KNOWN = frozenset(
+    [
+        *("bagpipes", "binoculars", "blueberries", "glasses", "jeans", "lentils", "maracas"),
+        *("noodles", "pajamas", "peanuts", "pliers", "shorts", "tweezers"),
+        *("asparagus", "bamboo", "barley", "celery", "flour", "ginger", "grass", "ivy", "ketchup"),
+        *("lavender", "lemonade", "macaroni", "mayonnaise", "milk", "moss", "mustard", "oil"),
+        *("porridge", "ravioli", "salt", "seaweed", "spaghetti", "spinach", "sugar", "tofu"),
+        *("vinegar", "water", "wheat"),
+    ]
+)
+"""Words of ``unknown`` and of the rest of the artwork that take no article either."""
+_NO_ARTICLE = PLURAL | UNCOUNTABLE | _NOT_KNOWN | {"fries", "flowers"}
 
 DECLINED = "Sorry, I have not learned to draw that."
 """The answer to a request for an object that is not known."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -154,16 +155,15 @@ class _Task(NamedTuple):
     write: Callable[[Any, Path], None]
 
 
-def run(recipe: TokenizerRecipe, output: Path, stop_at: int | None = None) -> None:
+def run(recipe: TokenizerRecipe, output: Path) -> None:
     """Train a part of a tokenizer and write it, or go on with it.
 
     Args:
         recipe: of the part.
         output: folder of the run, and of what is written.
-        stop_at: stop after this step.
     """
     task = _PARTS[recipe.part](recipe)
-    network = loop.train(task.build, task.samples, task.collate, recipe, output, stop_at)
+    network = loop.train(task.build, task.samples, task.collate, recipe, output)
     task.write(network, output)
 
 
@@ -183,22 +183,27 @@ def _qformer(recipe: TokenizerRecipe) -> _Task:
             _start(learner, settings.start)
         return learner
 
-    def collate(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, torch.Tensor]:
-        pixels, captions = zip(*samples, strict=True)
-        words = vocabulary(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=MAX_CAPTION_TOKENS,
-            return_tensors="pt",
-        )
-        ids, mask = words["input_ids"], words["attention_mask"]
-        return {"pixels": torch.stack(pixels), "token_ids": ids, "mask": mask}
-
     def write(learner: ContrastiveLearner, output: Path) -> None:
         write_tensors(output / QFORMER_FILE, learner.upstream_tensors())
 
-    return _Task(build, _pictures(recipe, settings.pictures, has_captions=True), collate, write)
+    pictures = _pictures(recipe, settings.pictures, has_captions=True)
+    return _Task(build, pictures, partial(_collate_captioned, vocabulary), write)
+
+
+def _collate_captioned(
+    vocabulary: Any, samples: Sequence[tuple[torch.Tensor, str]]
+) -> dict[str, torch.Tensor]:
+    """Return a batch of pictures with captions, as `ContrastiveLearner` takes it."""
+    pixels, captions = zip(*samples, strict=True)
+    words = vocabulary(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=MAX_CAPTION_TOKENS,
+        return_tensors="pt",
+    )
+    ids, mask = words["input_ids"], words["attention_mask"]
+    return {"pixels": torch.stack(pixels), "token_ids": ids, "mask": mask}
 
 
 def _read_vocabulary(folder: Path) -> Any:
@@ -251,14 +256,17 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
         materialize(model)
         return CodebookLearner(model, sizes, _load_embedder(settings.teacher, sizes))
 
-    def collate(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, torch.Tensor]:
-        return {"pixels": torch.stack([pixels for pixels, _ in samples])}
-
     def write(learner: CodebookLearner, output: Path) -> None:
         extra = learner.reconstruction_tensors() if settings.write_reconstruction else {}
         _write_tokenizer(learner.model, recipe, output, extra)
 
-    return _Task(build, _pictures(recipe, settings.pictures, has_captions=False), collate, write)
+    pictures = _pictures(recipe, settings.pictures, has_captions=False)
+    return _Task(build, pictures, _collate_pictures, write)
+
+
+def _collate_pictures(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, torch.Tensor]:
+    """Return a batch of pictures, as `CodebookLearner` takes it."""
+    return {"pixels": torch.stack([pixels for pixels, _ in samples])}
 
 
 class _TeacherEmbedder(nn.Module):

@@ -108,7 +108,7 @@ def check_schedule(schedule: loop.Schedule) -> None:
     """
     if schedule.checkpoint_activations:
         raise OptionError(
-            "this stage keeps its activations; where memory is short, raise schedule.accumulate "
+            "this stage keeps its activations; where memory is short, lower schedule.batch_size "
             "instead of setting checkpoint_activations"
         )
 
@@ -254,13 +254,12 @@ def detached(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in terms.items()}
 
 
-def run(recipe: TowerRecipe, output: Path, stop_at: int | None = None) -> None:
+def run(recipe: TowerRecipe, output: Path) -> None:
     """Train a tower and write it, or go on with it.
 
     Args:
         recipe: of the tower.
         output: folder of the run, and of the files.
-        stop_at: stop after this step.
     """
     world = recipe.world.open(recipe.vision)
     sizes = TeacherSizes(
@@ -280,7 +279,7 @@ def run(recipe: TowerRecipe, output: Path, stop_at: int | None = None) -> None:
         )
 
     samples = WorldPictures(recipe.world, world, recipe.schedule.seed)
-    network = loop.train(build, samples, collate_scenes, recipe, output, stop_at)
+    network = loop.train(build, samples, collate_scenes, recipe, output)
     assert isinstance(network, TowerNetwork)
     _write(network.teacher, recipe.vision, sizes, output)
 

@@ -2,7 +2,8 @@
 
 Products of narrow matrices are learned beside the frozen weights of every layer; embeddings and norms
 may be trained in full. The result is a folder as peft writes it, which SEED Load LoRA and
-``python -m seed_core convert --lora`` take.
+``python -m seed_core convert --lora`` take; and, where it is asked for, the model with the adapter in
+it, as another stage goes on from.
 
 Sources: arXiv 2106.09685 (LoRA), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4 for the numbers.
 """
@@ -23,7 +24,8 @@ from .. import checkpoints
 from ..errors import OptionError
 from ..llama import LlamaConfig
 from ..vocab import Vocabulary
-from .llm import Data, collate, load_start, model_folder, read_template
+from . import documents, llm
+from .llm import Data, load_start, model_folder, read_template
 from .loop import Schedule, is_first_process, train
 
 FOLDER = "adapter"
@@ -58,7 +60,9 @@ class Recipe:
         modules: the layers that get products.
         trained_in_full: ``embeddings`` (and the head), ``norms``.
         base_precision: number format of the frozen weights. What is trained is always float32.
-        weights: number format of the result.
+        weights: number format of the adapter.
+        merge: also write the model with the adapter in it, in the base's number format, to the
+            folder ``llm`` of the run.
     """
 
     data: Data
@@ -72,6 +76,7 @@ class Recipe:
     trained_in_full: tuple[TrainedInFull, ...] = ()
     base_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     weights: Literal["fp32", "fp16", "bf16"] = "fp32"
+    merge: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1:
@@ -89,19 +94,19 @@ class Recipe:
 RECIPE = Recipe
 
 
-def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
-    """Train an adapter and write it to the folder ``adapter`` of a run.
+def run(recipe: Recipe, output: Path) -> None:
+    """Train an adapter and write it to the folder ``adapter`` of a run; see ``merge`` of the recipe.
 
     Args:
         recipe: how.
         output: the run's folder.
-        stop_at: stop after this step, as an interrupted run does, and write no adapter.
 
     Raises:
         OptionError: data, or modules, that do not fit.
         CheckpointError: a damaged model or vocabulary.
     """
-    vocab = Vocabulary(model_folder(recipe.vocabulary or recipe.start))
+    place = model_folder(recipe.vocabulary or recipe.start)
+    vocab = Vocabulary(place)
     template = read_template(recipe.start)
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
 
@@ -116,9 +121,13 @@ def run(recipe: Recipe, output: Path, stop_at: int | None = None) -> None:
         base = load_start(recipe.start, checkpoints.PRECISIONS[recipe.base_precision], vocab)
         return with_adapter(base, recipe)
 
-    model: Any = train(build, samples, collate, recipe, output, stop_at)
-    if stop_at is None and is_first_process():
+    model: Any = train(build, samples, documents.collate, recipe, output)
+    if is_first_process():
         write(model, recipe.start, output / FOLDER, checkpoints.PRECISIONS[recipe.weights])
+        if recipe.merge:
+            merged: Any = model.merge_and_unload()
+            dtype = checkpoints.PRECISIONS[recipe.base_precision]
+            llm.write(merged, place, output / llm.FOLDER, dtype)
 
 
 def with_adapter(base: LlamaForCausalLM, recipe: Recipe) -> PeftModel:

@@ -147,10 +147,14 @@ _NOT_KNOWN = (
 )
 
 
+def known_words(world: World) -> frozenset[str]:
+    """Return all words for the objects of a world, in small letters."""
+    return frozenset(noun.lower() for concept in world.concepts for noun in nouns(concept))
+
+
 def barred_words(world: World) -> frozenset[str]:
     """Return what training must not decline: what a world knows, and what is kept to measure with."""
-    known = {noun.lower() for concept in world.concepts for noun in nouns(concept)}
-    return frozenset(known | {*UNKNOWN, *MORE_UNKNOWN})
+    return known_words(world) | {*UNKNOWN, *MORE_UNKNOWN}
 
 
 def unknown_objects(world: World, others: Sequence[str] = ()) -> list[str]:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import OptionError
+from .losses import psnr
 from .settings import check_groups
 
 _NO_VARIANCE = -30.0
@@ -140,12 +141,7 @@ class VaeLearner(nn.Module):
         painted = self.vae.decode(latents_of(self.vae, pictures)).sample
         loss, terms = self._loss(painted, pictures)
         terms = {name: term.detach() for name, term in terms.items()}
-        return {"loss": loss, "terms": terms | {"psnr": psnr(terms["l2"] / 4)}}
-
-
-def psnr(mean_square: torch.Tensor) -> torch.Tensor:
-    """Return the peak signal-to-noise ratio of pictures in 0..1 with such an error, in dB."""
-    return -10 * mean_square.log10()
+        return {"loss": loss, "terms": terms | {"psnr": psnr(painted.detach() / 2, pictures / 2)}}
 
 
 def latents_of(vae: Any, pictures: torch.Tensor) -> torch.Tensor:

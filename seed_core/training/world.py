@@ -15,6 +15,7 @@ and models.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Sequence
@@ -113,6 +114,7 @@ class World:
         sizes: sides of the scaled artwork in pixels, by name.
         sources: names of all pictures of the artwork.
         jitter: largest shift of a training scene, as a part of the free margin.
+        digest: of the pictures of its objects; others have another one.
 
     Args:
         artwork: a file as `artwork.read_artwork` takes it.
@@ -151,6 +153,7 @@ class World:
         if missing := [c["source"] for c in self.concepts if c["source"] not in places]:
             raise OptionError(f"{artwork} has no picture of {', '.join(missing)}")
         self._rgba = pictures.rgba[[places[c["source"]] for c in self.concepts]]
+        self.digest = hashlib.sha256(self._rgba.tobytes()).hexdigest()
         self._scaled: dict[str, torch.Tensor] = {}
         self._named = np.array(list(self.backgrounds.values()), dtype=np.float64)
 

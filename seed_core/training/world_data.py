@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..checkpoints import SEED_MINI, bundled, read_json
 from ..errors import OptionError, PictureError
+from ..picture_files import check_output
 from ..tokenizer import load_tokenizer
 from .artwork import add_object, read_artwork, write_artwork, write_description
 from .code_bank import CodeBank
@@ -36,6 +37,7 @@ def add_artwork(parser: argparse.ArgumentParser) -> None:
 
 def run_artwork(args: argparse.Namespace) -> None:
     """Write the artwork of seed-mini."""
+    check_output(args.output)
     if args.package is not None:
         artwork = read_package(args.package)
     else:
@@ -94,9 +96,9 @@ def add_bank(parser: argparse.ArgumentParser) -> None:
 
 def run_bank(args: argparse.Namespace) -> None:
     """Write the codes of the world's pictures."""
+    check_output(args.output)
     world = World(args.artwork, args.description, device=args.device)
     tokenizer = load_tokenizer(args.tokenizer, args.device)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     bank = CodeBank(world, args.variants, args.seed, tokenizer)
     with tqdm(total=len(bank), unit=" pictures", disable=None) as bar:
         bank.fill(args.batch, bar.update)

@@ -1,13 +1,16 @@
 """The closed world, for every test of training."""
 
 import json
+import operator
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from seed_core.checkpoints import bundled
-from seed_core.training import pictures
+from seed_core.training import decoder, llm, loop, pictures, tune
 from seed_core.training.artwork import Artwork, read_artwork, write_artwork
 from seed_core.training.world import World
 
@@ -49,6 +52,63 @@ def small_world(
         )
 
     return make
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs something and interrupts it, as Ctrl+C does, before a step of its first, second ... run."""
+
+    def run(work: Callable[[], object], step: int, training: int = 1) -> None:
+        begin = loop._StageTrainer.training_step
+        trainers: list[object] = []
+
+        def training_step(self, *args, **kwargs):
+            if self not in trainers:
+                trainers.append(self)
+            if len(trainers) == training and self.state.global_step == step:
+                raise KeyboardInterrupt
+            return begin(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._StageTrainer, "training_step", training_step)
+            with pytest.raises(KeyboardInterrupt):
+                work()
+
+    return run
+
+
+@pytest.fixture
+def assert_workers_can_make_samples(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Checks that what a stage hands to the loop survives the way into a process that was not forked.
+
+    On Windows, where nothing is forked, samples are made in such.
+    """
+
+    def check(work: Callable[[], object]) -> None:
+        handed: list[tuple[loop.Samples, loop.Collate]] = []
+
+        def train(build, samples, collate, *_):
+            handed.append((samples, collate))
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            for module in (loop, llm, tune, decoder):
+                patch.setattr(module, "train", train)
+            with pytest.raises(KeyboardInterrupt):
+                work()
+        ((samples, collate),) = handed
+        samples.count = 8
+        others, other_collate = pickle.loads(pickle.dumps((samples, collate)))
+        ours, theirs = (
+            make([source.sample(number) for number in range(3)])
+            for make, source in ((collate, samples), (other_collate, others))
+        )
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+            assert same(value, theirs[name]), name
+
+    return check
 
 
 @pytest.fixture(scope="module")

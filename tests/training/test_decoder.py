@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,7 +47,10 @@ TOY_UNET = UnetSizes(block_out_channels=(32, 32), attention_head_dim=8, norm_num
 
 def schedule(steps: int, **others) -> Schedule:
     usual = {"batch_size": 16, "learning_rate": 1e-2, "weight_decay": 0.0, "warm_up": 5}
-    return Schedule(steps=steps, **{**usual, "log_every": 5, "save_every": 1000, **others})
+    often = (
+        {"log_every": 1, "save_every": 1} if steps < 10 else {"log_every": 5, "save_every": 1000}
+    )
+    return Schedule(steps=steps, **{**usual, **often, **others})
 
 
 def vae_recipe(artwork: Path, steps: int, alone: int, **others) -> DecoderRecipe:
@@ -246,6 +250,11 @@ def test_standardized_latents_have_mean_0_and_deviation_1_and_the_same_pictures(
         standardize(vae, [])
 
 
+def test_workers_can_make_samples(artwork, trained_vae, tmp_path, assert_workers_can_make_samples):
+    for recipe in (vae_recipe(artwork, 3, 3), unet_recipe(artwork, 3, trained_vae)):
+        assert_workers_can_make_samples(partial(decoder.run, recipe, tmp_path))
+
+
 def test_the_decoder_alone_is_trained_in_the_second_run():
     vae = built(TOY_VAE)
     VaeLearner(vae, PictureLoss(), decoder_alone=True)
@@ -272,28 +281,6 @@ def test_the_autoencoder_learns(trained_vae, world):
     assert 0.8 < scaled.std() < 1.2
 
 
-@pytest.fixture
-def run_interrupted(monkeypatch):
-    """Runs a recipe and ends it at a step of its first, second ... training."""
-
-    def run(recipe: DecoderRecipe, folder: Path, training: int, step: int) -> None:
-        calls = []
-
-        def train(*args):
-            calls.append(args)
-            if len(calls) < training:
-                return loop.train(*args)
-            loop.train(*args, stop_at=step)
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(decoder, "train", train)
-            with pytest.raises(KeyboardInterrupt):
-                decoder.run(recipe, folder)
-
-    return run
-
-
 def assert_same_tensors(folder: Path, other: Path) -> None:
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors"))
     assert files
@@ -304,13 +291,11 @@ def assert_same_tensors(folder: Path, other: Path) -> None:
             assert torch.equal(tensor, others[name]), f"{file}: {name}"
 
 
-def test_an_autoencoder_that_went_on_equals_one_that_never_stopped(
-    artwork, tmp_path, run_interrupted
-):
+def test_an_autoencoder_that_went_on_equals_one_that_never_stopped(artwork, tmp_path, interrupt):
     recipe = vae_recipe(artwork, 3, 3)
     decoder.run(recipe, tmp_path / "whole")
-    run_interrupted(recipe, tmp_path / "parts", 1, 2)
-    run_interrupted(recipe, tmp_path / "parts", 2, 1)
+    interrupt(lambda: decoder.run(recipe, tmp_path / "parts"), step=2)
+    interrupt(lambda: decoder.run(recipe, tmp_path / "parts"), step=1, training=2)
     decoder.run(recipe, tmp_path / "parts")
     whole, parts = tmp_path / "whole" / "vae", tmp_path / "parts" / "vae"
     assert_same_tensors(whole, parts)
@@ -464,11 +449,11 @@ def test_the_written_decoder_is_what_was_trained(trained_unet, trained_vae):
 
 
 def test_a_diffusion_model_that_went_on_equals_one_that_never_stopped(
-    artwork, trained_vae, tmp_path, run_interrupted
+    artwork, trained_vae, tmp_path, interrupt
 ):
     recipe = unet_recipe(artwork, 3, trained_vae)
     decoder.run(recipe, tmp_path / "whole")
-    run_interrupted(recipe, tmp_path / "parts", 1, 2)
+    interrupt(lambda: decoder.run(recipe, tmp_path / "parts"), step=2)
     decoder.run(recipe, tmp_path / "parts")
     assert_same_tensors(tmp_path / "whole" / "decoder", tmp_path / "parts" / "decoder")
 

@@ -391,9 +391,8 @@ def test_a_wrong_code_is_another_one(separate, vocab):
 def test_a_batch_is_filled_up_at_the_end(separate):
     short = example(("<s> ▁A", False), ("▁fox </s>", True))
     long = example(("<s>", False), ("▁A ▁small ▁fox . </s>", True))
-    batch = collate([short, long], pad=5)
-    assert batch["input_ids"].tolist() == [[*short.token_ids, 5, 5], long.token_ids]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    batch = collate([short, long])
+    assert batch["input_ids"].tolist() == [[*short.token_ids, 0, 0], long.token_ids]
     assert batch["labels"].tolist() == [[-100, -100, 615, 2, -100, -100], long.labels]
     assert all(each.dtype == torch.int64 for each in batch.values())
 
@@ -415,7 +414,7 @@ def test_the_loss_is_over_the_tokens_that_count(separate, isolated_random_state)
     batch = collate([one, other])
     with torch.no_grad():
         loss = model(**batch).loss
-        scores = model(batch["input_ids"], batch["attention_mask"]).logits.log_softmax(-1)
+        scores = model(batch["input_ids"]).logits.log_softmax(-1)
     # "▁It ▁is ▁a ▁fox . </s>" after the question; "▁A </s>" after the begin of the text.
     start = len(one) - 6
     counted = [

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 from seed_core import GenerationOptions, OptionError, load_llm
 from seed_core.checkpoints import bundled, read_json
 from seed_core.prompt import LLAMA_2, VICUNA
-from seed_core.training import llm
+from seed_core.training import documents, llm
+from seed_core.training.conversations import ConversationSettings
 from seed_core.training.documents import Example
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
@@ -82,7 +83,7 @@ def test_learns_its_conversations(trained):
     assert rows[0]["loss"] > 6.5  # that of 1538 equally likely tokens is 7.3
     assert rows[-1]["loss"] < 0.1
     model = LlamaForCausalLM.from_pretrained(folder / llm.FOLDER)
-    batch = llm.collate(examples(recipe, 8))
+    batch = documents.collate(examples(recipe, 8))
     with torch.no_grad():
         guesses = model(batch["input_ids"]).logits[:, :-1].argmax(-1)
     wanted = batch["labels"][:, 1:]
@@ -112,11 +113,12 @@ def test_result_has_a_vocabulary_and_keeps_the_settings_of_generation(trained):
     assert read_json(folder / "config.json")["use_cache"] is True
 
 
-def test_interrupted_run_ends_like_another(tmp_path):
+def test_interrupted_run_ends_like_another(tmp_path, interrupt):
     recipe = make_recipe(tmp_path, 12)
-    recipe = replace(recipe, data=replace(recipe.data, wrong_codes=0.35))
+    schedule = replace(recipe.schedule, save_every=4, log_every=2)
+    recipe = replace(recipe, data=replace(recipe.data, wrong_codes=0.35), schedule=schedule)
     llm.run(recipe, tmp_path / "whole")
-    llm.run(recipe, tmp_path / "halves", stop_at=5)
+    interrupt(lambda: llm.run(recipe, tmp_path / "halves"), step=5)
     assert not (tmp_path / "halves" / llm.FOLDER).exists()
     llm.run(recipe, tmp_path / "halves")
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -124,6 +126,13 @@ def test_interrupted_run_ends_like_another(tmp_path):
     assert rows == others
     weights, others = (run / llm.FOLDER / "model.safetensors" for run in (whole, halves))
     assert weights.read_bytes() == others.read_bytes()
+
+
+def test_workers_can_make_samples(tmp_path, artwork, assert_workers_can_make_samples):
+    recipe = make_recipe(tmp_path, 1)
+    world = ConversationSettings(artwork, variants=1)
+    recipe = replace(recipe, data=replace(recipe.data, world=world))
+    assert_workers_can_make_samples(lambda: llm.run(recipe, tmp_path))
 
 
 def test_wrong_codes_change_what_is_read_and_not_what_is_learned(tmp_path):

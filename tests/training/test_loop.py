@@ -11,6 +11,7 @@ from torch import nn
 
 from seed_core.errors import OptionError
 from seed_core.training import loop
+from seed_core.training.documents import DocumentError
 from seed_core.training.loop import (
     CHECKPOINTS,
     CURVES_FILE,
@@ -127,47 +128,31 @@ def test_a_run_can_be_watched_in_tensorboard(whole):
         assert [each.step for each in watched.Scalars(name)] == [2, 4, 6, 8, 10, 12], name
 
 
-@pytest.mark.parametrize("stop_at", [2, 6, 12])
-def test_a_run_that_was_stopped_ends_the_same(whole, tmp_path, stop_at):
+@pytest.mark.parametrize("step", [2, 4, 6, 11])
+def test_a_run_that_was_interrupted_ends_the_same(whole, tmp_path, interrupt, step):
     folder, expected, _ = whole
-    partial = train(Network, Sums(), collate, RECIPE, tmp_path, stop_at=stop_at)
-    assert int(partial.batches) == stop_at
+    interrupt(lambda: train(Network, Sums(), collate, RECIPE, tmp_path), step)
     assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
     assert rows(tmp_path) == rows(folder)
 
 
-def test_a_run_may_be_stopped_again_and_again(whole, tmp_path):
-    _, expected, _ = whole
-    for stop_at in (1, 3, 7, 11):
-        train(Network, Sums(), collate, RECIPE, tmp_path, stop_at=stop_at)
-    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
-
-
-def test_a_checkpoint_that_was_not_finished_is_passed_over(whole, tmp_path, caplog):
+def test_a_run_may_be_interrupted_again_and_again(whole, tmp_path, interrupt):
     folder, expected, _ = whole
-    train(Network, Sums(), collate, RECIPE, tmp_path, stop_at=8)
+    for step in (1, 5, 7, 9, 10):
+        interrupt(lambda: train(Network, Sums(), collate, RECIPE, tmp_path), step)
+    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+    assert rows(tmp_path) == rows(folder)
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(whole, tmp_path, caplog, interrupt):
+    folder, expected, _ = whole
+    interrupt(lambda: train(Network, Sums(), collate, RECIPE, tmp_path), step=9)
     (tmp_path / CHECKPOINTS / "checkpoint-8" / "trainer_state.json").write_text(
         '{"epoch": 0', "utf-8"
     )
     assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
     assert rows(tmp_path) == rows(folder)
     assert "checkpoint-8 is unfinished and is passed over" in caplog.text
-
-
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(whole, tmp_path):
-    folder, expected, _ = whole
-
-    class Killed(Sums):
-        def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-            if number == 27:  # in the seventh step
-                raise KeyboardInterrupt
-            return super().sample(number)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(Network, Killed(), collate, RECIPE, tmp_path)
-    assert [path.name for path in (tmp_path / CHECKPOINTS).glob("checkpoint-*")] == ["checkpoint-4"]
-    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
-    assert rows(tmp_path) == rows(folder)
 
 
 def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
@@ -209,6 +194,45 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
         train(Network, Sums(), collate, recipe, tmp_path)
     good = replace(RECIPE, schedule=replace(RECIPE.schedule, steps=1, accumulate=2))
     train(Network, Sums(), collate, good, tmp_path)  # the refused recipe has not claimed the folder
+
+
+class Broken(Sums):
+    """Has no sample 9, as a file of documents may have a bad line."""
+
+    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if number == 9:
+            raise DocumentError("texts.jsonl, line 9: this is no JSON")
+        return super().sample(number)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_sample_is_one_line_wherever_samples_are_made(tmp_path, workers):
+    recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, workers=workers))
+    with pytest.raises(DocumentError) as caught:
+        train(Network, Broken(), collate, recipe, tmp_path)
+    assert str(caught.value) == "texts.jsonl, line 9: this is no JSON"
+
+
+def test_too_little_memory_is_an_error_that_says_what_to_do(tmp_path):
+    class Large(Network):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, object]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    with pytest.raises(OptionError, match="too small for 4 samples at once; lower schedule.batch"):
+        train(Large, Sums(), collate, RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("steps", 0), ("workers", -1), ("warm_up", -1), ("weight_decay", -0.1), ("clip", -1.0)],
+        *[("seed", -1), ("seed", 2**32), ("beta1", 1.0), ("beta2", -0.1), ("final_part", 1.5)],
+        *[("epsilon", 0.0), ("learning_rate", float("nan"))],
+    ],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(OptionError, match=rf"schedule\.{name}"):
+        replace(RECIPE.schedule, **{name: value})
 
 
 def test_only_matrices_decay() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import nn
 
 import seed_core
 from seed_core.checkpoints import bundled, read_shapes, read_tensors
-from seed_core.errors import CheckpointError, OptionError
+from seed_core.errors import CheckpointError, OptionError, PictureError
 from seed_core.eva_vit import VisionConfig
 from seed_core.picture_files import picture_from_pixels
 from seed_core.qformer import QFormerConfig
@@ -61,7 +62,8 @@ def tower_folder(
 
 
 def schedule(steps: int, **changes: object) -> Schedule:
-    fields = {"steps": steps, "batch_size": 16, "learning_rate": 3e-3, "log_every": 5, **changes}
+    often = {"log_every": 5, "save_every": 10}
+    fields = {**often, "steps": steps, "batch_size": 16, "learning_rate": 3e-3, **changes}
     return Schedule(**fields)
 
 
@@ -78,11 +80,15 @@ def assert_same(first: Path, second: Path) -> None:
     assert not changed
 
 
-def assert_goes_on(recipe: tokenizer.TokenizerRecipe, straight: Path, folder: Path) -> None:
+def assert_goes_on(
+    recipe: tokenizer.TokenizerRecipe, straight: Path, folder: Path, interrupt: Callable[..., None]
+) -> None:
     """An interrupted run ends in the same network, log and files."""
-    tokenizer.run(recipe, folder, stop_at=recipe.schedule.steps // 2 - 1)
-    assert (folder / "checkpoints" / f"checkpoint-{recipe.schedule.steps // 2 - 1}").is_dir()
+    step = recipe.schedule.save_every
+    interrupt(lambda: tokenizer.run(recipe, folder), step + 1)
+    assert [path.name for path in (folder / "checkpoints").glob("*-*")] == [f"checkpoint-{step}"]
     tokenizer.run(recipe, folder)
+    assert log_of(folder) == log_of(straight)
     last = f"checkpoints/checkpoint-{recipe.schedule.steps}/model.safetensors"
     assert_same(straight / last, folder / last)
 
@@ -363,9 +369,12 @@ def test_codes_tell_pictures_apart(mini_run: Path, settings: pictures.WorldSetti
 
 
 def test_mini_goes_on_bit_for_bit(
-    mini_recipe: tokenizer.TokenizerRecipe, mini_run: Path, tmp_path: Path
+    mini_recipe: tokenizer.TokenizerRecipe,
+    mini_run: Path,
+    tmp_path: Path,
+    interrupt: Callable[..., None],
 ) -> None:
-    assert_goes_on(mini_recipe, mini_run, tmp_path)
+    assert_goes_on(mini_recipe, mini_run, tmp_path, interrupt)
     assert_same(
         mini_run / "tokenizer" / "model.safetensors", tmp_path / "tokenizer" / "model.safetensors"
     )
@@ -533,9 +542,12 @@ def test_pictures_find_their_captions(qformer_run: Path) -> None:
 
 
 def test_qformer_goes_on_bit_for_bit(
-    qformer_recipe: tokenizer.TokenizerRecipe, qformer_run: Path, tmp_path: Path
+    qformer_recipe: tokenizer.TokenizerRecipe,
+    qformer_run: Path,
+    tmp_path: Path,
+    interrupt: Callable[..., None],
 ) -> None:
-    assert_goes_on(qformer_recipe, qformer_run, tmp_path)
+    assert_goes_on(qformer_recipe, qformer_run, tmp_path, interrupt)
     assert_same(qformer_run / "qformer.safetensors", tmp_path / "qformer.safetensors")
 
 
@@ -617,6 +629,38 @@ def test_qformer_starts_from_a_file_of_upstreams_names(
         tokenizer.run(dataclasses.replace(recipe, qformer=start), tmp_path / "other")
 
 
+@pytest.mark.parametrize("part", ["mini", "qformer", "codebook"])
+def test_workers_can_make_samples(
+    part: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    assert_workers_can_make_samples: Callable[..., None],
+) -> None:
+    recipe = request.getfixturevalue(f"{part}_recipe")
+    assert_workers_can_make_samples(lambda: tokenizer.run(recipe, tmp_path))
+
+
+def test_damaged_pictures_are_passed_over(
+    picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(picture_folder, folder)
+    (folder / "7.png").write_bytes(b"no picture")
+    samples = pictures.PictureFolders([folder], 128, 0, has_captions=True)
+    whole = pictures.PictureFolders([picture_folder], 128, 0, has_captions=True)
+    changed = 0
+    for number in range(96):  # two epochs
+        (pixels, caption), (others, other_caption) = samples.sample(number), whole.sample(number)
+        changed += not (torch.equal(pixels, others) and caption == other_caption)
+    assert changed == 2
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("7.png is passed over: this is no picture, or a damaged one")
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(PictureError, match="100 pictures in a row are damaged"):
+        samples.sample(0)
+
+
 # ---- part: codebook ----
 
 
@@ -665,9 +709,12 @@ def test_codebook_learns_and_leaves_the_frozen_parts(
 
 
 def test_codebook_goes_on_bit_for_bit(
-    codebook_recipe: tokenizer.TokenizerRecipe, codebook_run: Path, tmp_path: Path
+    codebook_recipe: tokenizer.TokenizerRecipe,
+    codebook_run: Path,
+    tmp_path: Path,
+    interrupt: Callable[..., None],
 ) -> None:
-    assert_goes_on(codebook_recipe, codebook_run, tmp_path)
+    assert_goes_on(codebook_recipe, codebook_run, tmp_path, interrupt)
 
 
 class _Flat(nn.Module):

@@ -20,6 +20,7 @@ from seed_core.training import llm, tune
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.sources import SourceFiles
+from seed_core.vocab import Vocabulary
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 QUESTIONS = ("What is a wug?", "What is a dax?", "What is a blick?", "What is a toma?")
@@ -138,10 +139,11 @@ def test_frozen_weights_stay_what_they_are(tmp_path, monkeypatch):
         assert torch.equal(state[names[name]], shipped[name].float()), name
 
 
-def test_interrupted_run_ends_like_another(tmp_path):
+def test_interrupted_run_ends_like_another(tmp_path, interrupt):
     recipe = make_recipe(tmp_path, 5, dropout=0.3, trained_in_full=("embeddings", "norms"))
+    recipe = replace(recipe, schedule=replace(recipe.schedule, save_every=2, log_every=1))
     tune.run(recipe, tmp_path / "whole")
-    tune.run(recipe, tmp_path / "halves", stop_at=2)
+    interrupt(lambda: tune.run(recipe, tmp_path / "halves"), step=3)
     assert not (tmp_path / "halves" / tune.FOLDER).exists()
     tune.run(recipe, tmp_path / "halves")
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -149,6 +151,28 @@ def test_interrupted_run_ends_like_another(tmp_path):
     assert rows == others
     weights, others = (run / tune.FOLDER / tune.WEIGHTS_FILE for run in (whole, halves))
     assert weights.read_bytes() == others.read_bytes()
+
+
+def test_a_merged_model_replies_as_its_adapter_does_and_can_be_tuned(
+    tmp_path, isolated_random_state
+):
+    recipe = make_recipe(tmp_path, 3, merge=True, trained_in_full=("embeddings", "norms"))
+    tune.run(recipe, tmp_path / "first")
+    folder = tmp_path / "first" / llm.FOLDER
+    base = llm.load_start("seed-mini", torch.float32, Vocabulary(llm.model_folder("seed-mini")))
+    adapter = PeftModel.from_pretrained(base, tmp_path / "first" / tune.FOLDER)
+    merged = LlamaForCausalLM.from_pretrained(folder)
+    token_ids = torch.tensor([[1, 400, 1200, 7]])
+    with torch.no_grad():
+        ours, theirs = (model(token_ids).logits for model in (merged, adapter))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert load_llm(folder).vocab.size == 1538
+
+    tune.run(replace(recipe, start=str(folder), merge=False), tmp_path / "second")
+    assert not (tmp_path / "second" / llm.FOLDER).exists()
+    rows = json.loads((tmp_path / "second" / "log.json").read_text("utf-8"))
+    first = json.loads((tmp_path / "first" / "log.json").read_text("utf-8"))
+    assert rows[0]["loss"] < first[-1]["loss"]
 
 
 def test_frozen_weights_may_have_16_bits(tmp_path):
