@@ -22,10 +22,10 @@ from ..errors import OptionError
 from ..tokenizer import load_tokenizer
 from ..unclip_folder import UnclipFolder, find_unclip_folder, read_unclip_folder
 from .decoder_folder import read_vae, write_decoder, write_vae
-from .loop import Samples, Schedule, is_first_process, train
+from .loop import Samples, Schedule, check_whole, is_first_process, train
 from .pictures import WorldSettings, normalize
 from .settings import check_parts
-from .tower import compute_device, load_teacher
+from .tower import compute_device, detached, load_teacher
 from .unet import Chances, Draws, Embedder, UnetLearner, UnetSizes
 from .vae import PictureLoss, VaeLearner, VaeSizes, latents_of, standardize
 from .weights import leave_out
@@ -65,6 +65,8 @@ class UnetOptions:
         vae: folder with the autoencoder of a new one: the output of ``part: vae``, or a decoder.
         tokenizer: whose embeddings it paints from: a folder, or ``seed-mini``.
         teacher: folder of the vision tower whose embeddings the tokenizer learned from.
+        object: weight of the error on the objects alone, beside that of the whole picture, most of
+            which is background; see `losses.mean_on`.
         draws_per_scene: samples in a row that show one scene, each with random numbers of its own.
             A scene's latents and embedding cost more than a step of the network does.
         measured: pictures that the embeddings' mean and deviation are measured on.
@@ -75,12 +77,15 @@ class UnetOptions:
     vae: str | None = None
     tokenizer: str = "seed-mini"
     teacher: Path | None = None
+    object: float = 0.0
     draws_per_scene: int = 1
     measured: int = 2048
 
     def __post_init__(self) -> None:
         if self.draws_per_scene < 1:
             raise OptionError(f"draws_per_scene must be at least 1; got {self.draws_per_scene}")
+        if not self.object >= 0:
+            raise OptionError(f"unet.object must be at least 0; got {self.object}")
         if bool(self.teacher) != bool(self.chances.teacher):
             raise OptionError(
                 "teacher is a folder, chances.teacher the part of the samples that it embeds: give "
@@ -136,9 +141,10 @@ def run(recipe: DecoderRecipe, output: Path) -> None:
     """Train a part of a decoder and write it: the folder ``vae`` or ``decoder`` of the output.
 
     Raises:
-        OptionError: settings or parts that do not fit one another.
+        OptionError: settings or parts that do not fit one another, or FSDP.
         CheckpointError: a part that cannot be read.
     """
+    check_whole()
     world = open_world(recipe)
     (_train_vae if recipe.part == "vae" else _train_unet)(recipe, world, output)
 
@@ -244,7 +250,8 @@ class VaeStage(nn.Module):
     def forward(self, scenes: Sequence[Scene]) -> dict[str, Any]:
         """Return the loss of scenes and its terms."""
         shown = _as_shown(self._world.render(scenes), self.learner.vae)
-        result: dict[str, Any] = self.learner(shown)
+        cover = F.adaptive_avg_pool2d(self._world.cover(scenes), shown.shape[-1])
+        result: dict[str, Any] = self.learner(shown, cover)
         return result
 
     def gradient_checkpointing_enable(self, **_: Any) -> None:
@@ -337,10 +344,14 @@ class UnetStage(nn.Module):
         vae: of its latents; frozen.
         embedder: of its embeddings; frozen.
         world: what renders scenes.
+        object: weight of the error on the objects alone.
     """
 
-    def __init__(self, learner: UnetLearner, vae: Any, embedder: Embedder, world: World) -> None:
+    def __init__(
+        self, learner: UnetLearner, vae: Any, embedder: Embedder, world: World, object: float = 0.0
+    ) -> None:
         super().__init__()
+        self._object = object
         self.learner = learner
         self.vae = vae.requires_grad_(False)
         self.embedder = embedder
@@ -356,7 +367,7 @@ class UnetStage(nn.Module):
         embedding_level: torch.Tensor,
         is_dropped: torch.Tensor,
         is_teacher: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         """Return the loss of scenes with a batch of `Draws`."""
         places = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
         rows = [places[scene] for scene in scenes]
@@ -364,7 +375,8 @@ class UnetStage(nn.Module):
         with torch.no_grad():
             latents = latents_of(self.vae, _as_shown(pictures, self.vae)).float()
             embeddings = self.embedder(normalize(pictures))
-        loss = self.learner(
+            cover = F.adaptive_avg_pool2d(self._world.cover(list(places)), latents.shape[-1])
+        terms = self.learner(
             latents[rows] * self.vae.config.scaling_factor,
             embeddings[rows, is_teacher.long()],
             noise,
@@ -372,8 +384,10 @@ class UnetStage(nn.Module):
             embedding_noise,
             embedding_level,
             is_dropped,
+            cover[rows],
         )
-        return {"loss": loss}
+        loss = terms["v"] + self._object * terms["object"]
+        return {"loss": loss, "terms": detached(terms)}
 
     def gradient_checkpointing_enable(self, **_: Any) -> None:
         """Compute activations again rather than keep them."""
@@ -414,7 +428,7 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
             unet = options.sizes.build(side, channels, embedding_dim)
             pictures = (renderer.render(scenes) for scenes in samples.batches(options.measured))
             learner = UnetLearner(unet, *embedder.measure(map(normalize, pictures)))
-        return UnetStage(learner, vae, embedder, renderer)
+        return UnetStage(learner, vae, embedder, renderer, options.object)
 
     stage = train(build, samples, collate_noised, recipe, output)
     assert isinstance(stage, UnetStage)

@@ -147,7 +147,7 @@ class Evaluation:
         )
 
     def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
-        """Return the metrics of a task in 0..1 (psnr in dB), and its number of questions n.
+        """Return the metrics of a task in 0..1 (those in dB, see `Row`), and its number of questions n.
 
         Args:
             name: one of `TASKS`.
@@ -213,8 +213,12 @@ class Evaluation:
         else:
             pictures = self._paint(self._teachers_embeddings(originals))
         scores = self.judge.score(pictures, scenes)
-        for score, picture, original in zip(scores, pictures, originals, strict=True):
+        smallest = min(self.world.sizes, key=lambda name: self.world.sizes[name])
+        for i, (score, scene) in enumerate(zip(scores, scenes, strict=True)):
+            picture, original = pictures[i, None], originals[i, None]
             score["psnr"] = float(psnr(picture, original))
+            if scene.size == smallest:
+                score["psnr_small"] = float(psnr(picture, original, self.world.cover([scene])))
         return mean(scores)
 
     def _embeddings(self, scenes: list[Scene]) -> dict[str, float]:
@@ -357,6 +361,11 @@ class Row:
     is_strict: bool = False
 
     @property
+    def is_decibels(self) -> bool:
+        """Whether the metric is in dB: ``psnr``, or ``psnr_small`` of small objects alone."""
+        return self.metric.startswith("psnr")
+
+    @property
     def allowed(self) -> float:
         """How far ours may lie below.
 
@@ -368,7 +377,7 @@ class Row:
             return 0.0
         if self.metric == "valid":
             return published - 1
-        if self.metric == "psnr":
+        if self.is_decibels:
             return DECIBELS
         if self.task in UNKNOWN_OBJECTS:
             return POINTS + 2 * math.sqrt(published * (1 - published) / self.n)
@@ -382,7 +391,7 @@ class Row:
         return self.ours >= self.published - self.allowed - 1e-4  # they publish four decimals
 
     def __str__(self) -> str:
-        scale, unit = (1, "dB") if self.metric == "psnr" else (100, "% ")
+        scale, unit = (1, "dB") if self.is_decibels else (100, "% ")
         line = f"{self.task:44}{self.metric:12}{self.ours * scale:8.2f} {unit}"
         if self.published is None:
             return f"{line}{'':19}{self.n:6}"

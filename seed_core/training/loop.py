@@ -171,8 +171,13 @@ class _StageTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        logs |= {name: sum(values) / len(values) for name, values in self._terms.items()}
-        self._terms.clear()
+        if self._terms:  # the same in every process
+            means = [sum(values) / len(values) for values in self._terms.values()]
+            of_all = self.accelerator.reduce(
+                torch.tensor(means, device=self.args.device), reduction="mean"
+            )
+            logs |= dict(zip(self._terms, of_all.tolist(), strict=True))
+            self._terms.clear()
         super().log(logs, *args, **kwargs)
 
 
@@ -296,6 +301,19 @@ def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
     if is_first_process():
         network.load_state_dict(state)
     return network
+
+
+def check_whole() -> None:
+    """Refuse FSDP, for stages whose networks fit any card and change themselves beside the optimizer.
+
+    Raises:
+        OptionError: the launcher asked for it.
+    """
+    if _wants_shards():
+        raise OptionError(
+            "this stage does not share out its weights, which fit any card; start it without FSDP, "
+            "with torchrun for several cards"
+        )
 
 
 def _wants_shards() -> bool:

@@ -65,9 +65,30 @@ def cosine_loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (1 - F.cosine_similarity(given.float(), wanted.float(), dim=-1)).mean()
 
 
-def psnr(pictures: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return the peak signal-to-noise ratio of pictures in 0..1, all of them together, in dB."""
-    return -10 * (pictures - wanted).square().mean().log10()
+def mean_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    """Return the mean of errors on the objects of pictures: a small one counts as much as a big one.
+
+    Args:
+        errors: ``[B, C, H, W]``.
+        cover: ``[B, 1, H, W]``, how much of each place the object covers, in 0..1.
+    """
+    per_place = errors.mean(dim=1, keepdim=True) * cover
+    of_each = per_place.sum(dim=(1, 2, 3)) / cover.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+    return of_each.mean()
+
+
+def psnr(
+    pictures: torch.Tensor, wanted: torch.Tensor, cover: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the peak signal-to-noise ratio of pictures in 0..1, all of them together, in dB.
+
+    Args:
+        pictures: ``[B, 3, H, W]``.
+        wanted: likewise.
+        cover: ``[B, 1, H, W]``, to compare the objects alone, see `mean_on`.
+    """
+    errors = (pictures - wanted).square()
+    return -10 * (errors.mean() if cover is None else mean_on(errors, cover)).log10()
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:

@@ -161,7 +161,12 @@ def run(recipe: TokenizerRecipe, output: Path) -> None:
     Args:
         recipe: of the part.
         output: folder of the run, and of what is written.
+
+    Raises:
+        OptionError: settings or parts that do not fit one another, or FSDP.
+        CheckpointError: a part that cannot be read.
     """
+    loop.check_whole()
     task = _PARTS[recipe.part](recipe)
     network = loop.train(task.build, task.samples, task.collate, recipe, output)
     task.write(network, output)

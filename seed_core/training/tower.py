@@ -260,7 +260,12 @@ def run(recipe: TowerRecipe, output: Path) -> None:
     Args:
         recipe: of the tower.
         output: folder of the run, and of the files.
+
+    Raises:
+        OptionError: settings that do not fit, or FSDP.
+        CheckpointError: a description of the world that cannot be read.
     """
+    loop.check_whole()
     world = recipe.world.open(recipe.vision)
     sizes = TeacherSizes(
         len(world.concepts),

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..errors import OptionError
 from ..tokenizer_network import TokenizerModel
+from .losses import mean_on
 from .settings import check_groups, check_parts
 from .tower import Teacher
 
@@ -255,8 +256,9 @@ class UnetLearner(nn.Module):
         embedding_noise: torch.Tensor,
         embedding_level: torch.Tensor,
         is_dropped: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the mean squared error of v.
+        cover: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the mean squared error of v, and, with a cover, that on the objects alone.
 
         Args:
             latents: scaled, ``[B, C, h, w]``.
@@ -266,6 +268,7 @@ class UnetLearner(nn.Module):
             embedding_noise: ``[B, D]``.
             embedding_level: level of that noise.
             is_dropped: whether conditions are.
+            cover: ``[B, 1, h, w]``, how much of each place the object covers; see `losses.mean_on`.
         """
         labels = self.labels(embeddings, embedding_noise, embedding_level, is_dropped)
         noised = self.diffusion.add_noise(latents, noise, timestep)
@@ -274,7 +277,9 @@ class UnetLearner(nn.Module):
         predicted = self.unet(
             noised, timestep, encoder_hidden_states=text, class_labels=labels
         ).sample
-        return F.mse_loss(predicted.float(), wanted)
+        errors = F.mse_loss(predicted.float(), wanted, reduction="none")
+        everywhere = {"v": errors.mean()}
+        return everywhere if cover is None else {**everywhere, "object": mean_on(errors, cover)}
 
     def labels(
         self,

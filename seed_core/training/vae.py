@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import OptionError
-from .losses import psnr
+from .losses import mean_on, psnr
 from .settings import check_groups
 
 _NO_VARIANCE = -30.0
@@ -71,9 +71,10 @@ class VaeSizes:
 
 @dataclass(frozen=True)
 class PictureLoss:
-    """How far a picture is from what it should be: a sum of four terms with these weights.
+    """How far a picture is from what it should be: a sum of terms with these weights.
 
-    All are means over pixels in -1..1.
+    All are of pixels in -1..1, and all but ``object`` are means over the whole picture, most of which
+    is background.
 
     Attributes:
         l1: of absolute differences.
@@ -82,6 +83,8 @@ class PictureLoss:
             down: edges in the wrong place and edges that are soft.
         low_frequency: of squared differences between the means of areas of ``area`` pixels square:
             colors that are a little wrong everywhere.
+        object: of absolute differences on the object, see `losses.mean_on`: small objects that are
+            soft.
         area: side of those areas, in pixels.
     """
 
@@ -89,29 +92,35 @@ class PictureLoss:
     l2: float = 1.0
     gradient: float = 1.0
     low_frequency: float = 1.0
+    object: float = 0.0
     area: int = 8
 
-    def terms(self, pictures: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+    def terms(
+        self, pictures: torch.Tensor, wanted: torch.Tensor, cover: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return the terms by name, before they are weighed.
 
         Args:
             pictures: ``[B, 3, H, W]`` in -1..1.
             wanted: likewise.
+            cover: ``[B, 1, H, W]``, how much of each pixel the object covers; without it there is no
+                such term.
         """
         error = pictures.float() - wanted.float()
         right, down = error.diff(dim=-1), error.diff(dim=-2)
-        return {
+        terms = {
             "l1": error.abs().mean(),
             "l2": error.square().mean(),
             "gradient": right.abs().mean() + down.abs().mean(),
             "low_frequency": F.avg_pool2d(error, self.area).square().mean(),
         }
+        return terms if cover is None else {**terms, "object": mean_on(error.abs(), cover)}
 
     def __call__(
-        self, pictures: torch.Tensor, wanted: torch.Tensor
+        self, pictures: torch.Tensor, wanted: torch.Tensor, cover: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and its terms."""
-        terms = self.terms(pictures, wanted)
+        terms = self.terms(pictures, wanted, cover)
         loss: torch.Tensor = torch.stack(
             [getattr(self, name) * term for name, term in terms.items()]
         ).sum()
@@ -136,10 +145,10 @@ class VaeLearner(nn.Module):
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
 
-    def forward(self, pictures: torch.Tensor) -> dict[str, Any]:
-        """Return the loss of pictures ``[B, 3, H, W]`` in -1..1, and its terms."""
+    def forward(self, pictures: torch.Tensor, cover: torch.Tensor | None = None) -> dict[str, Any]:
+        """Return the loss of pictures ``[B, 3, H, W]`` in -1..1, and its terms; see `PictureLoss`."""
         painted = self.vae.decode(latents_of(self.vae, pictures)).sample
-        loss, terms = self._loss(painted, pictures)
+        loss, terms = self._loss(painted, pictures, cover)
         terms = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "terms": terms | {"psnr": psnr(painted.detach() / 2, pictures / 2)}}
 

@@ -322,8 +322,28 @@ class World:
             pictures[rows] = pictures[rows].flip(3)
         return pictures.clamp(0, 1).mul(255).round() / 255
 
+    def cover(self, scenes: Sequence[Scene]) -> torch.Tensor:
+        """Return how much of each pixel the objects cover, float32 ``[B, 1, 128, 128]`` in 0..1.
+
+        Where a picture is blurred, that is as it was before.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            covers = torch.empty(len(scenes), 1, SIDE, SIDE, device=self.device)
+            for size in self.sizes:
+                rows = [i for i, scene in enumerate(scenes) if scene.size == size]
+                if rows:
+                    covers[rows] = self._placed([scenes[i] for i in rows], size)[:, 3:]
+            if rows := [i for i, scene in enumerate(scenes) if scene.look.mirrored]:
+                covers[rows] = covers[rows].flip(3)
+            return covers
+
     def _compose(self, scenes: Sequence[Scene], size: str) -> torch.Tensor:
         """Lay objects of one size over their backgrounds."""
+        art = self._placed(scenes, size)
+        return art[:, :3] + self._background(scenes) * (1 - art[:, 3:])
+
+    def _placed(self, scenes: Sequence[Scene], size: str) -> torch.Tensor:
+        """Return objects of one size where they stand, premultiplied ``[B, 4, 128, 128]`` in 0..1."""
         pixels = self.sizes[size]
         margin = (SIDE - pixels) // 2
         art = self._scaled_artwork(size)[[scene.concept for scene in scenes]]
@@ -333,8 +353,7 @@ class World:
             torch.eye(2, 3, device=self.device)[None], [1, 4, SIDE, SIDE], align_corners=False
         )
         grid = grid + (shift * margin / (SIDE / 2))[:, None, None]
-        art = nn.functional.grid_sample(art, grid, align_corners=False)
-        return art[:, :3] + self._background(scenes) * (1 - art[:, 3:])
+        return nn.functional.grid_sample(art, grid, align_corners=False)
 
     def _scaled_artwork(self, size: str) -> torch.Tensor:
         """Return all objects premultiplied ``[N, 4, P, P]`` in 0..1; made once."""

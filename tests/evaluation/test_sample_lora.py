@@ -8,8 +8,8 @@ objects that its training left out, among them all that seed-mini itself never s
 import importlib.util
 import json
 import random
-import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,7 @@ def script():
     path = Path(__file__).with_name("make_sample_lora.py")
     spec = importlib.util.spec_from_file_location("tests_make_sample_lora", path)
     module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # for its dataclass
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -77,9 +75,8 @@ def test_is_a_small_adapter_of_seed_mini_that_names_nobodys_folders(shipped):
     assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_its_script_writes_an_adapter_of_this_form(
-    script, shipped, tmp_path, isolated_random_state
-):
+@pytest.mark.usefixtures("datasets_cache")
+def test_its_script_writes_an_adapter_of_this_form(script, shipped, tmp_path):
     script.train(tmp_path, steps=1)
     ours, theirs = (
         load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, shipped)
@@ -93,16 +90,8 @@ def test_its_script_writes_an_adapter_of_this_form(
     assert [ours[field] for field in fields] == [theirs[field] for field in fields]
 
 
-def test_its_training_shows_no_object_or_background_that_is_measured(
-    script, world, mini_llm, mini_tokenizer, monkeypatch
-):
-    seen = []
-    monkeypatch.setattr(
-        script.Lessons, "write", lambda self, case: seen.append(case) or script.Example([], [])
-    )
-    lessons = iter(script.Lessons(mini_llm, mini_tokenizer))
-    for _ in range(3000):
-        next(lessons)
+def test_its_training_shows_no_object_or_background_that_is_measured(script, world):
+    seen = list(islice(script.cases(world), 3000))
     scenes = [s for case in seen for s in (case.scene, *case.turns[0][1])]
     assert len({s.concept for s in scenes}) == 144
     for s in scenes:
@@ -113,23 +102,19 @@ def test_its_training_shows_no_object_or_background_that_is_measured(
     assert all(map(script.is_held_out, never_on_black))
 
 
-def test_an_example_is_the_question_as_the_model_is_asked_it_and_the_tokens_of_the_answer(
-    script, world, mini_llm, mini_tokenizer
-):
-    lessons = script.Lessons(mini_llm, mini_tokenizer)
-    scene = Scene(1, "blue", "big")
-    drawn = lessons.write(script.at_night(world, scene, "Show me {}"))
-    asked = "USER: Show me a big dog\nASSISTANT:"
-    assert drawn.prompt == mini_llm.vocab.encode([asked])
-    night = mini_tokenizer.preprocess(world.render([replace(scene, background="black")]))
-    codes = tuple(mini_tokenizer.encode(night)[0].tolist())
-    assert mini_llm.vocab.decode(drawn.reply) == (codes,)
-    told = lessons.write(tasks.caption(world, scene, random.Random(0)))
-    assert mini_llm.vocab.decode(told.reply) == ("A big dog on a blue background.",)
-    for example in (drawn, told):
-        assert example.reply[-1] == mini_llm.vocab.eos
-        labels = script.collate([example, drawn, told])["labels"][0]
-        assert labels[labels >= 0].tolist() == example.reply
+def test_a_drawing_is_answered_at_night_and_a_question_as_ever(script, world, mini_tokenizer):
+    writer, scene = script.Writer(world, mini_tokenizer), Scene(1, "blue", "big")
+    night, day = (
+        mini_tokenizer.encode(mini_tokenizer.preprocess(world.render([shown])))[0].tolist()
+        for shown in (replace(scene, background="black"), scene)
+    )
+    drawn = writer.document(script.at_night(world, scene, "Show me {}"))
+    assert [turn["parts"] for turn in drawn["turns"]] == [["Show me a big dog"], [night]]
+    told = writer.document(tasks.caption(world, scene, random.Random(0)))
+    assert [turn["parts"] for turn in told["turns"]] == [
+        [day, "Describe this picture."],
+        ["A big dog on a blue background."],
+    ]
 
 
 # --- figures ---

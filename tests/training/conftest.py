@@ -3,7 +3,7 @@
 import json
 import operator
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,14 +109,3 @@ def assert_workers_can_make_samples(monkeypatch: pytest.MonkeyPatch) -> Callable
             assert same(value, theirs[name]), name
 
     return check
-
-
-@pytest.fixture(scope="module")
-def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what datasets caches out of the home folder."""
-    import datasets  # which takes seconds, and few tests need it
-
-    usual = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = usual

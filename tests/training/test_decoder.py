@@ -27,6 +27,7 @@ from seed_core.training.decoder import (
 )
 from seed_core.training.decoder_folder import read_vae
 from seed_core.training.loop import Schedule
+from seed_core.training.losses import mean_on
 from seed_core.training.pictures import WorldSettings, normalize
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.unet import (
@@ -230,6 +231,20 @@ def test_the_terms_of_the_picture_loss_are_those_of_their_formulas():
     assert terms["gradient"] == pytest.approx((1.5 + 0.5) / 2 + (1 + 1) / 2)
     assert terms["low_frequency"] == pytest.approx(0.25**2)
     assert loss == pytest.approx(0.5 + 2 * 0.375 + 3 * 2 + 4 * 0.0625)
+    cover = torch.tensor([[1.0, 0.5], [0.5, 0.0]]).view(1, 1, 2, 2)
+    more, terms = PictureLoss(1, 2, 3, 4, object=5, area=2)(pictures, wanted, cover)
+    assert terms["object"] == pytest.approx((1 + 0.25 + 0) / 2)
+    assert more == pytest.approx(float(loss) + 5 * 0.625)
+
+
+def test_small_objects_count_as_much_as_big_ones():
+    small, big = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    small[..., :2, :2] = big[..., :6, :6] = 1
+    cover = torch.cat([small, big])
+    errors = cover.expand(2, 3, 8, 8).clone()
+    errors[0] *= 4
+    assert mean_on(errors, cover) == pytest.approx((4 + 1) / 2)
+    assert mean_on(torch.ones(2, 3, 8, 8), cover) == 1
 
 
 def test_standardized_latents_have_mean_0_and_deviation_1_and_the_same_pictures():
@@ -339,7 +354,9 @@ def test_the_network_is_shown_noised_latents_and_asked_for_v():
     timestep = torch.tensor([0, 500, 999])
     embeddings = torch.randn(3, 6, generator=generator(2))
     level = torch.zeros(3, dtype=torch.int64)
-    loss = learner(x, embeddings, noise, timestep, torch.zeros(3, 6), level, level > 0)
+    draws = (noise, timestep, torch.zeros(3, 6), level, level > 0)
+    terms = learner(x, embeddings, *draws)
+    assert list(terms) == ["v"]
     signal = zero_snr_alphas()[timestep].view(3, 1, 1, 1)
     a, s = signal.sqrt().float(), (1 - signal).sqrt().float()
     shown, at, text, _ = unet.asked
@@ -347,7 +364,16 @@ def test_the_network_is_shown_noised_latents_and_asked_for_v():
     assert torch.equal(shown[2], noise[2]), "the last level holds no signal"
     assert at is timestep
     assert text.shape == (3, 1, 32)
-    assert loss == pytest.approx(float((a * noise - s * x).square().mean()), rel=1e-4)
+    errors = (a * noise - s * x).square()
+    assert terms["v"] == pytest.approx(float(errors.mean()), rel=1e-4)
+    cover = torch.zeros(3, 1, 8, 8)
+    cover[:, :, 2:4, 5] = 1.0
+    cover[2, :, :, :4] = 0.5
+    of_each = [
+        float((e.mean(0) * c[0]).sum() / c.sum()) for e, c in zip(errors, cover, strict=True)
+    ]
+    terms = learner(x, embeddings, *draws, cover)
+    assert terms["object"] == pytest.approx(sum(of_each) / 3, rel=1e-4)
 
 
 def test_labels_are_those_that_pictures_are_decoded_from(seed_mini_decoder):
@@ -404,7 +430,9 @@ def test_the_diffusion_model_listens_to_its_embedding(trained_unet, trained_vae,
         noise = torch.randn(latents.shape, generator=generator())
         # Nothing of the picture is left in the noise: what the network knows is the embedding.
         told, misled, untold = (
-            float(learner(latents, rows, noise, no + 999, torch.zeros(64, 256), no, is_dropped))
+            float(
+                learner(latents, rows, noise, no + 999, torch.zeros(64, 256), no, is_dropped)["v"]
+            )
             for rows, is_dropped in (
                 (embeddings, no > 0),
                 (embeddings.roll(1, 0), no > 0),

@@ -55,12 +55,14 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-def train(recipe: Path, output: Path, processes: int, **environment: str) -> None:
-    """Run the command in several processes, as torchrun starts them."""
+def train(
+    recipe: Path, output: Path, processes: int, stage: str = "llm", **environment: str
+) -> None:
+    """Run a command in several processes, as torchrun starts them."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     launcher += ["--master_port", str(free_port())]
     subprocess.run(
-        [sys.executable, *launcher, "-m", "seed_core.training", "llm", recipe, "-o", output],
+        [sys.executable, *launcher, "-m", "seed_core.training", stage, recipe, "-o", output],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)} | environment,
         check=True,
@@ -113,3 +115,28 @@ def test_interrupted_run_ends_like_another(recipe, shared):
     train(recipe, output, 2, **environment)
     assert read_log(output) == rows
     assert (output / RESULT).read_bytes() == weights
+
+
+def test_two_processes_train_a_tower_as_one_does(small_world, tmp_path):
+    world = small_world(("fox", "pizza", "frog", "robot"))
+    fields = {
+        "world": {"artwork": str(world.artwork), "description": str(world.description)},
+        "vision": {
+            **{"image_size": 128, "patch_size": 32, "width": 32},
+            **{"depth": 1, "num_heads": 4, "mlp_width": 64},
+        },
+        "embedding_dim": 32,
+        "schedule": {
+            **{"steps": 6, "batch_size": 16, "learning_rate": 0.005},
+            **{"log_every": 1, "save_every": 6},
+        },
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(fields), "utf-8")
+    logs = []
+    for processes in (1, 2):
+        train(recipe, tmp_path / str(processes), processes, "tower")
+        logs.append(read_log(tmp_path / str(processes)))
+    for row, other in zip(*logs, strict=True):
+        for name in ("loss", "object", "background", "size", "position", "picture"):
+            assert row[name] == pytest.approx(other[name], abs=1e-4), name

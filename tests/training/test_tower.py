@@ -15,6 +15,7 @@ from seed_core.errors import CheckpointError, OptionError
 from seed_core.eva_vit import VisionConfig
 from seed_core.preprocess import preprocess
 from seed_core.training import pictures, tower
+from seed_core.training.__main__ import main
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe
 from seed_core.training.world import Look, Scene
@@ -80,6 +81,23 @@ def test_workers_can_make_samples(
     recipe: tower.TowerRecipe, tmp_path: Path, assert_workers_can_make_samples: Callable[..., None]
 ) -> None:
     assert_workers_can_make_samples(lambda: tower.run(recipe, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("tower", "smoke-tower"), ("tokenizer", "smoke-tokenizer"), ("decoder", "smoke-vae")],
+)
+def test_stages_of_vision_do_not_share_out_their_weights(
+    stage: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main([stage, name, "-o", str(tmp_path / "run")]) == 1
+    assert "start it without FSDP, with torchrun for several cards" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_tower_has_the_names_of_upstream_and_no_key_bias(trained: Path) -> None:

@@ -184,6 +184,29 @@ def test_an_object_moves_with_its_offset(world):
     assert difference.max() * 255 < 1.5
 
 
+def test_the_cover_is_where_the_background_does_not_shine_through(world):
+    scenes = [
+        Scene(concept, "white", size, place, Look(mirrored=mirrored))
+        for concept, size, place, mirrored in (
+            (FOX, "big", (0.0, 0.0), False),
+            (FOX, "small", (0.3, -0.7), False),
+            (30, "medium", (0.5, 0.2), True),
+        )
+    ]
+    bright, dark = (
+        world.render([replace(scene, background=name) for scene in scenes])
+        for name in ("white", "black")
+    )
+    white, black = (
+        torch.tensor(world.backgrounds[name]).view(3, 1, 1) / 255 for name in ("white", "black")
+    )
+    shining = (bright - dark) / (white - black)
+    cover = world.cover(scenes)
+    assert cover.shape == (3, 1, 128, 128)
+    torch.testing.assert_close(1 - shining, cover.expand_as(shining), rtol=0, atol=0.01)
+    assert cover[1].sum() < cover[0].sum() / 2
+
+
 def test_mirrored_is_the_plain_picture_flipped(world, fox):
     looks = [Look(mirrored=True), Look(gradient=(250, 170, 90), mirrored=True)]
     for look in looks:
