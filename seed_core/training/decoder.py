@@ -25,7 +25,7 @@ from .decoder_folder import read_vae, write_decoder, write_vae
 from .loop import Samples, Schedule, check_whole, is_first_process, train
 from .pictures import WorldSettings, normalize
 from .settings import check_parts
-from .tower import compute_device, detached, load_teacher
+from .tower import compute_device, load_teacher
 from .unet import Chances, Draws, Embedder, UnetLearner, UnetSizes
 from .vae import PictureLoss, VaeLearner, VaeSizes, latents_of, standardize
 from .weights import leave_out
@@ -65,8 +65,6 @@ class UnetOptions:
         vae: folder with the autoencoder of a new one: the output of ``part: vae``, or a decoder.
         tokenizer: whose embeddings it paints from: a folder, or ``seed-mini``.
         teacher: folder of the vision tower whose embeddings the tokenizer learned from.
-        object: weight of the error on the objects alone, beside that of the whole picture, most of
-            which is background; see `losses.mean_on`.
         draws_per_scene: samples in a row that show one scene, each with random numbers of its own.
             A scene's latents and embedding cost more than a step of the network does.
         measured: pictures that the embeddings' mean and deviation are measured on.
@@ -77,15 +75,12 @@ class UnetOptions:
     vae: str | None = None
     tokenizer: str = "seed-mini"
     teacher: Path | None = None
-    object: float = 0.0
     draws_per_scene: int = 1
     measured: int = 2048
 
     def __post_init__(self) -> None:
         if self.draws_per_scene < 1:
             raise OptionError(f"draws_per_scene must be at least 1; got {self.draws_per_scene}")
-        if not self.object >= 0:
-            raise OptionError(f"unet.object must be at least 0; got {self.object}")
         if bool(self.teacher) != bool(self.chances.teacher):
             raise OptionError(
                 "teacher is a folder, chances.teacher the part of the samples that it embeds: give "
@@ -344,14 +339,10 @@ class UnetStage(nn.Module):
         vae: of its latents; frozen.
         embedder: of its embeddings; frozen.
         world: what renders scenes.
-        object: weight of the error on the objects alone.
     """
 
-    def __init__(
-        self, learner: UnetLearner, vae: Any, embedder: Embedder, world: World, object: float = 0.0
-    ) -> None:
+    def __init__(self, learner: UnetLearner, vae: Any, embedder: Embedder, world: World) -> None:
         super().__init__()
-        self._object = object
         self.learner = learner
         self.vae = vae.requires_grad_(False)
         self.embedder = embedder
@@ -367,7 +358,7 @@ class UnetStage(nn.Module):
         embedding_level: torch.Tensor,
         is_dropped: torch.Tensor,
         is_teacher: torch.Tensor,
-    ) -> dict[str, Any]:
+    ) -> dict[str, torch.Tensor]:
         """Return the loss of scenes with a batch of `Draws`."""
         places = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
         rows = [places[scene] for scene in scenes]
@@ -375,8 +366,7 @@ class UnetStage(nn.Module):
         with torch.no_grad():
             latents = latents_of(self.vae, _as_shown(pictures, self.vae)).float()
             embeddings = self.embedder(normalize(pictures))
-            cover = F.adaptive_avg_pool2d(self._world.cover(list(places)), latents.shape[-1])
-        terms = self.learner(
+        loss = self.learner(
             latents[rows] * self.vae.config.scaling_factor,
             embeddings[rows, is_teacher.long()],
             noise,
@@ -384,10 +374,8 @@ class UnetStage(nn.Module):
             embedding_noise,
             embedding_level,
             is_dropped,
-            cover[rows],
         )
-        loss = terms["v"] + self._object * terms["object"]
-        return {"loss": loss, "terms": detached(terms)}
+        return {"loss": loss}
 
     def gradient_checkpointing_enable(self, **_: Any) -> None:
         """Compute activations again rather than keep them."""
@@ -428,7 +416,7 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
             unet = options.sizes.build(side, channels, embedding_dim)
             pictures = (renderer.render(scenes) for scenes in samples.batches(options.measured))
             learner = UnetLearner(unet, *embedder.measure(map(normalize, pictures)))
-        return UnetStage(learner, vae, embedder, renderer, options.object)
+        return UnetStage(learner, vae, embedder, renderer)
 
     stage = train(build, samples, collate_noised, recipe, output)
     assert isinstance(stage, UnetStage)

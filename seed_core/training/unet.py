@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from ..errors import OptionError
 from ..tokenizer_network import TokenizerModel
-from .losses import mean_on
 from .settings import check_groups, check_parts
 from .tower import Teacher
 
@@ -256,9 +255,8 @@ class UnetLearner(nn.Module):
         embedding_noise: torch.Tensor,
         embedding_level: torch.Tensor,
         is_dropped: torch.Tensor,
-        cover: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Return the mean squared error of v, and, with a cover, that on the objects alone.
+    ) -> torch.Tensor:
+        """Return the mean squared error of v.
 
         Args:
             latents: scaled, ``[B, C, h, w]``.
@@ -268,7 +266,6 @@ class UnetLearner(nn.Module):
             embedding_noise: ``[B, D]``.
             embedding_level: level of that noise.
             is_dropped: whether conditions are.
-            cover: ``[B, 1, h, w]``, how much of each place the object covers; see `losses.mean_on`.
         """
         labels = self.labels(embeddings, embedding_noise, embedding_level, is_dropped)
         noised = self.diffusion.add_noise(latents, noise, timestep)
@@ -277,9 +274,7 @@ class UnetLearner(nn.Module):
         predicted = self.unet(
             noised, timestep, encoder_hidden_states=text, class_labels=labels
         ).sample
-        errors = F.mse_loss(predicted.float(), wanted, reduction="none")
-        everywhere = {"v": errors.mean()}
-        return everywhere if cover is None else {**everywhere, "object": mean_on(errors, cover)}
+        return F.mse_loss(predicted.float(), wanted)
 
     def labels(
         self,
