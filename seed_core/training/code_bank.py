@@ -219,9 +219,10 @@ class CodeBank:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
                 codes = file.get_tensor(_TENSOR)
-            bank = cls(world, int(about["variants"]), int(about["seed"]), tokenizer)
+            variants, seed = int(about["variants"]), int(about["seed"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise OptionError(f"{path} is no code bank: {error}") from error
+        bank = cls(world, variants, seed, tokenizer)
         for name, value in bank._origin().items():
             if about.get(name) != value:
                 raise OptionError(

@@ -51,7 +51,7 @@ EVERY = 576
 their standard error alone is a whole point."""
 
 POINTS = 0.02
-"""How far a metric may lie below results.json, as a part of 1, whose pictures were at other places. It
+"""How far a metric may lie below results.json (as a part of 1); its objects stood at other places. It
 may lie above: those numbers are without the picture grammar, which turns replies that were lost to a
 broken picture into good ones. Beside another run, of the same pictures, it may not lie below at all."""
 
@@ -156,8 +156,7 @@ class Evaluation:
         Raises:
             OptionError: a task that needs the teacher, and there is none.
         """
-        if name not in self.tasks:
-            raise OptionError(f"{name} needs the folder of the vision tower, see --teacher")
+        self.check_task(name)
         if name in UNKNOWN_OBJECTS:
             return self._declines(self._unknown(UNKNOWN_OBJECTS[name]))
         chance = random.Random(f"{self.split} {name}")
@@ -177,6 +176,15 @@ class Evaluation:
             return self.measure_pictures(cases, options, on_reply)
         replies = self._replies(cases, options, on_reply)
         return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
+
+    def check_task(self, name: str) -> None:
+        """Refuse a task that needs the teacher where there is none.
+
+        Raises:
+            OptionError: it does.
+        """
+        if name not in self.tasks:
+            raise OptionError(f"{name} needs the folder of the vision tower, see --teacher")
 
     def measure_pictures(
         self,
@@ -498,6 +506,8 @@ def run(args: argparse.Namespace) -> int:
         args.teacher,
     )
     is_small = evaluation.size <= LARGEST
+    for name in args.tasks or ():
+        evaluation.check_task(name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # pictures are spread over the cores instead
     try:

@@ -28,8 +28,8 @@ class Judge:
         OptionError: a judge of another world.
 
     Attributes:
-        objects: how many objects it knows, the first ones of the world. One that an artist added it
-            does not know.
+        objects: how many objects it knows, the first ones of the world. It does not know objects that
+            an artist added.
     """
 
     def __init__(self, world: World, folder: Path) -> None:

@@ -227,31 +227,31 @@ def train(
         _claim(folder, recipe)
         per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
         samples.count = schedule.steps * per_step
-        trainer = _StageTrainer(
-            model=build(),
-            args=arguments,
-            train_dataset=samples,
-            data_collator=collate,
-            callbacks=[_Curves(folder)],
-        )
         try:
+            trainer = _StageTrainer(
+                model=build(),
+                args=arguments,
+                train_dataset=samples,
+                data_collator=collate,
+                callbacks=[_Curves(folder)],
+            )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
-        except SeedError as error:
+        except (SeedError, OSError) as error:
+            if _FROM_WORKER not in str(error).partition("\n")[0]:
+                raise
             raise _without_traceback(error) from error
         except torch.OutOfMemoryError as error:
             raise OptionError(
-                f"the card's memory is too small for {arguments.train_batch_size} samples at once; "
-                "lower schedule.batch_size"
+                "the card's memory is too small for this network with "
+                f"{arguments.train_batch_size} samples at once; raise schedule.accumulate, or train "
+                "shorter samples or less of the network"
             ) from error
         return _whole(trainer, build)
 
 
-def _without_traceback(error: SeedError) -> SeedError:
+def _without_traceback(error: SeedError | OSError) -> SeedError | OSError:
     """Return an error of a process that makes samples as it was raised there."""
-    text = str(error)
-    if _FROM_WORKER not in text.partition("\n")[0]:
-        return error
-    last = text.rstrip().rpartition("\n")[2]
+    last = str(error).rstrip().rpartition("\n")[2]
     return type(error)(last.partition(": ")[2])
 
 
@@ -304,15 +304,15 @@ def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def check_whole() -> None:
-    """Refuse FSDP, for stages whose networks fit any card and change themselves beside the optimizer.
+    """Refuse FSDP, for stages that do not share out their weights.
 
     Raises:
         OptionError: the launcher asked for it.
     """
     if _wants_shards():
         raise OptionError(
-            "this stage does not share out its weights, which fit any card; start it without FSDP, "
-            "with torchrun for several cards"
+            "this stage does not share out its weights; start it without FSDP, with torchrun for "
+            "several cards"
         )
 
 
@@ -334,7 +334,7 @@ def _claim(folder: Path, recipe: Any) -> None:
 
 def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
     use_cpu = not torch.cuda.is_available()
-    if schedule.precision == "bf16" and not (use_cpu or torch.cuda.is_bf16_supported()):
+    if schedule.precision == "bf16" and not (use_cpu or torch.cuda.is_bf16_supported(False)):
         raise OptionError(
             "this card does not compute in bf16; set schedule.precision to fp16, or to fp32"
         )

@@ -1,4 +1,4 @@
-"""The losses of a SEED tokenizer, and what pictures and several processes are compared by.
+"""The losses of a SEED tokenizer, what pictures are compared by, and the rows of several processes.
 
 Always float32, whatever the precision of the networks. Knows nothing of networks.
 
@@ -72,7 +72,7 @@ def mean_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
         errors: ``[B, C, H, W]``.
         cover: ``[B, 1, H, W]``, how much of each place the object covers, in 0..1.
     """
-    per_place = errors.mean(dim=1, keepdim=True) * cover
+    per_place = errors.float().mean(dim=1, keepdim=True) * cover
     of_each = per_place.sum(dim=(1, 2, 3)) / cover.sum(dim=(1, 2, 3)).clamp(min=1e-6)
     return of_each.mean()
 
@@ -87,7 +87,7 @@ def psnr(
         wanted: likewise.
         cover: ``[B, 1, H, W]``, to compare the objects alone, see `mean_on`.
     """
-    errors = (pictures - wanted).square()
+    errors = (pictures.float() - wanted.float()).square()
     return -10 * (errors.mean() if cover is None else mean_on(errors, cover)).log10()
 
 

@@ -156,7 +156,7 @@ class PictureFolders(Samples):
         self._image_size = image_size
         self._seed = seed
         self._has_captions = has_captions
-        self._damaged: set[str] = set()
+        self._damaged: set[int] = set()  # folders may have files of the same name
         self._epoch = -1
         self._order: list[int] = []
 
@@ -183,8 +183,8 @@ class PictureFolders(Samples):
         return preprocess([picture], self._image_size, interpolation="bicubic")[0], caption
 
     def _report(self, file: PictureFile, error: PictureError) -> None:
-        if file.name not in self._damaged:
-            self._damaged.add(file.name)
+        if id(file) not in self._damaged:
+            self._damaged.add(id(file))
             log.warning("%s is passed over: %s", file.name, error)
 
     def _file(self, number: int) -> PictureFile:

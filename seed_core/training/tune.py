@@ -3,7 +3,7 @@
 Products of narrow matrices are learned beside the frozen weights of every layer; embeddings and norms
 may be trained in full. The result is a folder as peft writes it, which SEED Load LoRA and
 ``python -m seed_core convert --lora`` take; and, where it is asked for, the model with the adapter in
-it, as another stage goes on from.
+it, in the form that another stage starts from.
 
 Sources: arXiv 2106.09685 (LoRA), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4 for the numbers.
 """

@@ -132,8 +132,11 @@ def test_a_run_can_be_watched_in_tensorboard(whole):
 def test_a_run_that_was_interrupted_ends_the_same(whole, tmp_path, interrupt, step):
     folder, expected, _ = whole
     interrupt(lambda: train(Network, Sums(), collate, RECIPE, tmp_path), step)
-    assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+    samples = Sums()
+    assert state(train(Network, samples, collate, RECIPE, tmp_path)) == expected
     assert rows(tmp_path) == rows(folder)
+    saved = step // RECIPE.schedule.save_every * RECIPE.schedule.save_every
+    assert samples.asked == list(range(saved * 4, STEPS * 4)), "it goes on where it was saved"
 
 
 def test_a_run_may_be_interrupted_again_and_again(whole, tmp_path, interrupt):
@@ -162,6 +165,7 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     samples = Sums()
     assert state(train(Network, samples, collate, RECIPE, again)) == expected
     assert rows(again) == rows(folder)
+    assert samples.asked == []
 
 
 def test_accumulated_batches_read_the_same_samples(whole, tmp_path):
@@ -218,7 +222,7 @@ def test_too_little_memory_is_an_error_that_says_what_to_do(tmp_path):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, object]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
 
-    with pytest.raises(OptionError, match="too small for 4 samples at once; lower schedule.batch"):
+    with pytest.raises(OptionError, match="with 4 samples at once; raise schedule.accumulate"):
         train(Large, Sums(), collate, RECIPE, tmp_path)
 
 
