@@ -7,12 +7,15 @@ alone and are drawn before the loop: row i uses the same ones on every device an
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import GenerationError, OptionError
 from .graphs import GraphedCalls, can_capture
@@ -20,8 +23,21 @@ from .llama import KVCache, Llama, attended_length
 
 REPLIES = ("auto", "text", "image")
 
-STEPS_PER_READ = 8
-"""With graphs, steps between two looks at the tokens: a reply may run twice as many too far."""
+QUEUED_STEPS = 2
+"""Steps that a card may have been given beyond the newest token that was looked at.
+
+Enough to keep it busy while the CPU looks; a reply runs so many steps past its end.
+"""
+
+_NOT_FINITE = -1
+"""In the place of a token id: the logits it came from were not all finite."""
+
+_PLANLESS_ATTENTION = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""What computes attention on a card: all but cuDNN, which plans anew for each length of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,7 @@ class PictureGrammar:
         tokens: which ids are pictures.
         vocab_size: width of the logits.
         rows: replies made together.
+        steps: most tokens of a reply.
         allow_images: whether a picture may be begun at all.
         device: where logits live.
     """
@@ -98,11 +115,11 @@ class PictureGrammar:
         tokens: ImageTokens,
         vocab_size: int,
         rows: int,
+        steps: int,
         allow_images: bool,
         device: torch.device,
     ) -> None:
         self._tokens = tokens
-        self._allow_images = allow_images
         codes = slice(tokens.first_code, tokens.first_code + tokens.codebook_size)
         forbidden = torch.zeros(4, vocab_size, dtype=torch.bool)
         forbidden[[self._TEXT, self._ANY], codes] = True
@@ -112,24 +129,27 @@ class PictureGrammar:
         forbidden[self._CODES, codes] = False
         forbidden[self._CLOSE, tokens.end] = False
         self._forbidden = forbidden.to(device)
-        self._remaining = torch.full((rows,), -1, device=device)  # codes to come; -1 outside
+        # Tokens to come in the picture that a row is in, its closing marker included; 0 outside.
+        self._remaining = torch.zeros(rows, dtype=torch.int64, device=device)
+        kinds = torch.full((steps, tokens.per_image + 2), self._CODES)
+        kinds[:, 1] = self._CLOSE
+        fits = steps - torch.arange(steps) >= tokens.per_image + 2
+        kinds[:, 0] = torch.where(fits & torch.tensor(allow_images), self._ANY, self._TEXT)
+        self._kinds = kinds.to(device)
 
-    def forbidden(self, tokens_left: torch.Tensor) -> torch.Tensor:
+    def forbidden(self, step: torch.Tensor) -> torch.Tensor:
         """Return what may not come next, bool ``[rows, vocab_size]``.
 
         Args:
-            tokens_left: tokens the reply can still hold, the next one included, int64 ``[1]``.
+            step: tokens that every reply has so far, int64 ``[1]``.
         """
-        fits = (tokens_left >= self._tokens.per_image + 2) & self._allow_images
-        outside = torch.where(fits, self._ANY, self._TEXT)
-        inside = torch.where(self._remaining > 0, self._CODES, self._CLOSE)
-        state = torch.where(self._remaining < 0, outside, inside)
-        return self._forbidden.index_select(0, state)
+        kinds = self._kinds.index_select(0, step)[0].index_select(0, self._remaining)
+        return self._forbidden.index_select(0, kinds)
 
     def advance(self, token_ids: torch.Tensor) -> None:
         """Take note of the token ``[rows]`` that each row continues with."""
-        self._remaining.sub_(1).clamp_(min=-1)
-        self._remaining.masked_fill_(token_ids == self._tokens.begin, self._tokens.per_image)
+        self._remaining.sub_(1).clamp_(min=0)
+        self._remaining.masked_fill_(token_ids == self._tokens.begin, self._tokens.per_image + 1)
 
 
 def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tensor) -> torch.Tensor:
@@ -145,16 +165,14 @@ def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tens
     """
     if options.temperature == 0:
         return logits.argmax(-1)
-    scores = logits.float() / options.temperature
-    kept = options.top_k or scores.shape[-1]
-    scores, token_ids = scores.topk(min(kept, scores.shape[-1]), dim=-1)  # likeliest first
-    probability = scores.softmax(-1)
-    likelier = probability.cumsum(-1) - probability
-    probability = probability.masked_fill(likelier >= options.top_p, 0)
-    cumulative = probability.cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    choice = (cumulative <= target).sum(-1, keepdim=True)
-    last = (probability > 0).sum(-1, keepdim=True).sub(1).clamp(min=0)
+    kept = min(options.top_k or logits.shape[-1], logits.shape[-1])
+    scores, token_ids = logits.topk(kept, dim=-1)  # likeliest first
+    probability = (scores.float() / options.temperature).softmax(-1)
+    reached = probability.cumsum(-1)
+    is_kept = (reached - probability < options.top_p) & (probability > 0)
+    last = is_kept.sum(-1, keepdim=True).clamp(min=1) - 1  # 1 where nothing is a number
+    target = uniform[:, None] * reached.gather(-1, last)
+    choice = (reached <= target).sum(-1, keepdim=True)
     return token_ids.gather(-1, torch.minimum(choice, last))[:, 0]
 
 
@@ -214,9 +232,8 @@ class DecodeLoop:
     Attributes:
         steps: most tokens of a reply.
         done: tokens every reply has, some of them perhaps still to be computed.
-        replies: the tokens, int64 ``[rows, steps]``.
-        ended: which rows have an end token, bool ``[rows]``.
-        is_finite: whether every logit so far was a number, bool ``[]``.
+        newest: the latest token of each reply, int64 ``[rows]``; -1 where its logits were not all
+            finite.
     """
 
     def __init__(
@@ -226,18 +243,20 @@ class DecodeLoop:
         self._prompt = len(request.prompt)
         self.steps = reply_length(request, model.config.max_position_embeddings)
         self.done = 0
-        self.replies = torch.zeros(rows, self.steps, dtype=torch.int64, device=device)
-        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.newest = torch.zeros(rows, dtype=torch.int64, device=device)
         self._model = model
         self._options = options
         self._grammar = PictureGrammar(
-            request.tokens, model.config.vocab_size, rows, options.reply != "text", device
+            request.tokens,
+            model.config.vocab_size,
+            rows,
+            self.steps,
+            options.reply != "text",
+            device,
         )
         self._uniform = torch.stack(
             [torch.rand(self.steps, generator=g) for g in request.generators]
         ).to(device)
-        self._end_ids = torch.tensor(sorted(request.end_ids), device=device)
         self._token_ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._cache = KVCache(model.config, rows, self._prompt + self.steps, device, dtype)
@@ -250,7 +269,7 @@ class DecodeLoop:
         if self._options.reply == "image":
             self._take(torch.full_like(self._token_ids, self._begin), logits)
         else:
-            self._choose(logits.expand(len(self.replies), -1))
+            self._choose(logits.expand(len(self.newest), -1))
         self.done = 1
 
     def step(self, call: GraphedCalls) -> None:
@@ -264,67 +283,56 @@ class DecodeLoop:
         self._choose(self._model.decode(self._token_ids, self._cache, position, length))
 
     def _choose(self, logits: torch.Tensor) -> None:
-        forbidden = self._grammar.forbidden(self.steps - self._step)
         uniform = self._uniform.index_select(1, self._step)[:, 0]
-        masked = logits.masked_fill(forbidden, -torch.inf)
+        masked = logits.masked_fill(self._grammar.forbidden(self._step), -torch.inf)
         self._take(sample(masked, self._options, uniform), logits)
 
     def _take(self, token_ids: torch.Tensor, logits: torch.Tensor) -> None:
-        # One sum is enough: a logit that is not finite makes it so.
-        self.is_finite &= logits.sum(dtype=torch.float32).isfinite()
         self._grammar.advance(token_ids)
         self._token_ids.copy_(token_ids)
-        self.replies[:, self._step] = token_ids[:, None]
-        self.ended |= (token_ids[:, None] == self._end_ids).any(-1)
+        # One sum is enough: a logit that is not finite makes it so, and 0 times that is NaN.
+        is_finite = logits.sum(-1, dtype=torch.float32).mul_(0) == 0
+        self.newest.copy_(torch.where(is_finite, token_ids, _NOT_FINITE))
         self._step += 1
 
 
-class _Snapshot:
-    """The replies at one moment, copied to the CPU; on a CUDA device without waiting for it."""
+class _Arrival:
+    """The newest token of each reply on its way to the CPU; a CUDA device is not waited for."""
 
     def __init__(self, loop: DecodeLoop) -> None:
-        device = loop.replies.device
+        device = loop.newest.device
         is_cuda = device.type == "cuda"
-        self.replies, self.ended, self._is_finite = (
-            tensor.to("cpu", non_blocking=is_cuda, copy=True)
-            for tensor in (loop.replies[:, : loop.done], loop.ended, loop.is_finite)
-        )
-        self._arrived = torch.cuda.Event() if is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record(torch.cuda.current_stream(device))
+        self._token_ids = loop.newest.to("cpu", non_blocking=is_cuda, copy=True)
+        self._event = torch.cuda.current_stream(device).record_event() if is_cuda else None
 
-    def wait(self) -> None:
-        """Wait for the copy.
+    def wait(self) -> torch.Tensor:
+        """Return the tokens, int64 ``[rows]``.
 
         Raises:
-            GenerationError: logits that are no numbers.
+            GenerationError: logits that were not all finite.
         """
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        if not bool(self._is_finite):
+        if self._event is not None:
+            self._event.synchronize()
+        if bool((self._token_ids == _NOT_FINITE).any()):
             raise GenerationError(
                 "the language model computed numbers that are not finite. Try precision bf16 or "
                 "fp32; if that does not help, the weight file is damaged."
             )
+        return self._token_ids
 
 
-def _snapshots(loop: DecodeLoop, call: GraphedCalls, steps_per_read: int) -> Iterator[_Snapshot]:
-    """Run the loop to its end, looking at it every few steps."""
-    loop.begin()
-    yield _Snapshot(loop)
-    while loop.done < loop.steps:
-        for _ in range(min(steps_per_read, loop.steps - loop.done)):
+def _arrivals(loop: DecodeLoop, call: GraphedCalls, queued: int) -> Iterator[_Arrival]:
+    """Run the loop to its end, and yield each token when as many later ones were asked for."""
+    pending: deque[_Arrival] = deque()
+    for step in range(loop.steps):
+        if step == 0:
+            loop.begin()
+        else:
             loop.step(call)
-        yield _Snapshot(loop)
-
-
-def _one_ahead(snapshots: Iterator[_Snapshot]) -> Iterator[_Snapshot]:
-    """Yield each snapshot only when the one after it was asked for: the device never waits."""
-    previous = next(snapshots)
-    for snapshot in snapshots:
-        yield previous
-        previous = snapshot
-    yield previous
+        pending.append(_Arrival(loop))
+        if len(pending) > queued:
+            yield pending.popleft()
+    yield from pending
 
 
 def generate_tokens(
@@ -342,31 +350,36 @@ def generate_tokens(
         request: prompt, grammar, options and generators.
         device: where to compute.
         dtype: the network's precision.
-        on_step: called with the token ids so far, int64 ``[rows, steps]`` on the CPU, and the most
-            steps there can be; after every few steps with graphs, after each without. What it
-            raises ends the generation.
+        on_step: called after each token with the token ids so far, int64 ``[rows, steps]`` on the
+            CPU, and the most steps there can be. What it raises ends the generation.
         use_graphs: whether steps run as CUDA graphs; None is wherever they can.
 
     Returns:
         The new token ids of each row, its end token included if it came.
 
     Raises:
-        GenerationError: see `reply_length`; or logits that are no numbers.
+        GenerationError: see `reply_length`; or logits that are not all finite.
     """
+    is_cuda = device.type == "cuda"
     loop = DecodeLoop(model, request, device, dtype)
-    enabled = can_capture(model, device) if use_graphs is None else use_graphs
-    calls = GraphedCalls(device, enabled)
-    snapshots = _snapshots(loop, calls, STEPS_PER_READ if enabled else 1)
-    try:
-        for snapshot in _one_ahead(snapshots) if enabled else snapshots:
-            snapshot.wait()
-            if on_step is not None:
-                on_step(snapshot.replies, loop.steps)
-            if bool(snapshot.ended.all()):
-                break
-    finally:
-        calls.close()
-    return [until_end(row, request.end_ids) for row in snapshot.replies.tolist()]
+    calls = GraphedCalls(device, can_capture(model, device) if use_graphs is None else use_graphs)
+    replies = torch.empty(len(request.generators), loop.steps, dtype=torch.int64)
+    end_ids = torch.tensor(sorted(request.end_ids))
+    ended = torch.zeros(len(replies), dtype=torch.bool)
+    with sdpa_kernel(_PLANLESS_ATTENTION) if is_cuda else contextlib.nullcontext():
+        try:
+            arrivals = _arrivals(loop, calls, QUEUED_STEPS if is_cuda else 0)
+            for done, arrival in enumerate(arrivals, start=1):
+                newest = arrival.wait()
+                replies[:, done - 1] = newest
+                ended |= torch.isin(newest, end_ids)
+                if on_step is not None:
+                    on_step(replies[:, :done], loop.steps)
+                if bool(ended.all()):
+                    break
+        finally:
+            calls.close()
+    return [until_end(row, request.end_ids) for row in replies[:, :done].tolist()]
 
 
 def until_end(token_ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:

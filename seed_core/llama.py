@@ -178,6 +178,14 @@ class KVCache:
         length: positions it must hold, in tokens; it holds up to `ATTENTION_STEP` - 1 more.
         device: where it lives.
         dtype: the network's precision.
+
+    Attributes:
+        pairs: keys and values, ``[layers, 2, B, heads, length, head_dim]``.
+        keys: the keys among them, ``[layers, B, heads, length, head_dim]``.
+        values: the values among them, likewise.
+        positions: 0 to length - 1, int64 ``[length]``.
+        rotations: cosines and signed sines of every position, ``[length, 2, head_dim]``.
+        turns: what makes a position's rotation a matrix; None on a CPU, which does not use it.
     """
 
     def __init__(
@@ -188,29 +196,41 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (
+        # Zeros, for positions not yet written are read too: their weight is 0, times a number.
+        self.pairs = torch.zeros(
             config.num_hidden_layers,
+            2,
             batch,
             config.num_key_value_heads,
             attended_length(length),
             config.head_dim,
+            device=device,
+            dtype=dtype,
         )
-        # Zeros, for positions not yet written are read too: their weight is 0, times a number.
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.cos, self.sin = _rotations(config, self.length, device, dtype)
+        self.keys, self.values = self.pairs[:, 0], self.pairs[:, 1]
+        self.positions = torch.arange(self.length, device=device)
+        self.rotations = _rotations(config, self.positions, dtype)
+        self.turns = _Turns(config, device, dtype) if _turns_by_product(device) else None
+        self._seen = torch.zeros((), device=device, dtype=dtype)
+        self._unseen = torch.full((), -torch.inf, device=device, dtype=dtype)
 
     @property
     def length(self) -> int:
         """Most positions it can hold."""
-        return self.keys.shape[3]
+        return self.pairs.shape[4]
 
-    def write(
-        self, layer: int, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
-        """Store ``[B, heads, T, head_dim]`` at positions ``[T]``; one row goes to every row."""
-        self.keys[layer][:, :, index] = key
-        self.values[layer][:, :, index] = value
+    def write(self, layer: int, index: torch.Tensor | slice, pairs: torch.Tensor) -> None:
+        """Store ``[2, B, heads, T, head_dim]`` at T positions; one row goes to every row."""
+        self.pairs[layer][:, :, :, index] = pairs
+
+    def mask(self, position: torch.Tensor, length: int) -> torch.Tensor:
+        """Return 0 where a position may look and minus infinity elsewhere, ``[1, 1, 1, length]``.
+
+        It is not expanded over rows and heads: attention does that without a copy, and some of its
+        implementations refuse a mask whose heads share memory.
+        """
+        mask = torch.where(self.positions[:length] <= position, self._seen, self._unseen)
+        return mask[None, None, None]
 
 
 def attended_length(used: int) -> int:
@@ -219,19 +239,47 @@ def attended_length(used: int) -> int:
 
 
 def _rotations(
-    config: LlamaConfig, length: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and signed sines ``[length, head_dim]`` of every position.
+    config: LlamaConfig, positions: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return cosines and signed sines ``[length, 2, head_dim]`` of every position.
 
     Computed in float32. A head is turned by ``x * cos + halves of x swapped * sin``, so the first
     half of the sines is negative.
     """
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
-    position = torch.arange(length, dtype=torch.float32, device=device)
-    angle = torch.outer(position, frequency)
+    angle = torch.outer(positions.float(), frequency)
     cos, sin = angle.cos(), angle.sin()
-    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+    pairs = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), dim=1)
+    return pairs.to(dtype)
+
+
+def _turns_by_product(device: torch.device) -> bool:
+    """Tell whether a step turns its heads by a matrix: one launch on a card instead of three."""
+    return device.type != "cpu"
+
+
+class _Turns:
+    """Rotations as matrices, one a group of heads; the groups are as wide as the keys.
+
+    The last group is that of the values, which the identity leaves as they are. So one product
+    turns all heads and leaves keys and values next to each other.
+    """
+
+    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
+        width = config.head_dim
+        groups = config.num_attention_heads // config.num_key_value_heads + 2
+        identity = torch.eye(width, device=device, dtype=dtype)
+        turning = torch.ones(groups, 1, 1, device=device, dtype=dtype)
+        turning[-1] = 0
+        self._fixed = identity * (1 - turning)
+        self._same = identity * turning
+        self._swapped = identity.roll(width // 2, 0) * turning
+
+    def matrices(self, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Return ``[groups, head_dim, head_dim]`` of one position's ``[1, head_dim]``."""
+        turned = torch.addcmul(self._fixed, self._same, cos)
+        return torch.addcmul(turned, self._swapped, sin)
 
 
 @dataclass(frozen=True)
@@ -239,17 +287,29 @@ class _Place:
     """Where the tokens of one pass stand; made once for all layers.
 
     Attributes:
-        index: positions, int64 ``[T]``.
-        cos: of the positions, ``[T, head_dim]``.
-        sin: of the positions, ``[T, head_dim]``.
-        mask: 0 where the one token of a step may look and minus infinity elsewhere, ``[length]``;
-            None for a prompt, which looks at itself only.
+        index: positions, int64 ``[1]`` of a step; those of a prompt are a slice, a plain copy.
+        cos: of the positions, ``[T, 1, head_dim]``.
+        sin: of the positions, ``[T, 1, head_dim]``.
+        matrices: the rotation of the one token of a step, see `_Turns`; None turns by cos and sin.
+        mask: where the one token of a step may look, see `KVCache.mask`; None for a prompt, which
+            looks at itself only.
     """
 
-    index: torch.Tensor
+    index: torch.Tensor | slice
     cos: torch.Tensor
     sin: torch.Tensor
-    mask: torch.Tensor | None
+    matrices: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+def _add_product(residual: torch.Tensor, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return ``residual + layer(x)``, by the layer's own way to do both at once if it has one.
+
+    That way may write over ``residual``.
+    """
+    add_to = getattr(layer, "add_to", None)
+    out: torch.Tensor = residual + layer(x) if add_to is None else add_to(residual, x)
+    return out
 
 
 class LlamaAttention(nn.Module):
@@ -268,28 +328,51 @@ class LlamaAttention(nn.Module):
         self.qkv_proj = operations.Linear(width, fused, bias=False, **factory)
         self.o_proj = operations.Linear(width, width, bias=False, **factory)
 
-    def forward(self, x: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:
-        """Map ``[B, T, D]`` to the same shape, extending the cache."""
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        turned, value = heads.split((self.query_heads + self.key_heads, self.key_heads), dim=1)
-        swapped = turned.roll(self.head_dim // 2, -1)
-        turned = torch.addcmul(turned * place.cos, swapped, place.sin)
-        query, key = turned.split((self.query_heads, self.key_heads), dim=1)
-        cache.write(self.layer, place.index, key, value)
+    def forward(
+        self, x: torch.Tensor, cache: KVCache, place: _Place, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """Return ``residual`` plus the attention of ``[B, T, D]``, extending the cache."""
+        product = self.qkv_proj(x)
+        turn = self._turn_by_formula if place.matrices is None else self._turn_by_product
+        query, pairs = turn(product, place)
+        cache.write(self.layer, place.index, pairs)
         if place.mask is not None:
-            length = place.mask.shape[0]
-            key = cache.keys[self.layer, :, :, :length]
-            value = cache.values[self.layer, :, :, :length]
+            pairs = cache.pairs[self.layer, :, :, :, : place.mask.shape[-1]]
         mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if place.mask is None else place.mask.expand(*query.shape[:3], -1),
+            query,  # [B, query heads, T, head_dim]
+            pairs[0],
+            pairs[1],
+            attn_mask=place.mask,
             is_causal=place.mask is None,
             **self.sharing,
         )
-        out: torch.Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        return _add_product(residual, self.o_proj, mixed.transpose(1, 2).flatten(2))
+
+    def _turn_by_formula(
+        self, product: torch.Tensor, place: _Place
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries ``[B, heads, T, head_dim]``, and keys and values ``[2, B, heads, T, ...]``.
+
+        Both are views of ``product``, in which queries and keys are turned in place.
+        """
+        heads = product.unflatten(-1, (-1, self.head_dim))  # [B, T, heads, head_dim]
+        turned = heads[:, :, : self.query_heads + self.key_heads]
+        swapped = turned.roll(self.head_dim // 2, -1)
+        turned.mul_(place.cos).addcmul_(swapped, place.sin)
+        query, pairs = heads.split((self.query_heads, 2 * self.key_heads), dim=2)
+        pairs = pairs.unflatten(2, (2, self.key_heads)).permute(2, 0, 3, 1, 4)
+        return query.transpose(1, 2), pairs
+
+    def _turn_by_product(
+        self, product: torch.Tensor, place: _Place
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same for one token a row."""
+        assert place.matrices is not None
+        rows, groups = len(product), len(place.matrices)
+        heads = product.view(rows, groups, self.key_heads, self.head_dim).transpose(0, 1)
+        turned = torch.bmm(heads.reshape(groups, -1, self.head_dim), place.matrices)
+        turned = turned.view(groups, rows, self.key_heads, 1, self.head_dim)
+        return turned[:-2].transpose(0, 1).flatten(1, 2), turned[-2:]
 
 
 class LlamaMlp(nn.Module):
@@ -301,11 +384,10 @@ class LlamaMlp(nn.Module):
         self.gate_up_proj = operations.Linear(width, 2 * hidden, bias=False, **factory)
         self.down_proj = operations.Linear(hidden, width, bias=False, **factory)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, T, D]`` to the same shape."""
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return ``residual`` plus the feed-forward of ``[B, T, D]``."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down_proj(F.silu(gate) * up)
-        return out
+        return _add_product(residual, self.down_proj, F.silu(gate) * up)
 
 
 class LlamaLayer(nn.Module):
@@ -320,9 +402,9 @@ class LlamaLayer(nn.Module):
         self.mlp = LlamaMlp(config, operations, **factory)
 
     def forward(self, x: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:
-        """Map ``[B, T, D]`` to the same shape, extending the cache."""
-        x = x + self.self_attn(self.input_layernorm(x), cache, place)
-        out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        """Map ``[B, T, D]`` to the same shape, extending the cache; may write over ``x``."""
+        x = self.self_attn(self.input_layernorm(x), cache, place, residual=x)
+        out: torch.Tensor = self.mlp(self.post_attention_layernorm(x), residual=x)
         return out
 
 
@@ -370,8 +452,8 @@ class Llama(nn.Module):
             ``[B, vocab_size]``, or ``[B, T, vocab_size]`` with ``all_positions``.
         """
         length = token_ids.shape[1]
-        index = torch.arange(length, device=token_ids.device)
-        place = _Place(index, cache.cos[:length], cache.sin[:length], mask=None)
+        cos, sin = cache.rotations[:length, :, None].unbind(1)
+        place = _Place(slice(length), cos, sin)
         x = self._trunk(token_ids, cache, place)
         return self._logits(x if all_positions else x[:, -1])
 
@@ -389,14 +471,9 @@ class Llama(nn.Module):
         Returns:
             Logits of the token that follows, ``[B, vocab_size]``.
         """
-        later = torch.arange(length, device=position.device) > position
-        mask = torch.zeros(length, device=position.device, dtype=cache.keys.dtype)
-        place = _Place(
-            index=position,
-            cos=cache.cos.index_select(0, position),
-            sin=cache.sin.index_select(0, position),
-            mask=mask.masked_fill_(later, -torch.inf),
-        )
+        cos, sin = cache.rotations.index_select(0, position)[:, :, None].unbind(1)
+        matrices = None if cache.turns is None else cache.turns.matrices(cos[0], sin[0])
+        place = _Place(position, cos, sin, matrices, cache.mask(position, length))
         return self._logits(self._trunk(token_ids[:, None], cache, place)[:, -1])
 
     def _trunk(self, token_ids: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from seed_core import generation
 from seed_core.errors import GenerationError, OptionError
 from seed_core.generation import (
+    QUEUED_STEPS,
     DecodeLoop,
     DecodeRequest,
     GenerationOptions,
@@ -455,20 +456,32 @@ def test_a_step_leaves_its_state_where_it_is(network):
     assert list(places(loop)) == before
 
 
-def test_looking_late_changes_no_reply(biased):
-    """As on a card: steps are queued in stretches, and one stretch ahead of what is known."""
+@pytest.mark.parametrize("queued", [0, 1, QUEUED_STEPS])
+def test_looking_late_changes_no_reply_and_costs_as_many_steps(biased, queued):
+    """As on a card, which is given steps beyond the newest token that was looked at."""
     network = biased([(END, 1.5)])
     expected = run(network, generators(*range(4)), max_new_tokens=60)
-    assert max(map(len, expected)) < 50  # so that the loop ends before its last step
+    longest = max(map(len, expected))
+    assert longest < 50  # so that the loop ends before its last step
     options = GenerationOptions(max_new_tokens=60, top_p=1.0, top_k=0)
     request = DecodeRequest(PROMPT, IMAGES, frozenset({END}), options, generators(*range(4)))
     with torch.inference_mode():
         loop = DecodeLoop(network, request, CPU, torch.float32)
-        for snapshot in generation._one_ahead(
-            generation._snapshots(loop, GraphedCalls(CPU, enabled=False), steps_per_read=8)
-        ):
-            snapshot.wait()
-            if snapshot.ended.all():
-                break
-    assert [until_end(row, {END}) for row in snapshot.replies.tolist()] == expected
-    assert loop.done <= max(map(len, expected)) + 16
+        arrivals = generation._arrivals(loop, GraphedCalls(CPU, enabled=False), queued)
+        columns = [next(arrivals).wait() for _ in range(longest)]
+    assert [until_end(row, {END}) for row in torch.stack(columns, 1).tolist()] == expected
+    assert loop.done == longest + queued
+
+
+def test_a_reply_runs_at_most_three_tokens_past_its_end():
+    assert QUEUED_STEPS <= 3
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("token", [7, 50])
+def test_one_logit_that_is_not_finite_ends_the_reply(network, number, token):
+    """Also that of a token that may not come, as 50, a code, outside a picture."""
+    network.lm_head.bias = torch.nn.Parameter(torch.zeros(VOCAB), requires_grad=False)
+    network.lm_head.bias[token] = number
+    with pytest.raises(GenerationError, match="not finite"):
+        run(network)
