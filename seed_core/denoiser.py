@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .graphs import GraphedCalls, can_capture, returns_memory
+from .graphs import GraphedCalls, can_capture
 
 
 class Denoiser:
@@ -48,8 +48,8 @@ class Denoiser:
         self._label = labels.new_empty(labels.shape[1:])
         self._sample = latents.new_empty(pair, *latents.shape[1:])
         self._timestep = torch.empty((), dtype=scheduler.timesteps.dtype, device=device)
-        enabled = can_capture(unet, device) and returns_memory()
-        self._calls = GraphedCalls(device, enabled)
+        self._prediction = torch.empty_like(latents[:1])
+        self._calls = GraphedCalls(device, can_capture(unet, device))
         self._pace = _Pace(device)
 
     def run(
@@ -70,8 +70,9 @@ class Denoiser:
         for done, timestep in enumerate(scheduler.timesteps, start=1):
             self._sample.copy_(scheduler.scale_model_input(latents, timestep))  # to both of a pair
             self._timestep.fill_(timestep)
-            # A replay writes over the prediction, and some schedulers keep the last few.
-            prediction = self._calls("unet", self._predict).clone()
+            self._calls("unet", self._predict)
+            # The next call writes over the prediction, and some schedulers keep the last few.
+            prediction = self._prediction.clone()
             latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
             self._pace.step()
             step_done(done)
@@ -81,7 +82,7 @@ class Denoiser:
         """Free what captured calls hold."""
         self._calls.close()
 
-    def _predict(self) -> torch.Tensor:
+    def _predict(self) -> None:
         prediction: torch.Tensor = self._unet(
             self._sample,
             self._timestep,
@@ -89,9 +90,10 @@ class Denoiser:
             class_labels=self._label,
         ).sample
         if len(prediction) == 1:
-            return prediction
+            self._prediction.copy_(prediction)
+            return
         away, toward = prediction.chunk(2)
-        return away + self._guidance_scale * (toward - away)
+        self._prediction.copy_(away + self._guidance_scale * (toward - away))
 
 
 class _Pace:

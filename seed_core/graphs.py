@@ -3,12 +3,16 @@
 A step of a small batch is hundreds of kernels of a few microseconds each; launched one by one they
 leave the card waiting for Python. Knows nothing of what is computed.
 
-Source: "CUDA semantics, CUDA Graphs" of torch's documentation.
+Sources: "CUDA semantics, CUDA Graphs" of torch's documentation; "Graph Memory Nodes" of the CUDA
+programming guide.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +21,16 @@ import torch
 from torch import nn
 
 log = logging.getLogger(__name__)
+
+CAPTURE_BYTES = 512 * 2**20
+"""Memory to have on the card beside the work itself, in bytes, before calls are captured."""
+
+LEAST_FREE_BYTES = 768 * 2**20
+"""Memory that must be free for a capture to be tried, in bytes.
+
+Where less is free, a host's allocator may wait for the card in order to find more. That breaks a
+capture, and torch may then keep everything that is freed later.
+"""
 
 _is_broken = False
 """Whether a capture failed: torch may not recover from that, so none is tried again."""
@@ -34,19 +48,11 @@ def can_capture(module: nn.Module, device: torch.device) -> bool:
     return is_nvidia and all(parameter.is_cuda for parameter in module.parameters())
 
 
-def returns_memory() -> bool:
-    """Tell whether what a graph computed in is free again once the graph is gone.
-
-    CUDA's own allocator keeps it for other graphs, out of reach for everything else.
-    """
-    return torch.cuda.get_allocator_backend() == "native"
-
-
 class GraphedCalls:
     """Calls functions of no arguments, each as a CUDA graph from its second call on.
 
-    What a function reads and writes must stay where it is between calls, and it must not wait for
-    the device. Replays write to the same results, so use one before the next call.
+    What a function reads and writes must stay where it is between calls. It must not wait for the
+    device, and tensors that it makes must not outlive it.
 
     Args:
         device: where the functions compute.
@@ -57,29 +63,66 @@ class GraphedCalls:
         self._device = device
         self._enabled = enabled
         self._warm: set[Any] = set()
-        self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None  # the memory that all of them compute in, one after the other
 
-    def __call__(self, key: Any, function: Callable[[], Any]) -> Any:
+    def __call__(self, key: Any, function: Callable[[], None]) -> None:
         """Call ``function``; calls under one key must do the same work."""
         if not self._enabled or _is_broken:
-            return function()
-        if key not in self._warm:
+            function()
+        elif key not in self._warm:
             # Libraries plan and allocate when they first see a shape, which a capture forbids.
             self._warm.add(key)
-            return self._on_capture_stream(function)
-        if key not in self._captured and not self._capture(key, function):
-            return function()
-        graph, result = self._captured[key]
-        graph.replay()
-        return result
+            self._on_capture_stream(function)
+        elif not self._replay(key, function):
+            function()
 
     def close(self) -> None:
-        """Wait for the last replay and forget the graphs."""
-        if self._captured:
-            try:
-                torch.cuda.current_stream(self._device).synchronize()
-            finally:
-                self._captured.clear()
+        """Wait for the last replay, forget the graphs and return their memory."""
+        if not self._graphs:
+            return
+        try:
+            torch.cuda.current_stream(self._device).synchronize()
+        finally:
+            self._graphs.clear()
+            if torch.cuda.get_allocator_backend() != "native":
+                _return_graph_memory(self._device)
+
+    def _replay(self, key: Any, function: Callable[[], None]) -> bool:
+        """Launch the graph of a call, captured first where there is none; tell whether that worked.
+
+        Where it did not, nothing of the call has run.
+        """
+        try:
+            if key not in self._graphs:
+                if not self._has_room():
+                    return False
+                self._graphs[key] = self._capture(function)
+            # The first launch is where a graph may take its memory.
+            self._graphs[key].replay()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                _give_up(error)
+            self._stop_capturing(f"{error}")
+            return False
+        return True
+
+    def _has_room(self) -> bool:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if free < LEAST_FREE_BYTES:
+            self._stop_capturing(f"{free / 2**20:.0f} MiB of memory are free")
+        return self._enabled
+
+    def _stop_capturing(self, reason: str) -> None:
+        """Go on with plain calls, which can use memory that a capture cannot."""
+        log.info("Going on without CUDA graphs, more slowly: %s", reason)
+        self._enabled = False
+        self.close()
+
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._on_capture_stream(lambda: _record(function, self._pool, self._device))
 
     def _on_capture_stream(self, function: Callable[[], Any]) -> Any:
         stream = _streams.get(self._device)
@@ -93,23 +136,10 @@ class GraphedCalls:
         finally:
             current.wait_stream(stream)  # also after Stop: what is freed now is still written to
 
-    def _capture(self, key: Any, function: Callable[[], Any]) -> bool:
-        """Capture a call; tell whether that worked."""
-        try:
-            self._captured[key] = self._on_capture_stream(lambda: _record(function, self._pool()))
-        except torch.cuda.OutOfMemoryError:
-            self._enabled = False  # a plain call can use memory that a capture cannot
-            return False
-        except RuntimeError as error:
-            _give_up(error)
-            return False
-        return True
 
-    def _pool(self) -> Any:
-        """Return the memory that all graphs of this object compute in, one after the other."""
-        for graph, _ in self._captured.values():
-            return graph.pool()
-        return torch.cuda.graph_pool_handle()
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell it in whichever way it is said: by torch's allocator, or by the driver."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _give_up(error: Exception) -> None:
@@ -122,21 +152,65 @@ def _give_up(error: Exception) -> None:
     )
 
 
-def _record(function: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+def _record(
+    function: Callable[[], None], pool: Any, device: torch.device
+) -> torch.cuda.CUDAGraph:
     # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time. The
     # error mode keeps what other threads ask of the device out of the capture.
     graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
-        result = function()
-    except BaseException as error:
-        # Stop, for one: the capture itself is sound and has to end. Tensors made during it must be
-        # gone by then, and the frames of the error hold them.
-        traceback.clear_frames(error.__traceback__)
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            graph.capture_end()
-        except RuntimeError as failure:
-            _give_up(failure)
+            function()
+        except BaseException as error:
+            # Stop, for one: the capture itself is sound and has to end. Tensors made during it must
+            # be gone by then, and the frames of the error hold them.
+            traceback.clear_frames(error.__traceback__)
+            _end_failed_capture(graph, pool, device)
+            raise
+        graph.capture_end()
+    except RuntimeError:
+        _leave_pool(pool, device)
         raise
-    graph.capture_end()
-    return graph, result
+    return graph
+
+
+def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError as failure:
+        _leave_pool(pool, device)
+        _give_up(failure)
+
+
+def _leave_pool(pool: Any, device: torch.device) -> None:
+    """Have torch's allocator stop filling the memory of a capture that could not be ended.
+
+    As long as one is open, it keeps memory that several streams used, and returns none to the card.
+    Where the capture did end, this finds nothing to do.
+    """
+    end_allocation = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end_allocation is None:
+        return
+    with contextlib.suppress(RuntimeError):
+        end_allocation(_index(device), pool)
+        torch._C._cuda_releasePool(_index(device), pool)
+
+
+def _return_graph_memory(device: torch.device) -> None:
+    """Return what gone graphs computed in to the card.
+
+    CUDA's own allocator keeps it for later graphs, out of reach for everything else. torch has no
+    call for this.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        handle = ctypes.c_int()
+        if driver.cuDeviceGet(ctypes.byref(handle), _index(device)) == 0:
+            driver.cuDeviceGraphMemTrim(handle)
+    except (OSError, AttributeError) as error:  # a driver in another place, or older than 11.4
+        log.debug("the memory of CUDA graphs stays theirs: %s", error)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

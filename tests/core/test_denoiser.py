@@ -87,7 +87,7 @@ def test_every_row_is_bit_for_bit_that_of_a_plain_loop(decoder, embedding, optio
 
 
 class Replays:
-    """In GraphedCalls' place: keeps the first function for good and writes over its one result."""
+    """In GraphedCalls' place: keeps the first function for good."""
 
     made = []
 
@@ -97,12 +97,8 @@ class Replays:
 
     def __call__(self, key, function):
         self.keys.append(key)
-        if self.function is None:
-            self.function, self.result = function, function()
-        else:
-            self.result.fill_(torch.nan)
-            self.result.copy_(self.function())
-        return self.result
+        self.function = self.function or function
+        self.function()
 
     def close(self):
         self.is_closed = True

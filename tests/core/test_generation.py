@@ -473,10 +473,6 @@ def test_looking_late_changes_no_reply_and_costs_as_many_steps(biased, queued):
     assert loop.done == longest + queued
 
 
-def test_a_reply_runs_at_most_three_tokens_past_its_end():
-    assert QUEUED_STEPS <= 3
-
-
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("token", [7, 50])
 def test_one_logit_that_is_not_finite_ends_the_reply(network, number, token):
