@@ -5,6 +5,7 @@ host moves weights and lays out pictures, and nothing of what the models compute
 """
 
 import copy
+import functools
 import html
 import itertools
 import json
@@ -26,7 +27,7 @@ import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..seed_core import LoraAdapter, SeedCodes, fp8, fp8_files
+from ..seed_core import LoraAdapter, SeedCodes, fp8, fp8_files, graphs, linear
 from ..seed_core.checkpoints import LLM_PRECISIONS
 from ..seed_core.errors import CodesError, OptionError, PictureError
 
@@ -108,13 +109,20 @@ class LoadedModel:
     def __init__(self, core: Any, keep_whole: bool = False):
         self.core = core
         self.without_lora: LoadedModel | None = None
+        core.device = comfy.model_management.get_torch_device()
         self.patcher = _patcher(core.module, keep_whole and _fits_whole(core))
 
     def ready(self, memory_required: int) -> Any:
         """Have the weights on the device, with room for the work, and return the core object."""
+        if self._may_capture():
+            memory_required += graphs.CAPTURE_BYTES
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
-        self.core.device = self.patcher.load_device
         return self.core
+
+    def _may_capture(self) -> bool:
+        """Whether calls may run as CUDA graphs: not of weights that are fetched at each call."""
+        is_card = self.patcher.load_device.type == "cuda"
+        return self.core.uses_graphs and is_card and not self.patcher.is_dynamic()
 
     def with_lora(self, adapter: LoraAdapter, strength: float) -> "LoadedModel":
         """This model with an adapter, on the same weights: the host patches them when it is used.
@@ -162,9 +170,35 @@ def load_model(
     return model
 
 
+def _is_at_hand(layer: Any, x: torch.Tensor) -> bool:
+    """Whether a layer's weights lie beside its input as they are used: not streamed, not patched."""
+    weights = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    is_patched = layer.weight_function or layer.bias_function
+    return not is_patched and all(w.device == x.device and w.dtype == x.dtype for w in weights)
+
+
+class CastOperations(comfy.ops.manual_cast):
+    """Layers that the host can keep in main memory and stream to the device.
+
+    A product whose weight is at hand is ours: the host's way to it takes as long as a small one.
+    """
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if _is_at_hand(self, x):
+                return linear.product(x, self.weight, self.bias)
+            return super().forward(x)
+
+        def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            """Return `residual` plus the product; may write over `residual`."""
+            if _is_at_hand(self, x):
+                return linear.add_product(residual, x, self.weight, self.bias)
+            return residual.add_(super().forward(x))
+
+
 def cast_operations() -> Any:
     """Layers that the host can keep in main memory and stream to the device."""
-    return comfy.ops.manual_cast
+    return CastOperations
 
 
 def prefers_fp8() -> bool:
@@ -201,14 +235,30 @@ def fp8_operations() -> Any:
                 state_dict[f"{prefix}comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if not has_units or not isinstance(self.weight, quantized):
-                return super().forward(x)
-            # By itself the host rounds activations to fp8 unscaled; those of LLaMA do not fit.
-            rows = x.flatten(0, -2)
-            scale = fp8.activation_scale(rows).reshape(())
-            product = super().forward(quantized.from_float(rows, self.layout_type, scale=scale))
-            return product.unflatten(0, x.shape[:-1])
+        def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            if isinstance(self.weight, quantized) and _is_at_hand(self, x):
+                return _multiply(x, self.weight, residual)
+            # Streamed or patched. The host's own forward would round the activations of all rows
+            # to fp8 with one scale.
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            weight, bias, stream = comfy.ops.cast_bias_weight(
+                self, x, offloadable=True, compute_dtype=x.dtype, want_requant=has_units
+            )
+            product = _multiply(x, weight, residual)
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+            return product
+
+        def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            """Return `residual` plus the product; may write over `residual`."""
+            return self(x, residual)
+
+    def _multiply(
+        x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        if isinstance(weight, quantized):
+            return fp8.product(x, weight._qdata, weight._params.scale, residual)
+        product = torch.nn.functional.linear(x, weight)
+        return product if residual is None else residual.add_(product)
 
     operations.Linear = Linear
     return operations
@@ -223,13 +273,61 @@ def _fits_whole(llm: Any) -> bool:
     return needed < room - comfy.model_management.minimum_inference_memory()
 
 
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Keeps a network on the card, and exchanges adapters there weight by weight.
+
+    The host would take the whole network back to main memory for it.
+    """
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: int = 0, force_patch_weights: bool = False
+    ) -> int:
+        model = self.model
+        is_whole = not model.model_lowvram and model.model_loaded_weight_memory > 0
+        held = model.current_weight_patches_uuid
+        stays = is_whole and model.device == device_to and extra_memory >= 0
+        if not stays or held in (None, self.patches_uuid) or force_patch_weights:
+            return super().partially_load(device_to, extra_memory, force_patch_weights)
+        try:
+            self._exchange_patches(device_to)
+        except BaseException:
+            self.detach()
+            raise
+        return 0
+
+    def _exchange_patches(self, device: torch.device) -> None:
+        for key, kept in self.backup.items():  # which clones share
+            comfy.utils.set_attr_param(self.model, key, kept.weight.to(device))
+        self.backup.clear()
+        for key in self.patches:
+            self.patch_weight_to_device(key, device_to=device)
+        self.model.current_weight_patches_uuid = self.patches_uuid
+
+
+@functools.cache
+def _exchanging(base: Any) -> Any:
+    """A dynamic patcher of the host that fetches only changed weights when adapters change."""
+
+    class DynamicPatcher(base):
+        def load(self, device_to: Any = None, *args: Any, dirty: bool = False, **named: Any) -> None:
+            # With dirty the host has every weight fetched anew.
+            super().load(device_to, *args, dirty=False, **named)
+            before = getattr(self.model, "patched_keys", set())
+            if dirty:
+                for key in before | set(self.patches):
+                    self.model.get_submodule(key.rpartition(".")[0])._v_signature = None
+            self.model.patched_keys = set(self.patches)
+
+    return DynamicPatcher
+
+
 def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
     # Dynamic memory fetches every layer at every call, from the card too, so a step of a few
     # milliseconds takes several times as long and cannot be captured as a graph.
     # Looked up at every call: the host rebinds the name at start, and old hosts have only one.
-    plain = comfy.model_patcher.ModelPatcher
-    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    return kind(
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    is_dynamic = kind is not comfy.model_patcher.ModelPatcher and not disable_dynamic
+    return (_exchanging(kind) if is_dynamic else WholePatcher)(
         module,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),

@@ -82,6 +82,9 @@ class SeedDecoder:
         size: side of the picture it makes by default, in pixels.
     """
 
+    uses_graphs = True
+    """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
+
     def __init__(
         self,
         module: UnclipModel,

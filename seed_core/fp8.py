@@ -66,10 +66,15 @@ def largest(weight: torch.Tensor) -> float:
     return magnitudes.float().max().item()
 
 
-def scratch_bytes(module: nn.Module) -> int:
-    """Return the memory of the largest product of a network where its weight is dequantised."""
+def scratch_bytes(module: nn.Module, device: torch.device) -> int:
+    """Return the memory that the largest product of a network takes for its weight in 16 bits.
+
+    A device that multiplies float8 matrices itself needs none.
+    """
+    if has_fp8_units(device):
+        return 0
     sizes = [x.numel() for x in module.state_dict().values() if x.dtype == FP8]
-    return max(sizes, default=0) * (torch.float32.itemsize + COMPUTING_DTYPE.itemsize)
+    return max(sizes, default=0) * COMPUTING_DTYPE.itemsize
 
 
 class Linear(linear.Linear):
@@ -97,10 +102,14 @@ class Linear(linear.Linear):
         """Map ``[..., in_features]`` to ``[..., out_features]``, in the precision of ``x``."""
         if self.weight_scale is None:
             return super().forward(x)
-        fits = self.bias is None and not any(side % _MULTIPLE for side in self.weight.shape)
-        if fits and has_fp8_units(x.device):
-            return scaled_product(x, self.weight, self.weight_scale)
-        return F.linear(x, dequantize(self.weight, self.weight_scale, x.dtype), self.bias)
+        out = product(x, self.weight, self.weight_scale)
+        return out if self.bias is None else out + self.bias
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ``residual`` plus the product; may write over ``residual``."""
+        if self.weight_scale is None or self.bias is not None:
+            return super().add_to(residual, x)
+        return product(x, self.weight, self.weight_scale, residual)
 
 
 def has_fp8_units(device: torch.device) -> bool:
@@ -110,37 +119,77 @@ def has_fp8_units(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def activation_scale(rows: torch.Tensor) -> torch.Tensor:
-    """Return the scale of ``[M, D]``, float32 ``[1, 1]``.
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply by a quantised weight in the way that its device is best at.
 
-    It has dimensions because one without any would be rounded to the precision of the rows when
-    they are divided by it.
+    Args:
+        x: ``[..., in_features]``.
+        weight: float8 ``[out_features, in_features]``.
+        weight_scale: float32 ``[]``.
+        residual: ``[..., out_features]`` to add, which may be written over; None adds nothing.
+
+    Returns:
+        ``[..., out_features]`` in the precision of ``x``.
     """
-    largest = torch.linalg.vector_norm(rows, torch.inf, keepdim=True, dtype=torch.float32)
-    scale: torch.Tensor = (largest / _LARGEST).clamp_(min=_SMALLEST_SCALE)
-    return scale
+    if has_fp8_units(x.device) and not any(side % _MULTIPLE for side in weight.shape):
+        return scaled_product(x, weight, weight_scale, residual)
+    if torch.finfo(x.dtype).max < torch.finfo(COMPUTING_DTYPE).max:
+        # Unscaled, the sums would be too large for float16.
+        out = F.linear(x, dequantize(weight, weight_scale, x.dtype))
+    else:
+        # The scale is left to the product: so a weight is read once, and written and read in 16 bits.
+        out = F.linear(x, weight.to(x.dtype)).mul_(weight_scale)
+    return out if residual is None else residual.add_(out)
+
+
+def activation_scales(rows: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each row of ``[M, D]``, float32 ``[M, 1]``.
+
+    A row of its own scale is not crushed by the huge ones that LLaMA makes of a first token.
+    """
+    largest = torch.linalg.vector_norm(rows, torch.inf, -1, keepdim=True, dtype=torch.float32)
+    # One launch for largest / 448 + the smallest scale.
+    return torch.rsub(largest, _SMALLEST_SCALE, alpha=-1 / _LARGEST)
 
 
 def scaled_product(
-    x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multiply as float8, without waiting for the device.
 
     Args:
-        x: ``[..., in_features]``; all of it is rounded to float8 with one scale of its own.
+        x: ``[..., in_features]``; each row is rounded to float8 with a scale of its own.
         weight: float8 ``[out_features, in_features]``.
         weight_scale: float32 ``[]``.
+        residual: ``[..., out_features]`` to add, which may be written over; None adds nothing.
 
     Returns:
         ``[..., out_features]`` in the precision of ``x``.
     """
     rows = x.flatten(0, -2)  # [M, in]
-    scale = activation_scale(rows)
+    scales = activation_scales(rows)
     count = rows.shape[0]
     # Rows are independent: what the unused last ones hold reaches no result.
     padded = rows.new_empty(-(-count // _MULTIPLE) * _MULTIPLE, rows.shape[1], dtype=FP8)
-    torch.div(rows, scale, out=padded[:count])
-    product: torch.Tensor = torch._scaled_mm(
-        padded, weight.t(), scale_a=scale, scale_b=weight_scale, out_dtype=x.dtype
-    )
-    return product[:count].view(*x.shape[:-1], -1)
+    torch.div(rows, scales, out=padded[:count])
+    is_one = count == 1  # whose scale and residual the product itself can take
+    out: torch.Tensor = torch._scaled_mm(
+        padded,
+        weight.t(),
+        scale_a=scales if is_one else torch.ones_like(weight_scale),
+        scale_b=weight_scale,
+        bias=residual.flatten() if is_one and residual is not None else None,
+        out_dtype=x.dtype,
+    )[:count]
+    if not is_one:
+        out = out.mul_(scales)
+    out = out.view(*x.shape[:-1], -1)
+    return out if residual is None or is_one else residual.add_(out)

@@ -8,6 +8,7 @@ uses them all. Knows nothing of what the layers compute.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 Embedding = nn.Embedding
@@ -18,18 +19,37 @@ _FEW_ROWS = 4
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` without bias in pieces on a CPU, where there are few rows."""
+    """``nn.Linear``, quick for few rows."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in_features]`` to ``[..., out_features]``."""
-        rows = x.numel() // self.in_features
-        if x.device.type != "cpu" or not 0 < rows <= _FEW_ROWS or self.bias is not None:
-            return super().forward(x)
-        pieces = _largest_divisor(self.out_features, torch.get_num_threads())
-        weight = self.weight.view(pieces, -1, self.in_features)
-        columns = x.reshape(rows, -1).T.expand(pieces, -1, -1)  # [pieces, in, rows]
-        product = torch.bmm(weight, columns).view(self.out_features, rows)
-        return product.T.reshape(*x.shape[:-1], self.out_features)
+        return product(x, self.weight, self.bias)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ``residual`` plus the product; may write over ``residual``."""
+        return add_product(residual, x, self.weight, self.bias)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Map ``[..., in]`` to ``[..., out]`` by ``[out, in]``; in pieces where a CPU has few rows."""
+    width, features = weight.shape
+    rows = x.numel() // features
+    if x.device.type != "cpu" or not 0 < rows <= _FEW_ROWS or bias is not None:
+        return F.linear(x, weight, bias)
+    pieces = _largest_divisor(width, torch.get_num_threads())
+    columns = x.reshape(rows, -1).T.expand(pieces, -1, -1)  # [pieces, in, rows]
+    out = torch.bmm(weight.view(pieces, -1, features), columns).view(width, rows)
+    return out.T.reshape(*x.shape[:-1], width)
+
+
+def add_product(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``residual`` plus the product; may write over ``residual``."""
+    if x.device.type == "cpu" or bias is not None:
+        return residual.add_(product(x, weight, bias))
+    residual.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())  # one launch on a card
+    return residual
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -91,6 +91,9 @@ class SeedLLM:
         end_ids: any of these token ids ends a reply.
     """
 
+    uses_graphs = True
+    """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
+
     def __init__(self, parts: LlmFolder, device: torch.device, dtype: torch.dtype) -> None:
         self.module = parts.module
         self.vocab = parts.vocab
@@ -196,7 +199,7 @@ class SeedLLM:
         widest = max(9 * config.hidden_size, 4 * config.intermediate_size)
         prefill = tokens * (2 * config.hidden_size + widest) * size
         logits = variations * config.vocab_size * (size + 4 * 4)
-        return cache + prefill + logits + fp8.scratch_bytes(self.module)
+        return cache + prefill + logits + fp8.scratch_bytes(self.module, self.device)
 
     def _ask(
         self, prompt: str, codes: torch.Tensor | SeedCodes | None, chat: SeedChat | None

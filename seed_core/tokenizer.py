@@ -38,6 +38,9 @@ class SeedTokenizer:
         codebook_size: number of different codes.
     """
 
+    uses_graphs = False
+    """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
+
     def __init__(
         self,
         config: TokenizerConfig,

@@ -98,6 +98,9 @@ class ModelPatcher:
         self.patches: dict[str, list[tuple[Any, ...]]] = {}
         self.backup: dict[str, torch.Tensor] = {}
 
+    def is_dynamic(self) -> bool:
+        return False
+
     def clone(self) -> "ModelPatcher":
         copied = copy.copy(self)
         copied.patches = {key: patches[:] for key, patches in self.patches.items()}
@@ -138,6 +141,20 @@ def _apply(weight: torch.Tensor, strength: float, value: Any, of_model: float, r
         kind, (tensor,) = value
         assert kind == "diff"
         view += strength * tensor
+
+
+class ManualCast:
+    """The host's layers: torch's, with the lists of functions that would change their weights."""
+
+    class Linear(torch.nn.Linear):
+        weight_function: list[Any] = []
+        bias_function: list[Any] = []
+
+    Conv2d = torch.nn.Conv2d
+    Embedding = torch.nn.Embedding
+    GroupNorm = torch.nn.GroupNorm
+    LayerNorm = torch.nn.LayerNorm
+    RMSNorm = torch.nn.RMSNorm
 
 
 class ProgressBar:
@@ -181,7 +198,7 @@ def install(models_dir: Path) -> list[str]:
         "comfy.clip_vision": {"Output": VisionOutput},
         "comfy.model_management": _management(),
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
-        "comfy.ops": {"manual_cast": torch.nn},
+        "comfy.ops": {"manual_cast": ManualCast},
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy.weight_adapter": {"LoRAAdapter": LoRAAdapter},
         "comfy_api": {},

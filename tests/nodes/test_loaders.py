@@ -267,7 +267,7 @@ def test_the_host_can_make_a_second_copy(mini):
     assert type(copy.model) is type(mini.tokenizer.patcher.model)
 
 
-@pytest.mark.parametrize(("spare", "kind"), [(1, "ModelPatcher"), (0, "CoreModelPatcher")])
+@pytest.mark.parametrize(("spare", "kind"), [(1, "WholePatcher"), (0, "DynamicPatcher")])
 def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeypatch, spare, kind):
     """The host's dynamic memory fetches a layer at each call, and there are hundreds a second."""
     host = pack.host
@@ -276,7 +276,6 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
     class Dynamic(patchers.ModelPatcher):
         pass
 
-    Dynamic.__name__ = "CoreModelPatcher"
     monkeypatch.setattr(patchers, "CoreModelPatcher", Dynamic)
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
     monkeypatch.setattr(management, "get_total_memory", lambda device: 1000 + size + spare)
@@ -286,7 +285,7 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
     (llm,) = run("SEEDLLaMALoader", model=BUNDLED, precision="bf16")
     assert type(llm.patcher).__name__ == kind
     (decoder,) = run("SEEDDecoderLoader", decoder=BUNDLED, precision="bf16")
-    assert type(decoder.patcher).__name__ == "CoreModelPatcher"
+    assert type(decoder.patcher).__name__ == "DynamicPatcher"
 
 
 def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
