@@ -291,8 +291,8 @@ class DecodeLoop:
         self._grammar.advance(token_ids)
         self._token_ids.copy_(token_ids)
         # One sum is enough: a logit that is not finite makes it so, and 0 times that is NaN.
-        is_finite = logits.sum(-1, dtype=torch.float32).mul_(0) == 0
-        self.newest.copy_(torch.where(is_finite, token_ids, _NOT_FINITE))
+        is_broken = logits.sum(-1, dtype=torch.float32).mul_(0) != 0
+        self.newest.copy_(token_ids.masked_fill(is_broken, _NOT_FINITE))
         self._step += 1
 
 

@@ -48,7 +48,8 @@ def add_product(
     """Return ``residual`` plus the product; may write over ``residual``."""
     if x.device.type == "cpu" or bias is not None:
         return residual.add_(product(x, weight, bias))
-    residual.flatten(0, -2).addmm_(x.flatten(0, -2), weight.t())  # one launch on a card
+    rows = residual.view(-1, residual.shape[-1])
+    rows.addmm_(x.reshape(-1, x.shape[-1]), weight.t())  # one launch on a card instead of two
     return residual
 
 
