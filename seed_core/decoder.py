@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 
 from .denoiser import Denoiser
 from .errors import OptionError
+from .threads import threads_for
 from .unclip_folder import UnclipModel, find_unclip_folder, read_unclip_folder
 
 _TILED_ABOVE = 2.0
@@ -29,6 +31,9 @@ _TILED_ABOVE = 2.0
 A tile knows nothing of the others, and its colors may differ a little, so moderately large pictures
 stay whole: with SD 2.1 (own 768) up to 1086 pixels square, 3.6 GB in 16 bits. 2048 would be 13 GB.
 """
+
+_SHARE_OF_POSITIONS = 0.2
+"""Of a latent's positions, those that a weight of a UNet is multiplied with: most see small maps."""
 
 _FIT_ODD_SIZES = {"CrossAttnUpBlock2D", "UpBlock2D"}
 """diffusers' blocks that can double a map to the odd size that its counterpart had."""
@@ -149,6 +154,7 @@ class SeedDecoder:
         labels = self._labels(positives, negatives, noise, options)
         pixels = torch.empty(len(positives), 3, height, width, device=self.device)
         module, calls = self.module, len(scheduler.timesteps)
+        positions = _SHARE_OF_POSITIONS * labels.shape[1] * latents.shape[-2:].numel()
         denoiser = Denoiser(
             module.unet,
             scheduler,
@@ -157,14 +163,16 @@ class SeedDecoder:
             latents.to(self.dtype),
             options.guidance_scale,
         )
+
+        def step_done(done: int, picture: int) -> None:
+            if on_step is not None:
+                on_step(picture * calls + done, calls * len(positives))
+
         try:
-            for i, row_generator in enumerate(generators):
-
-                def step_done(done: int, first: int = i * calls) -> None:
-                    if on_step is not None:
-                        on_step(first + done, calls * len(positives))
-
-                pixels[i] = self._to_pixels(denoiser.run(i, row_generator, step_done))[0]
+            with threads_for(self.device, module.unet, positions):
+                for i, row_generator in enumerate(generators):
+                    latents = denoiser.run(i, row_generator, partial(step_done, picture=i))
+                    pixels[i] = self._to_pixels(latents)[0]
         finally:
             denoiser.close()
         return pixels
