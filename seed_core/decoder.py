@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +162,15 @@ class SeedDecoder:
             latents.to(self.dtype),
             options.guidance_scale,
         )
-
-        def step_done(done: int, picture: int) -> None:
-            if on_step is not None:
-                on_step(picture * calls + done, calls * len(positives))
-
         try:
-            with threads_for(self.device, module.unet, positions):
-                for i, row_generator in enumerate(generators):
-                    latents = denoiser.run(i, row_generator, partial(step_done, picture=i))
-                    pixels[i] = self._to_pixels(latents)[0]
+            for i, row_generator in enumerate(generators):
+
+                def step_done(done: int, first: int = i * calls) -> None:
+                    if on_step is not None:
+                        on_step(first + done, calls * len(positives))
+
+                with threads_for(self.device, module.unet, positions):
+                    pixels[i] = self._to_pixels(denoiser.run(i, row_generator, step_done))[0]
         finally:
             denoiser.close()
         return pixels
