@@ -360,7 +360,8 @@ def generate_tokens(
         GenerationError: see `reply_length`; or logits that are not all finite.
     """
     is_cuda = device.type == "cuda"
-    loop = DecodeLoop(model, request, device, dtype)
+    with threads_for(device, model, len(request.prompt)):
+        loop = DecodeLoop(model, request, device, dtype)
     calls = GraphedCalls(device, can_capture(model, device) if use_graphs is None else use_graphs)
     replies = torch.empty(len(request.generators), loop.steps, dtype=torch.int64)
     end_ids = torch.tensor(sorted(request.end_ids))
