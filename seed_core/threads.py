@@ -17,9 +17,9 @@ from torch import nn
 SMALL = 450_000_000
 """Multiply-adds of one call of a network below which it runs on one thread: 5 ms of one core.
 
-Measured on two cores. Alone, the second makes seed-mini's replies and pictures 1.1 to 1.4 times as
-fast, and larger calls 1.6 to 1.8 times. Beside two busy processes, a drawing takes 2 to 4 times as
-long on one thread as alone, and on two threads more than ten times.
+Measured on two cores: alone, the second makes smaller calls 1.1 to 1.6 times as fast, and larger ones
+1.5 to 1.8 times. Beside two busy processes, one of seed-mini's drawings takes 1.8 times as long on one
+thread as alone, and on two threads 5 to 20 times (`benchmarks/busy.py`).
 """
 
 _READ = 12
