@@ -18,7 +18,7 @@ from torch import nn
 from . import linear
 
 Embedding = nn.Embedding
-RMSNorm = nn.RMSNorm
+RMSNorm = linear.RMSNorm
 
 FP8 = torch.float8_e4m3fn
 COMPUTING_DTYPE = torch.bfloat16

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .errors import GenerationError, OptionError
 from .graphs import GraphedCalls, can_capture
 from .llama import KVCache, Llama, attended_length
+from .threads import threads_for
 
 REPLIES = ("auto", "text", "image")
 
@@ -322,12 +323,10 @@ class _Arrival:
 
 
 def _arrivals(loop: DecodeLoop, call: GraphedCalls, queued: int) -> Iterator[_Arrival]:
-    """Run the loop to its end, and yield each token when as many later ones were asked for."""
+    """Run a loop that has begun to its end, and yield each token when as many later ones were asked for."""
     pending: deque[_Arrival] = deque()
     for step in range(loop.steps):
-        if step == 0:
-            loop.begin()
-        else:
+        if step:
             loop.step(call)
         pending.append(_Arrival(loop))
         if len(pending) > queued:
@@ -361,22 +360,26 @@ def generate_tokens(
         GenerationError: see `reply_length`; or logits that are not all finite.
     """
     is_cuda = device.type == "cuda"
-    loop = DecodeLoop(model, request, device, dtype)
+    with threads_for(device, model, len(request.prompt)):
+        loop = DecodeLoop(model, request, device, dtype)
     calls = GraphedCalls(device, can_capture(model, device) if use_graphs is None else use_graphs)
     replies = torch.empty(len(request.generators), loop.steps, dtype=torch.int64)
     end_ids = torch.tensor(sorted(request.end_ids))
     ended = torch.zeros(len(replies), dtype=torch.bool)
     with sdpa_kernel(_PLANLESS_ATTENTION) if is_cuda else contextlib.nullcontext():
+        with threads_for(device, model, len(request.prompt)):
+            loop.begin()
         try:
-            arrivals = _arrivals(loop, calls, QUEUED_STEPS if is_cuda else 0)
-            for done, arrival in enumerate(arrivals, start=1):
-                newest = arrival.wait()
-                replies[:, done - 1] = newest
-                ended |= torch.isin(newest, end_ids)
-                if on_step is not None:
-                    on_step(replies[:, :done], loop.steps)
-                if bool(ended.all()):
-                    break
+            with threads_for(device, model, len(replies)):
+                arrivals = _arrivals(loop, calls, QUEUED_STEPS if is_cuda else 0)
+                for done, arrival in enumerate(arrivals, start=1):
+                    newest = arrival.wait()
+                    replies[:, done - 1] = newest
+                    ended |= torch.isin(newest, end_ids)
+                    if on_step is not None:
+                        on_step(replies[:, :done], loop.steps)
+                    if bool(ended.all()):
+                        break
         finally:
             calls.close()
     return [until_end(row, request.end_ids) for row in replies[:, :done].tolist()]

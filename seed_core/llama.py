@@ -196,8 +196,8 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        # Zeros, for positions not yet written are read too: their weight is 0, times a number.
-        self.pairs = torch.zeros(
+        # Zeros where positions not yet written are read too: their weight is 0, times a number.
+        self.pairs = (torch.empty if device.type == "cpu" else torch.zeros)(
             config.num_hidden_layers,
             2,
             batch,
@@ -238,9 +238,7 @@ def attended_length(used: int) -> int:
     return -(-used // ATTENTION_STEP) * ATTENTION_STEP
 
 
-def _rotations(
-    config: LlamaConfig, positions: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def _rotations(config: LlamaConfig, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return cosines and signed sines ``[length, 2, head_dim]`` of every position.
 
     Computed in float32. A head is turned by ``x * cos + halves of x swapped * sin``, so the first
@@ -291,14 +289,16 @@ class _Place:
         cos: of the positions, ``[T, 1, head_dim]``.
         sin: of the positions, ``[T, 1, head_dim]``.
         matrices: the rotation of the one token of a step, see `_Turns`; None turns by cos and sin.
-        mask: where the one token of a step may look, see `KVCache.mask`; None for a prompt, which
-            looks at itself only.
+        attended: how many positions of the cache the one token of a step looks at; None for a
+            prompt, which looks at itself only.
+        mask: where among them it may look, see `KVCache.mask`; None is everywhere.
     """
 
     index: torch.Tensor | slice
     cos: torch.Tensor
     sin: torch.Tensor
     matrices: torch.Tensor | None = None
+    attended: int | None = None
     mask: torch.Tensor | None = None
 
 
@@ -336,14 +336,14 @@ class LlamaAttention(nn.Module):
         turn = self._turn_by_formula if place.matrices is None else self._turn_by_product
         query, pairs = turn(product, place)
         cache.write(self.layer, place.index, pairs)
-        if place.mask is not None:
-            pairs = cache.pairs[self.layer, :, :, :, : place.mask.shape[-1]]
+        if place.attended is not None:
+            pairs = cache.pairs[self.layer, :, :, :, : place.attended]
         mixed = F.scaled_dot_product_attention(
             query,  # [B, query heads, T, head_dim]
             pairs[0],
             pairs[1],
             attn_mask=place.mask,
-            is_causal=place.mask is None,
+            is_causal=place.attended is None,
             **self.sharing,
         )
         return _add_product(residual, self.o_proj, mixed.transpose(1, 2).flatten(2))
@@ -466,14 +466,19 @@ class Llama(nn.Module):
             token_ids: int64 ``[B]``.
             cache: holds every earlier position and receives these.
             position: where the tokens stand, int64 ``[1]``.
-            length: how much of the cache to look at, `attended_length` of ``position + 1``.
+            length: how much of the cache to look at, `attended_length` of ``position + 1``; a CPU
+                looks at exactly what is in use.
 
         Returns:
             Logits of the token that follows, ``[B, vocab_size]``.
         """
         cos, sin = cache.rotations.index_select(0, position)[:, :, None].unbind(1)
         matrices = None if cache.turns is None else cache.turns.matrices(cos[0], sin[0])
-        place = _Place(position, cos, sin, matrices, cache.mask(position, length))
+        if position.device.type == "cpu":  # where reading a position waits for nothing
+            place = _Place(position, cos, sin, matrices, int(position) + 1)
+        else:
+            mask = cache.mask(position, length)
+            place = _Place(position, cos, sin, matrices, length, mask)
         return self._logits(self._trunk(token_ids[:, None], cache, place)[:, -1])
 
     def _trunk(self, token_ids: torch.Tensor, cache: KVCache, place: _Place) -> torch.Tensor:

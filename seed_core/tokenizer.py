@@ -19,6 +19,7 @@ from . import checkpoints
 from .codes import NUM_CODES, SeedCodes, codes_values
 from .errors import PictureError
 from .preprocess import preprocess
+from .threads import threads_for
 from .tokenizer_files import open_tokenizer
 from .tokenizer_network import TokenizerConfig, TokenizerModel
 
@@ -112,10 +113,11 @@ class SeedTokenizer:
         codes = torch.empty(len(pixels), NUM_CODES, dtype=torch.int64, device=self.device)
         distances = torch.empty(len(pixels), NUM_CODES, device=self.device)
         at_once = self.pictures_at_once
-        for start in range(0, len(pixels), at_once):
-            rows = slice(start, start + at_once)
-            chunk = pixels[rows].to(device=self.device, dtype=self.dtype)
-            codes[rows], distances[rows] = self.module.encode(chunk)
+        with threads_for(self.device, self.module, at_once * self.config.vision.num_tokens):
+            for start in range(0, len(pixels), at_once):
+                rows = slice(start, start + at_once)
+                chunk = pixels[rows].to(device=self.device, dtype=self.dtype)
+                codes[rows], distances[rows] = self.module.encode(chunk)
         return codes, distances
 
     @torch.inference_mode()
@@ -137,9 +139,10 @@ class SeedTokenizer:
         values = codes_values(codes, self.family, self.codebook_size, "This tokenizer")
         embeddings = torch.empty(len(values), *self.embedding_shape, device=self.device)
         values = values.to(self.device)
-        for i in range(len(values)):
-            # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
-            embeddings[i] = self.module.embed(values[i : i + 1])[0]
+        with threads_for(self.device, self.module, NUM_CODES):
+            for i in range(len(values)):
+                # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
+                embeddings[i] = self.module.embed(values[i : i + 1])[0]
         return embeddings
 
     def memory_required(self, pictures: int) -> int:

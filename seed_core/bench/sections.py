@@ -24,6 +24,7 @@ from ..llama import KVCache, Llama
 from ..llm import load_llm
 from ..picture_files import read_picture
 from ..quality import Question, measure_quality
+from ..threads import takes_one_thread, threads_for
 from ..tokenizer import SeedTokenizer, load_tokenizer
 from . import peers
 from .meter import Meter
@@ -35,6 +36,9 @@ VARIATIONS = (1, 4, 8)
 
 _TRANSFORMERS = "transformers"
 _CACHES = {_TRANSFORMERS: None, "transformers, static": "static"}
+_ONE_THREAD = f"{_TRANSFORMERS}, one thread"
+"""A peer has all threads as it has outside, and once more as few as ours takes for small work."""
+
 _TOWER = "transformers' Blip2 tower"
 _PREFILL = "prefill"
 _END = 2
@@ -192,6 +196,11 @@ def _their_decoding(bench: Bench, ours: list[int]) -> None:
         theirs = attempt(partial(write, 1, cache, bench.longest))
         equal = theirs if isinstance(theirs, str) else _equal(ours, theirs)
         bench.table.add("equal greedy tokens", who, equal, f"of {len(ours)}")
+    for rows in VARIATIONS:
+        if takes_one_thread(subject.device, model, rows):
+            with threads_for(subject.device, model, rows):
+                call = partial(write, rows, None)
+                bench.speed(_writing(rows), _ONE_THREAD, rows * tokens, call)
     if subject.device.type == "cuda":
         torch.compiler.reset()  # what was compiled for the static cache holds on to the weights
 
@@ -212,6 +221,11 @@ def draw(bench: Bench) -> None:
     theirs = attempt(lambda: _their_drawing(bench, tokenizer, decoder))
     note = "transformers' tokens, our embedding, StableUnCLIPImg2ImgPipeline"
     bench.table.add(measure, "transformers, diffusers", theirs, note)
+    small = subject.device, decoder.module.unet, 1
+    if takes_one_thread(*small):
+        with threads_for(*small):
+            theirs = attempt(lambda: _their_drawing(bench, tokenizer, decoder))
+        bench.table.add(measure, "transformers, diffusers, one thread", theirs)
 
 
 def _our_drawing(bench: Bench, tokenizer: SeedTokenizer, decoder: SeedDecoder) -> Figure:
@@ -321,7 +335,7 @@ def our_tokens(
 def _read(
     subject: Subject, model: Llama, prompt: Sequence[int], all_positions: bool = False
 ) -> torch.Tensor:
-    with torch.inference_mode():
+    with torch.inference_mode(), threads_for(subject.device, model, len(prompt)):
         cache = KVCache(subject.config, 1, len(prompt), subject.device, subject.dtype)
         token_ids = torch.tensor([prompt], device=subject.device)
         return model.prefill(token_ids, cache, all_positions)

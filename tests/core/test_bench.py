@@ -111,6 +111,28 @@ def test_fp8_weights_are_the_same_numbers_on_both_sides(tiny_300m):
     assert all(row["figure"] for row in rows)
 
 
+def test_a_peer_has_one_thread_too_where_ours_takes_one(tiny_300m, monkeypatch):
+    """Beside its row with all threads, so that neither of them flatters ours."""
+    found = {}
+
+    def seen(model, prompt, rows=1, new_tokens=0, *_):
+        found.setdefault(torch.get_num_threads(), []).append(rows)
+        return [3] * new_tokens
+
+    monkeypatch.setattr(peers, "generate", seen)
+    monkeypatch.setattr(peers, "prefill", seen)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rows, _ = measured(size=tiny_300m, only=("decode",))
+    finally:
+        torch.set_num_threads(before)
+    few = {row["measure"] for row in rows if row["who"] == "transformers, one thread"}
+    assert few == {measure for measure in EXPECTED if measure.startswith("decode,")}
+    assert set(found) == {1, 2}
+    assert len(found[1]) == 2 * len(few)  # the first of each does not count
+
+
 def test_a_peer_that_fails_becomes_a_text(monkeypatch):
     def fail(*arguments, **named):
         raise RuntimeError("out of memory\nand a page of advice")

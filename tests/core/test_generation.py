@@ -467,6 +467,7 @@ def test_looking_late_changes_no_reply_and_costs_as_many_steps(biased, queued):
     request = DecodeRequest(PROMPT, IMAGES, frozenset({END}), options, generators(*range(4)))
     with torch.inference_mode():
         loop = DecodeLoop(network, request, CPU, torch.float32)
+        loop.begin()
         arrivals = generation._arrivals(loop, GraphedCalls(CPU, enabled=False), queued)
         columns = [next(arrivals).wait() for _ in range(longest)]
     assert [until_end(row, {END}) for row in torch.stack(columns, 1).tolist()] == expected

@@ -108,3 +108,19 @@ def test_the_parts_in_a_file_cover_every_weight_once():
     query, key, value = (f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkv")
     parts = parts_in_file(config)
     assert [parts[x].rows for x in (query, key, value)] == [(0, 32), (32, 16), (48, 16)]
+
+
+def test_a_processor_reads_no_position_that_was_not_written(generator):
+    """So nothing has to be cleared for it: here the rest of the cache holds no numbers."""
+    config = LlamaConfig.from_dict(FIELDS)
+    network = Llama(config, device="meta").to_empty(device="cpu").requires_grad_(False)
+    for weight in network.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+    cpu, logits = torch.device("cpu"), []
+    for rest in (torch.nan, 0.0):
+        cache = KVCache(config, 2, 20, cpu, torch.float32)
+        cache.pairs.fill_(rest)
+        network.prefill(torch.tensor([[1, 2, 3]]), cache)
+        logits.append(network.decode(torch.tensor([4, 5]), cache, torch.tensor([3]), cache.length))
+    assert logits[0].isfinite().all()
+    assert torch.equal(logits[0], logits[1])
