@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from . import checkpoints
+from .casting import adopt
 from .errors import CheckpointError
 from .model_folder import ModelFolder
 from .ranges import Range, check_number
@@ -114,9 +115,15 @@ def find_unclip_folder(path: str | Path) -> ModelFolder:
 
 
 def read_unclip_folder(
-    folder: ModelFolder, device: torch.device, dtype: torch.dtype
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype, operations: Any = nn
 ) -> UnclipFolder:
     """Load every part of an unCLIP folder.
+
+    Args:
+        folder: see `find_unclip_folder`.
+        device: where to put the weights.
+        dtype: of the weights.
+        operations: whose layers the networks get, ``torch.nn`` or a host's equivalent.
 
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another pipeline's.
@@ -129,7 +136,8 @@ def read_unclip_folder(
     schedulers = check_fit(folder, unet, vae)
     mean, std = normalizer(folder)
     text = empty_prompt(folder, unet.config.cross_attention_dim)
-    module = UnclipModel(unet, vae, mean, std, text).to(device)
+    numbers = (numbers.to(device) for numbers in (mean, std, text))
+    module = UnclipModel(adopt(unet, operations), adopt(vae, operations), *numbers)
     return UnclipFolder(module, *schedulers)
 
 

@@ -140,6 +140,33 @@ def _apply(weight: torch.Tensor, strength: float, value: Any, of_model: float, r
         view += strength * tensor
 
 
+def _casting(kind: Any) -> Any:
+    """One of torch's layers that has its weights brought to its input for the time of a call."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        home, dtype = self._parameters, x.dtype if x.is_floating_point() else None
+        self._parameters = {
+            name: None if own is None else own.to(x.device, dtype) for name, own in home.items()
+        }
+        try:
+            return kind.forward(self, x)
+        finally:
+            self._parameters = home
+
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+class manual_cast:  # noqa: N801 - the host's name
+    """Layers whose weights may lie elsewhere than what they compute on."""
+
+    Linear = _casting(torch.nn.Linear)
+    Conv2d = _casting(torch.nn.Conv2d)
+    GroupNorm = _casting(torch.nn.GroupNorm)
+    LayerNorm = _casting(torch.nn.LayerNorm)
+    RMSNorm = _casting(torch.nn.RMSNorm)
+    Embedding = _casting(torch.nn.Embedding)
+
+
 class ProgressBar:
     """Remembers its last value in `shown`, for all bars."""
 
@@ -181,7 +208,7 @@ def install(models_dir: Path) -> list[str]:
         "comfy.clip_vision": {"Output": VisionOutput},
         "comfy.model_management": _management(),
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
-        "comfy.ops": {"manual_cast": torch.nn},
+        "comfy.ops": {"manual_cast": manual_cast},
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy.weight_adapter": {"LoRAAdapter": LoRAAdapter},
         "comfy_api": {},
