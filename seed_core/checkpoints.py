@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -61,6 +61,9 @@ _STORED_AS = {
 
 _LARGEST_SIDE_FILE = 64 * 2**20
 """Bytes of a config or a vocabulary that are read; published ones have half a million."""
+
+_EAGER = ("torch.", f"{__package__}.")
+"""Where layers come from that hold weights from the beginning."""
 
 _MAPPED_AT_ONCE = 512 * 2**20
 """Bytes of a pickled file that are read before its mapping is renewed."""
@@ -135,6 +138,7 @@ def assemble(
     source: Path,
     names_in_file: Callable[[str], tuple[str | None, ...]] = _same_name,
     scales: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Module:
     """Build a network on the meta device and assign ``tensors`` to it, in the network's dtypes.
 
@@ -149,18 +153,22 @@ def assemble(
             None among them stands for zeros.
         scales: of quantised weights, by the network's names of those weights, which keep the dtype
             they come in; the network's layers take both.
+        dtype: of the weights, where it is another than that of the network as it is built.
 
     Raises:
         CheckpointError: missing tensors, or one of another shape or with numbers that are none, by
             their names in the file.
     """
-    # A host's layers may hold no weights before they are loaded, so torch's tell the shapes.
-    expected = build(nn).state_dict()
+    module = build(operations)
+    # A host's layers may hold no weights before they are loaded; torch's then tell the shapes.
+    is_whole = operations is nn or _holds_weights(module)
+    expected = (module if is_whole else build(nn)).state_dict()
     scales = scales or {}
     pieces = {name: names_in_file(name) for name in expected}
     owners = {key: name for name, keys in pieces.items() for key in keys if key is not None}
     found: dict[str, dict[str, torch.Tensor]] = {}
     state: dict[str, torch.Tensor] = {}
+    given: set[str] = set()
     unknown: list[str] = []
     for key, tensor in tensors:
         name = owners.get(key)
@@ -169,18 +177,26 @@ def assemble(
             continue
         parts = found.setdefault(name, {})
         check_kind(key, tensor, source)
-        parts[key] = tensor.to(device, None if name in scales else expected[name].dtype)
+        parts[key] = tensor.to(device, None if name in scales else dtype or expected[name].dtype)
         check_finite(key, parts[key], source)
+        given.add(key)
         if all(other is None or other in parts for other in pieces[name]):
             state[name] = _join(pieces[name], found.pop(name), expected[name], source)
     if unknown:
         log.debug("%s: ignored %d unknown tensors: %s", source, len(unknown), ", ".join(unknown))
-    given = {key for name in state for key in pieces[name]}.union(*found.values())
     check_complete(owners, given, source)
     state |= {f"{name}{fp8.SCALE_SUFFIX}": scale.to(device) for name, scale in scales.items()}
-    module = build(operations)
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def _holds_weights(network: nn.Module) -> bool:
+    """Tell whether every layer of a host has a weight already; torch's and ours always have."""
+    return all(
+        isinstance(getattr(module, "weight", None), torch.Tensor)
+        for module in network.modules()
+        if not module._modules and not type(module).__module__.startswith(_EAGER)
+    )
 
 
 def check_kind(key: str, tensor: torch.Tensor, source: Path) -> None:
@@ -291,12 +307,17 @@ def _mapped_tensors(
     path: Path, is_wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     start, fields = _read_header(path)
-    for key, field in fields.items():
-        if is_wanted(key):
-            yield key, _map(path, field, start)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file:
+        for key, field in fields.items():
+            if is_wanted(key):
+                yield key, _map(path, file, field, start)
 
 
-def _map(path: Path, field: dict[str, Any], start: int) -> torch.Tensor:
+def _map(path: Path, file: BinaryIO, field: dict[str, Any], start: int) -> torch.Tensor:
     """Return one tensor as a view of its stretch of the file, copied page by page when written to.
 
     One mapping a tensor: what was read of a mapping counts as memory until it ends. And systems
@@ -310,10 +331,9 @@ def _map(path: Path, field: dict[str, Any], start: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
     before = first % mmap.ALLOCATIONGRANULARITY
     try:
-        with path.open("rb") as file:
-            stretch = mmap.mmap(
-                file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
-            )
+        stretch = mmap.mmap(
+            file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
+        )
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
