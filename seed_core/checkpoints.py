@@ -69,8 +69,11 @@ _EAGER = ("torch.", f"{__package__}.")
 _MAPPED_AT_ONCE = 512 * 2**20
 """Bytes of a pickled file that are read before its mapping is renewed."""
 
-_MAPPED_TOGETHER = 16 * 2**20
+_MAPPED_TOGETHER = 256 * 2**10
 """Bytes of neighbouring tensors that share a mapping; the parts of a product may have more."""
+
+_MAPPINGS = 128
+"""About how many mappings a file gets: neighbours of a large one may take this part of it each."""
 
 SEED_MINI = "seed-mini"
 _BUNDLED = Path(__file__).parent / "weights" / SEED_MINI
@@ -348,12 +351,14 @@ def _stretches(
 ) -> list[list[str]]:
     """Return the names of a file's tensors in its order, in groups that are mapped together."""
     products = {key: keys for keys in joined for key in keys}
+    size = max((field["data_offsets"][1] for field in fields.values()), default=0)
+    most = max(_MAPPED_TOGETHER, size // _MAPPINGS)
     stretches: list[list[str]] = []
     product, begin, end = None, 0, -1
     for key in sorted(fields, key=lambda key: tuple(fields[key]["data_offsets"])):
         before, (first, last) = product, fields[key]["data_offsets"]
         product = products.get(key)
-        is_small = last - begin <= _MAPPED_TOGETHER
+        is_small = last - begin <= most
         if first == end and product == before and (product is not None or is_small):
             stretches[-1].append(key)
         else:
