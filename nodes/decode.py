@@ -140,6 +140,7 @@ def paint(
         options=options,
         generator=seeded_generators(seed, len(codes)),
         on_step=progress.step,
+        make_room=decoder.ready,
     )
     return host.pixels_to_image(pixels)
 

@@ -20,7 +20,7 @@ LLM_PRECISIONS = ["auto", "bf16", "fp16", "fp32", "fp8"]
 # The reference runs SEED-2's tokenizer and decoder in fp16 and trained the language model in bf16.
 PREFERRED_DTYPE = {TOKENIZER: "fp16", DECODER: "fp16", LLM: "bf16"}
 
-# The decoder's layers are diffusers' own; ours come from the host, which can then stream them.
+# Layers that the host can keep in main memory and stream to the card.
 CASTING = {"operations": host.cast_operations()}
 
 
@@ -175,4 +175,4 @@ class SeedDecoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, decoder: str, precision: str) -> io.NodeOutput:
-        return io.NodeOutput(_load(load_decoder, DECODER, decoder, precision))
+        return io.NodeOutput(_load(load_decoder, DECODER, decoder, precision, **CASTING))

@@ -9,6 +9,7 @@ Source of the names: AILab-CVC/SEED at 93b3cf4 and the files of its published ch
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -62,8 +63,17 @@ _STORED_AS = {
 _LARGEST_SIDE_FILE = 64 * 2**20
 """Bytes of a config or a vocabulary that are read; published ones have half a million."""
 
+_EAGER = ("torch.", f"{__package__}.")
+"""Where layers come from that hold weights from the beginning."""
+
 _MAPPED_AT_ONCE = 512 * 2**20
 """Bytes of a pickled file that are read before its mapping is renewed."""
+
+_MAPPED_TOGETHER = 256 * 2**10
+"""Bytes of neighbouring tensors that share a mapping; the parts of a product may have more."""
+
+_MAPPINGS = 128
+"""About how many mappings a file gets: neighbours of a large one may take this part of it each."""
 
 SEED_MINI = "seed-mini"
 _BUNDLED = Path(__file__).parent / "weights" / SEED_MINI
@@ -135,6 +145,7 @@ def assemble(
     source: Path,
     names_in_file: Callable[[str], tuple[str | None, ...]] = _same_name,
     scales: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Module:
     """Build a network on the meta device and assign ``tensors`` to it, in the network's dtypes.
 
@@ -149,18 +160,22 @@ def assemble(
             None among them stands for zeros.
         scales: of quantised weights, by the network's names of those weights, which keep the dtype
             they come in; the network's layers take both.
+        dtype: of the weights, where it is another than that of the network as it is built.
 
     Raises:
         CheckpointError: missing tensors, or one of another shape or with numbers that are none, by
             their names in the file.
     """
-    # A host's layers may hold no weights before they are loaded, so torch's tell the shapes.
-    expected = build(nn).state_dict()
+    module = build(operations)
+    # A host's layers may hold no weights before they are loaded; torch's then tell the shapes.
+    is_whole = operations is nn or _holds_weights(module)
+    expected = (module if is_whole else build(nn)).state_dict()
     scales = scales or {}
     pieces = {name: names_in_file(name) for name in expected}
     owners = {key: name for name, keys in pieces.items() for key in keys if key is not None}
     found: dict[str, dict[str, torch.Tensor]] = {}
     state: dict[str, torch.Tensor] = {}
+    given: set[str] = set()
     unknown: list[str] = []
     for key, tensor in tensors:
         name = owners.get(key)
@@ -169,18 +184,26 @@ def assemble(
             continue
         parts = found.setdefault(name, {})
         check_kind(key, tensor, source)
-        parts[key] = tensor.to(device, None if name in scales else expected[name].dtype)
+        parts[key] = tensor.to(device, None if name in scales else dtype or expected[name].dtype)
         check_finite(key, parts[key], source)
+        given.add(key)
         if all(other is None or other in parts for other in pieces[name]):
             state[name] = _join(pieces[name], found.pop(name), expected[name], source)
     if unknown:
         log.debug("%s: ignored %d unknown tensors: %s", source, len(unknown), ", ".join(unknown))
-    given = {key for name in state for key in pieces[name]}.union(*found.values())
     check_complete(owners, given, source)
     state |= {f"{name}{fp8.SCALE_SUFFIX}": scale.to(device) for name, scale in scales.items()}
-    module = build(operations)
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def _holds_weights(network: nn.Module) -> bool:
+    """Tell whether every layer of a host has a weight already; torch's and ours always have."""
+    return all(
+        isinstance(getattr(module, "weight", None), torch.Tensor)
+        for module in network.modules()
+        if not module._modules and not type(module).__module__.startswith(_EAGER)
+    )
 
 
 def check_kind(key: str, tensor: torch.Tensor, source: Path) -> None:
@@ -253,7 +276,20 @@ def _join(
             f"{' of them together' if len(parts) > 1 else ''}. The file belongs to a model of "
             "another size; a model of unusual size needs its config.json beside it."
         )
-    return first if len(parts) == 1 else torch.cat(parts)
+    if all(_follows(part, before) for before, part in itertools.pairwise(parts)):
+        return first.as_strided(shape, torch.empty(shape, device="meta").stride())
+    return torch.cat(parts)
+
+
+def _follows(part: torch.Tensor, before: torch.Tensor) -> bool:
+    """Tell whether a tensor begins in memory where another ends."""
+    return (
+        part.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
+        and part.data_ptr() == before.data_ptr() + before.nbytes
+        and part.dtype == before.dtype
+        and part.is_contiguous()
+        and before.is_contiguous()
+    )
 
 
 def _some(names: list[str], what: str) -> str:
@@ -261,12 +297,16 @@ def _some(names: list[str], what: str) -> str:
     return f"{len(names)} {what} ({shown})"
 
 
-def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(
+    path: Path, prefix: str = "", joined: Iterable[tuple[str, ...]] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of one safetensors or pickled file, one at a time, on the CPU.
 
     Args:
         path: the file.
         prefix: only those whose names begin with it.
+        joined: names of tensors that `assemble` will join. Where they lie behind one another in a
+            safetensors file they do so in memory, and are joined without a copy.
 
     Raises:
         CheckpointError: no such file, an unknown kind, a damaged one, or a pickle with code in it.
@@ -274,7 +314,7 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tens
     if _is_pickled(path):
         yield from _pickled_tensors(path, prefix)
         return
-    yield from _mapped_tensors(path, lambda key: key.startswith(prefix))
+    yield from _mapped_tensors(path, lambda key: key.startswith(prefix), joined)
 
 
 def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -288,38 +328,76 @@ def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.
 
 
 def _mapped_tensors(
-    path: Path, is_wanted: Callable[[str], bool]
+    path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
     start, fields = _read_header(path)
-    for key, field in fields.items():
-        if is_wanted(key):
-            yield key, _map(path, field, start)
-
-
-def _map(path: Path, field: dict[str, Any], start: int) -> torch.Tensor:
-    """Return one tensor as a view of its stretch of the file, copied page by page when written to.
-
-    One mapping a tensor: what was read of a mapping counts as memory until it ends. And systems
-    refuse one as large as all their memory, which the library makes of a large file.
-    """
-    first, end = (start + offset for offset in field["data_offsets"])
-    dtype = _STORED_AS.get(field["dtype"])
-    shape = field["shape"] if dtype else [end - first]  # of a format unknown here, its bytes
-    dtype = dtype or torch.uint8
-    if first == end:
-        return torch.empty(shape, dtype=dtype)
-    before = first % mmap.ALLOCATIONGRANULARITY
+    wanted = {key: field for key, field in fields.items() if is_wanted(key)}
     try:
-        with path.open("rb") as file:
-            stretch = mmap.mmap(
-                file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
-            )
-    except (OSError, ValueError) as error:
+        file = path.open("rb")
+    except OSError as error:
         raise _unreadable(path, error) from error
-    data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
-    if first % dtype.itemsize:
-        data = data.clone()
-    return data.view(dtype).reshape(shape)
+    with file:
+        for stretch in _stretches(wanted, joined):
+            try:
+                tensors = _map(file, {key: wanted[key] for key in stretch}, start)
+            except (OSError, ValueError) as error:
+                raise _unreadable(path, error) from error
+            while tensors:  # none is kept here once it is yielded
+                yield tensors.pop()
+
+
+def _stretches(
+    fields: Mapping[str, dict[str, Any]], joined: Iterable[tuple[str, ...]]
+) -> list[list[str]]:
+    """Return the names of a file's tensors in its order, in groups that are mapped together."""
+    products = {key: keys for keys in joined for key in keys}
+    size = max((field["data_offsets"][1] for field in fields.values()), default=0)
+    most = max(_MAPPED_TOGETHER, size // _MAPPINGS)
+    stretches: list[list[str]] = []
+    product, begin, end = None, 0, -1
+    for key in sorted(fields, key=lambda key: tuple(fields[key]["data_offsets"])):
+        before, (first, last) = product, fields[key]["data_offsets"]
+        product = products.get(key)
+        is_small = last - begin <= most
+        if first == end and product == before and (product is not None or is_small):
+            stretches[-1].append(key)
+        else:
+            stretches.append([key])
+            begin = first
+        end = last
+    return stretches
+
+
+def _map(
+    file: BinaryIO, fields: Mapping[str, dict[str, Any]], start: int
+) -> list[tuple[str, torch.Tensor]]:
+    """Return tensors as views of their stretch of a file, the last one first.
+
+    Pages are copied when they are written to. What was read of a mapping counts as memory until the
+    mapping ends, and systems refuse one as large as all their memory, which the library makes of a
+    large file: so a stretch is one tensor. But every mapping takes one of the few files that a
+    process may have open: so small ones share theirs, and so do those that are joined.
+    """
+    places = [field["data_offsets"] for field in fields.values()]
+    first, end = start + places[0][0], start + places[-1][1]
+    before = first % mmap.ALLOCATIONGRANULARITY
+    data = torch.empty(0, dtype=torch.uint8)
+    if end > first:
+        stretch = mmap.mmap(
+            file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
+        )
+        data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
+    tensors = []
+    for key, field in fields.items():
+        begin, end = field["data_offsets"]
+        own = data[begin - places[0][0] : end - places[0][0]]
+        dtype = _STORED_AS.get(field["dtype"])
+        shape = field["shape"] if dtype else [end - begin]  # of a format unknown here, its bytes
+        dtype = dtype or torch.uint8
+        if own.data_ptr() % dtype.itemsize or own.storage_offset() % dtype.itemsize:
+            own = own.clone()
+        tensors.append((key, own.view(dtype).reshape(shape)))
+    return tensors[::-1]
 
 
 @contextmanager
@@ -345,7 +423,9 @@ def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     return 8 + length, fields
 
 
-def read_weights(files: Iterable[Path], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(
+    files: Iterable[Path], prefix: str = "", joined: Collection[tuple[str, ...]] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of several files, as `read_tensors` does.
 
     Raises:
@@ -353,7 +433,7 @@ def read_weights(files: Iterable[Path], prefix: str = "") -> Iterator[tuple[str,
     """
     given: set[str] = set()
     for file in files:
-        for key, tensor in read_tensors(file, prefix):
+        for key, tensor in read_tensors(file, prefix, joined):
             if key in given:
                 raise CheckpointError(
                     f"{file} holds {key}, and so does another file of the model in {file.parent}. "

@@ -12,17 +12,23 @@ Sources: arXiv 2204.06125 (unCLIP); StableUnCLIPImg2ImgPipeline of diffusers; AI
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from . import casting
 from .denoiser import Denoiser
-from .errors import OptionError
+from .errors import GenerationError, OptionError
 from .threads import threads_for
 from .unclip_folder import UnclipModel, find_unclip_folder, read_unclip_folder
+
+log = logging.getLogger(__name__)
 
 _TILED_ABOVE = 2.0
 """Pictures of more than so many times the decoder's own area go through the VAE in tiles.
@@ -122,8 +128,12 @@ class SeedDecoder:
         options: DecodeOptions | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        make_room: Callable[[int], Any] | None = None,
     ) -> torch.Tensor:
         """Make one picture for each row.
+
+        A picture that overflows float16 in the VAE is painted again, from the same latents, in
+        float32; or in bfloat16 where the card has too little memory for that.
 
         For each row the generator is asked for the noise of its embedding, of its negative, then of
         its latents; for every row before the first step, at which some schedulers ask for more.
@@ -137,6 +147,8 @@ class SeedDecoder:
                 one seeded with 0.
             on_step: called with network calls done and in total, over all rows; what it raises ends
                 the decoding.
+            make_room: called with the bytes of working memory that painting again needs, before it
+                does; a host may then move weights away.
 
         Returns:
             float32 ``[B, 3, H, W]`` in 0..1, on the decoder's device.
@@ -144,6 +156,7 @@ class SeedDecoder:
         Raises:
             OptionError: embeddings of another width, counts that do not match, or more steps or
                 noise than the decoder's schedulers have.
+            GenerationError: a picture whose numbers are infinite or none in every precision.
         """
         options = options or DecodeOptions()
         positives = self._rows(image_embedding)
@@ -157,6 +170,7 @@ class SeedDecoder:
         with threads_for(self.device, self.module.unet, times):
             labels = self._labels(positives, negatives, noise, options)
         pixels = torch.empty(len(positives), 3, height, width, device=self.device)
+        finished = torch.empty_like(latents, dtype=self.dtype)
         module, calls = self.module, len(scheduler.timesteps)
         denoiser = Denoiser(
             module.unet,
@@ -174,24 +188,30 @@ class SeedDecoder:
                         on_step(first + done, calls * len(positives))
 
                 with threads_for(self.device, module.unet, times):
-                    pixels[i] = self._to_pixels(denoiser.run(i, row_generator, step_done))[0]
+                    finished[i] = denoiser.run(i, row_generator, step_done)[0]
+                    pixels[i] = self._to_pixels(finished[i : i + 1])[0]
         finally:
             denoiser.close()
-        return pixels
+        if broken := _not_finite(pixels):
+            with threads_for(self.device, module.unet, times):
+                self._paint_again(broken, finished, pixels, make_room)
+        return pixels.div_(2).add_(0.5).clamp_(0, 1)
 
     def memory_required(self, width: int = 0, height: int = 0) -> int:
         """Return the bytes of working memory one picture needs; 0 is the decoder's own size."""
         width, height = width or self.size, height or self.size
-        area = width * height
-        # Measured in maps of one width. The VAE is widest at full size: there its last but one
-        # width, in about four maps, and six where sixteen bits are computed in more. The UNet
-        # works on a pair of latents with about 27 of its narrowest ones; captured as a graph it
-        # keeps them while the VAE works.
-        vae_width = self.module.vae.config.block_out_channels[:2][-1]
-        vae = 6 * vae_width * (self.size**2 if self._is_tiled(width, height) else area)
+        # In maps of its narrowest width; captured as a graph the UNet, which works on a pair of
+        # latents with about 27 of them, keeps them while the VAE works.
         unet_width = self.module.unet.config.block_out_channels[0]
-        unet = 30 * unet_width * (2 * area // self._vae_factor**2)
-        return int(vae + unet) * self.dtype.itemsize
+        unet = 30 * unet_width * (2 * width * height // self._vae_factor**2)
+        return int(unet) * self.dtype.itemsize + self._vae_memory(width, height, self.dtype)
+
+    def _vae_memory(self, width: int, height: int, dtype: torch.dtype) -> int:
+        # The VAE is widest at full size: there its last but one width, in about four maps, and six
+        # where sixteen bits are computed in more.
+        vae_width: int = self.module.vae.config.block_out_channels[:2][-1]
+        area = self.size**2 if self._is_tiled(width, height) else width * height
+        return int(6 * vae_width * area) * dtype.itemsize
 
     def _is_tiled(self, width: int, height: int) -> bool:
         own: int = self.size**2
@@ -294,13 +314,82 @@ class SeedDecoder:
         return torch.cat((noised * std + mean, level_embedding.expand(len(noised), -1)), dim=1)
 
     def _to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``[1, 3, H, W]`` in 0..1."""
+        """Return float32 ``[1, 3, H, W]``, black at -1 and white at 1, computed as ``latents`` are."""
         vae = self.module.vae
         height, width = (side * self._vae_factor for side in latents.shape[-2:])
         # Not enable_tiling(): it would stay with the network.
         decode = vae.tiled_decode if self._is_tiled(width, height) else vae.decode
         decoded: torch.Tensor = decode(latents / vae.config.scaling_factor).sample.float()
-        return decoded.div(2).add(0.5).clamp(0, 1)
+        return decoded
+
+    def _paint_again(
+        self,
+        rows: Sequence[int],
+        latents: torch.Tensor,
+        pixels: torch.Tensor,
+        make_room: Callable[[int], Any] | None,
+    ) -> None:
+        """Put pictures into ``pixels`` for rows that have numbers that are none, or say why not."""
+        if broken := _not_finite(latents):
+            raise self._not_paintable(broken[0], "diffusion steps", self.dtype)
+        if self.dtype != torch.float16:  # the others hold numbers as large as any
+            raise self._not_paintable(rows[0], "VAE", self.dtype)
+        log.info("fp16 overflowed in the VAE; pictures painted again in fp32: %d", len(rows))
+        if make_room is not None:
+            height, width = pixels.shape[-2:]
+            make_room(self._vae_memory(width, height, torch.float32))
+        casting.adopt(self.module.vae, casting)  # where no host has put layers that cast
+        with _kept_precise(self.module.vae.decoder):
+            for row in rows:
+                pixels[row] = self._to_wide_pixels(latents[row : row + 1])[0]
+        if broken := _not_finite(pixels):
+            raise self._not_paintable(broken[0], "VAE", torch.float32)
+
+    def _to_wide_pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        try:
+            return self._to_pixels(latents.float())
+        except torch.cuda.OutOfMemoryError:
+            pass  # here, as the error would keep what was computed
+        log.info("too little memory for fp32; painted in bf16")
+        return self._to_pixels(latents.bfloat16())
+
+    def _not_paintable(self, row: int, where: str, dtype: torch.dtype) -> GenerationError:
+        used = str(dtype).removeprefix("torch.")
+        advice = "Its files are damaged: download them again."
+        if dtype == torch.float16:
+            advice = f"Load the decoder with precision bf16 or fp32. If that fails too: {advice}"
+        return GenerationError(
+            f"picture {row + 1} cannot be painted: the decoder's {where} gave numbers that are "
+            f"infinite or none in {used}. {advice}"
+        )
+
+
+def _not_finite(batch: torch.Tensor) -> list[int]:
+    """Return the rows that hold a number that is infinite or none; waits for the device once."""
+    is_finite = torch.empty(len(batch), dtype=torch.bool, device=batch.device)
+    for row, numbers in enumerate(batch):
+        is_finite[row] = numbers.isfinite().all()
+    return [row for row, sound in enumerate(is_finite.tolist()) if not sound]
+
+
+@contextmanager
+def _kept_precise(vae_decoder: Any) -> Iterator[None]:
+    """Have diffusers' VAE decoder hand on between its blocks what it computed.
+
+    By itself it rounds what comes out of the middle block to the precision of the weights.
+    """
+    kept: list[torch.Tensor] = []
+    hooks = (
+        vae_decoder.mid_block.register_forward_hook(lambda _, given, made: kept.append(made)),
+        vae_decoder.up_blocks[0].register_forward_pre_hook(
+            lambda _, given: (kept.pop(), *given[1:])
+        ),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _row_generators(
@@ -320,7 +409,10 @@ def _randn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
 
 
 def load_decoder(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = nn,
 ) -> SeedDecoder:
     """Load an unCLIP decoder.
 
@@ -329,10 +421,11 @@ def load_decoder(
             StableUnCLIPImg2ImgPipeline; or a converted model.
         device: where to put the weights.
         dtype: float32, float16 or bfloat16.
+        operations: where layers come from, ``torch.nn`` or a host's equivalent.
 
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another pipeline's.
     """
     device = torch.device(device)
-    parts = read_unclip_folder(find_unclip_folder(path), device, dtype)
+    parts = read_unclip_folder(find_unclip_folder(path), device, dtype, operations)
     return SeedDecoder(parts.module, parts.scheduler, parts.noising_scheduler, device, dtype)

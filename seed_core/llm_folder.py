@@ -109,7 +109,7 @@ def read_llm_folder(
             f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
         )
     kept = {key for name in scales for key in products[name]}
-    checked = _with_as_many_rows(weights.tensors(), vocab.size, source)
+    checked = _with_as_many_rows(weights.tensors(_joined(config)), vocab.size, source)
     tensors = fp8_files.dequantized(checked, stored, source, kept)
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     module = checkpoints.assemble(
@@ -165,6 +165,13 @@ def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
     layers = Llama(config, device="meta").named_modules()
     weights = [f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Linear)]
     return {name: names_in_file(name) for name in weights}
+
+
+def _joined(config: LlamaConfig) -> list[tuple[str, ...]]:
+    """Return the names in files of tensors that are one in the network."""
+    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
+    products = ("self_attn.qkv_proj", "mlp.gate_up_proj")
+    return [names_in_file(f"{layer}.{name}.weight") for layer in layers for name in products]
 
 
 def _common_scales(

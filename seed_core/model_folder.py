@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ class Weights:
             if key.startswith(self.prefix)
         }
 
-    def tensors(self) -> checkpoints.Tensors:
-        """Yield all tensors, one at a time, on the CPU."""
-        for key, tensor in checkpoints.read_weights(self.files, self.prefix):
+    def tensors(self, joined: Iterable[tuple[str, ...]] = ()) -> checkpoints.Tensors:
+        """Yield all tensors, one at a time, on the CPU; `checkpoints.read_tensors` tells more."""
+        inside = [tuple(self.prefix + key for key in keys) for keys in joined]
+        for key, tensor in checkpoints.read_weights(self.files, self.prefix, inside):
             yield key.removeprefix(self.prefix), tensor
 
 

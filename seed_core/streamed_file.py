@@ -44,6 +44,9 @@ _REASONS: dict[int | None, str] = {
 
 _CHUNK = 16 * 2**20
 
+_ALIGNMENT = 64
+"""Bytes that the first tensor begins at a multiple of: what processors load at once."""
+
 
 class Entry(NamedTuple):
     """Form of one tensor."""
@@ -208,7 +211,7 @@ def _header(
             "data_offsets": [offsets[name], end],
         }
     text = json.dumps(fields, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {k: start + v for k, v in offsets.items()}
 

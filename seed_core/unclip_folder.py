@@ -8,16 +8,17 @@ Source: the layout of diffusers' StableUnCLIPImg2ImgPipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from . import checkpoints
+from .casting import adopt
 from .errors import CheckpointError
 from .model_folder import ModelFolder
 from .ranges import Range, check_number
@@ -58,6 +59,12 @@ _OLD_ATTENTION_NAMES = {
     "proj_attn.": "to_out.0.",
 }
 """Names in VAE files written before diffusers 0.18, SD 2.1's among them."""
+
+
+_ARBITRARY = {torch.empty, torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal}
+"""What makes tensors whose numbers do not matter, as a file's come in their place."""
+
+_FILLS = {torch.Tensor.fill_, torch.Tensor.zero_}
 
 
 class UnclipModel(nn.Module):
@@ -114,9 +121,15 @@ def find_unclip_folder(path: str | Path) -> ModelFolder:
 
 
 def read_unclip_folder(
-    folder: ModelFolder, device: torch.device, dtype: torch.dtype
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype, operations: Any = nn
 ) -> UnclipFolder:
     """Load every part of an unCLIP folder.
+
+    Args:
+        folder: see `find_unclip_folder`.
+        device: where to put the weights.
+        dtype: of the weights.
+        operations: whose layers the networks get, ``torch.nn`` or a host's equivalent.
 
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file, or another pipeline's.
@@ -129,7 +142,8 @@ def read_unclip_folder(
     schedulers = check_fit(folder, unet, vae)
     mean, std = normalizer(folder)
     text = empty_prompt(folder, unet.config.cross_attention_dim)
-    module = UnclipModel(unet, vae, mean, std, text).to(device)
+    numbers = (numbers.to(device) for numbers in (mean, std, text))
+    module = UnclipModel(adopt(unet, operations), adopt(vae, operations), *numbers)
     return UnclipFolder(module, *schedulers)
 
 
@@ -205,19 +219,44 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def build_network(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
+class _WithoutWeights(TorchFunctionMode):
+    """Puts parameters on the meta device and draws no first values for them; tables are computed.
+
+    ``torch.device("meta")`` would make tables too of nothing, and runs every initialiser.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ARBITRARY and kwargs.get("device") is None:
+            return func(*args, **{**kwargs, "device": "meta"})
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in _FILLS and args[0].is_meta:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def build_network(kind: Any, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
     """Return one of diffusers' networks on the meta device.
 
     Raises:
         CheckpointError: a config that diffusers cannot build from.
     """
     try:
-        with torch.device("meta"):
+        with _WithoutWeights():
             network = kind.from_config(config)
     except Exception as error:  # of any kind: diffusers checks little
         raise CheckpointError(
             f"diffusers can make no {kind.__name__} from its config.json: {error!r:.200}"
         ) from error
+    if next(network.parameters()).dtype == dtype:
+        return network
     return nn.Module.to(network, dtype=dtype)  # diffusers' own method warns about each cast
 
 
@@ -262,11 +301,19 @@ def _load_network(
 ) -> Any:
     """Load one of diffusers' networks without a second copy of its weights."""
     config = network_config(folder, part)
-    build = partial(build_network, kind, config, dtype)
     source = folder.path / part if folder.part is None else folder.path
-    return checkpoints.assemble(
-        lambda _: build(), nn, network_tensors(folder, part), device, source
+    network = checkpoints.assemble(
+        lambda _: build_network(kind, config),
+        nn,
+        network_tensors(folder, part),
+        device,
+        source,
+        dtype=dtype,
     )
+    tables = list(network.named_buffers())
+    if lost := [name for name, table in tables if table.is_meta]:
+        raise CheckpointError(f"{source} has no {lost[0]}, which its network draws at random")
+    return nn.Module.to(network, device) if tables else network
 
 
 def _present_name(key: str) -> str:

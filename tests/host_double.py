@@ -143,18 +143,32 @@ def _apply(weight: torch.Tensor, strength: float, value: Any, of_model: float, r
         view += strength * tensor
 
 
-class ManualCast:
-    """The host's layers: torch's, with the lists of functions that would change their weights."""
+def _casting(kind: Any) -> Any:
+    """One of torch's layers that has its weights brought to its input for the time of a call."""
 
-    class Linear(torch.nn.Linear):
-        weight_function: list[Any] = []
-        bias_function: list[Any] = []
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        home, dtype = self._parameters, x.dtype if x.is_floating_point() else None
+        self._parameters = {
+            name: None if own is None else own.to(x.device, dtype) for name, own in home.items()
+        }
+        try:
+            return kind.forward(self, x)
+        finally:
+            self._parameters = home
 
-    Conv2d = torch.nn.Conv2d
-    Embedding = torch.nn.Embedding
-    GroupNorm = torch.nn.GroupNorm
-    LayerNorm = torch.nn.LayerNorm
-    RMSNorm = torch.nn.RMSNorm
+    changes = {"weight_function": [], "bias_function": []}  # what would change its weights
+    return type(kind.__name__, (kind,), {"forward": forward, **changes})
+
+
+class manual_cast:  # noqa: N801 - the host's name
+    """Layers whose weights may lie elsewhere than what they compute on."""
+
+    Linear = _casting(torch.nn.Linear)
+    Conv2d = _casting(torch.nn.Conv2d)
+    GroupNorm = _casting(torch.nn.GroupNorm)
+    LayerNorm = _casting(torch.nn.LayerNorm)
+    RMSNorm = _casting(torch.nn.RMSNorm)
+    Embedding = _casting(torch.nn.Embedding)
 
 
 class ProgressBar:
@@ -198,7 +212,7 @@ def install(models_dir: Path) -> list[str]:
         "comfy.clip_vision": {"Output": VisionOutput},
         "comfy.model_management": _management(),
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
-        "comfy.ops": {"manual_cast": ManualCast},
+        "comfy.ops": {"manual_cast": manual_cast},
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy.weight_adapter": {"LoRAAdapter": LoRAAdapter},
         "comfy_api": {},

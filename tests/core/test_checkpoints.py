@@ -379,6 +379,111 @@ def test_operations_are_where_the_layers_come_from(merged):
     assert Counted.made == len(linears) > 20
 
 
+def test_each_network_is_built_once(merged):
+    made = []
+
+    class Layer(torch.nn.Linear):
+        pass
+
+    for operations in (torch.nn, type("Host", (), {"Linear": Layer})):
+        built = []
+
+        def build(layers, built=built):
+            built.append(layers)
+            return layers.Linear(2, 3, bias=False, device="meta")
+
+        tensors = [("weight", torch.ones(3, 2))]
+        made.append(checkpoints.assemble(build, operations, tensors, torch.device("cpu"), merged))
+        assert built == [operations]
+    assert [type(layer) for layer in made] == [torch.nn.Linear, Layer]
+
+
+def test_a_host_whose_layers_hold_nothing_before_they_are_loaded_gets_all_weights(merged):
+    """As ComfyUI's do on Windows, and its quantised ones everywhere."""
+
+    class Late(torch.nn.Module):
+        def __init__(self, inside, outside, bias, device):
+            super().__init__()
+            self.weight = None
+
+        def _load_from_state_dict(self, state_dict, prefix, *rest):
+            self.weight = torch.nn.Parameter(state_dict[f"{prefix}weight"], requires_grad=False)
+
+    class Operations:
+        Linear = Late
+
+    def build(layers):
+        return torch.nn.Sequential(layers.Linear(2, 3, bias=False, device="meta"), torch.nn.SiLU())
+
+    weight = torch.arange(6.0).view(3, 2)
+    tensors, cpu = [("0.weight", weight)], torch.device("cpu")
+    module = checkpoints.assemble(build, Operations, tensors, cpu, merged)
+    assert type(module[0]) is Late
+    assert torch.equal(module[0].weight, weight)
+    with pytest.raises(CheckpointError, match=r"0\.weight.*missing"):
+        checkpoints.assemble(build, Operations, [], cpu, merged)
+
+
+# --- what shares a mapping ---
+
+
+def joined_from(path, dtype, names):
+    """A layer whose weight is joined of the tensors of these names."""
+    tensors = checkpoints.read_tensors(path, joined=[names])
+    return checkpoints.assemble(
+        lambda layers: layers.Linear(4, 6, bias=False, device="meta", dtype=dtype),
+        torch.nn,
+        tensors,
+        torch.device("cpu"),
+        path,
+        lambda _: names,
+    ).weight
+
+
+@needs_maps
+@pytest.mark.parametrize(
+    ("names", "between", "dtype", "is_view"),
+    [
+        (("a", "b", "c"), {}, torch.float16, True),
+        (("a", "b", "c"), {}, torch.float32, False),  # another precision
+        (("c", "a", "b"), {}, torch.float16, False),  # another order
+        (("a", "b", "c"), {"a1": torch.ones(8).half()}, torch.float16, False),
+    ],
+)
+def test_neighbours_in_a_file_are_joined_without_a_copy(
+    names, between, dtype, is_view, tmp_path, make_generator
+):
+    path, random = tmp_path / "parts.safetensors", make_generator(3)
+    parts = {name: torch.randn(2, 4, generator=random).half() for name in "abc"}
+    save_file(parts | between, path)
+    weight = joined_from(path, dtype, names)
+    assert torch.equal(weight, torch.cat([parts[name] for name in names]).to(dtype))
+    ranges = mapped_ranges(path)
+    assert is_view == any(start <= weight.data_ptr() < end for start, end in ranges)
+
+
+@needs_maps
+def test_a_model_of_many_tensors_takes_few_open_files(tmp_path):
+    """A process may have about a thousand, and the published decoder has 938 tensors."""
+    path = tmp_path / "many.safetensors"
+    save_file({f"layer.{i}": torch.full((3,), float(i)) for i in range(300)}, path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    tensors = dict(checkpoints.read_tensors(path))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before < 10
+    assert all(torch.equal(tensors[f"layer.{i}"], torch.full((3,), float(i))) for i in range(300))
+
+
+@needs_maps
+def test_a_large_tensor_is_let_go_whatever_is_kept_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_MAPPED_TOGETHER", 40_000)
+    path = tmp_path / "large.safetensors"
+    save_file({name: torch.ones(6000) for name in "abcde"} | {"a1": torch.ones(4)}, path)
+    kept = [tensor for key, tensor in checkpoints.read_tensors(path) if key in ("a", "a1", "d")]
+    assert len(kept) == 3
+    mapped = sum(end - start for start, end in mapped_ranges(path))
+    assert mapped <= 2 * (24_000 + 2 * 4096)
+
+
 # --- the bundled family ---
 
 

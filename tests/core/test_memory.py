@@ -43,6 +43,19 @@ for parameter in module.parameters():
 print(sum(parameter.nbytes for parameter in module.parameters()), peak() - before)
 """
 
+KINDS = f"""{PEAK}
+def rss(kind):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
+
+from seed_core.checkpoints import LLM_PRECISIONS
+start = rss("RssAnon")
+module = seed_core.load_llm(sys.argv[1], dtype=LLM_PRECISIONS[sys.argv[2]]).module
+for tensor in module.state_dict().values():
+    tensor.view(-1).view(torch.int8).max()
+print(sum(tensor.nbytes for tensor in module.state_dict().values()), rss("RssAnon") - start)
+"""
+
 PLAN = f"""{PEAK}
 from seed_core.convert import convert_model, plan_conversion
 from seed_core.checkpoints import LLM_PRECISIONS
@@ -143,6 +156,21 @@ def test_converting_takes_a_tensor_at_a_time(write, folder):
     written, peak = run(CONVERT, folder, "fp8", folder / "out.safetensors")
     assert written > 0.75 * GIB
     assert peak <= SLACK + 0.5 * GIB
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_converted_model_in_its_own_precision_is_in_memory_only_as_its_file(folder, precision):
+    """Pages of a file count once for all programs, and a system can take them back any time.
+
+    A host that streams weights pins a copy of them, which is then the only one that must be kept.
+    """
+    vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    write_safetensors(folder, shapes(vocab_size))
+    file = folder / "out.safetensors"
+    run(CONVERT, folder, precision, file)
+    weights, anonymous = run(KINDS, file, precision)
+    assert weights > 0.75 * GIB
+    assert anonymous < 0.1 * GIB
 
 
 # --- the published sizes ---

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seed_core.errors import CheckpointError
-from seed_core.unclip_folder import find_unclip_folder, read_unclip_folder
+from seed_core.unclip_folder import build_network, find_unclip_folder, read_unclip_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -45,6 +45,29 @@ def test_files_of_the_half_precision_variant_are_found(folder, mini_decoder):
         file = folder / part / WEIGHTS
         file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert equal(read(folder).module, mini_decoder.module)
+
+
+class Network(torch.nn.Module):
+    """With a table, a layer, and a parameter that is drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.tensor([1.0, 3.0]).outer(torch.arange(2.0) + 1))
+        self.layer = torch.nn.Conv2d(2, 3, 1)
+        self.norm = torch.nn.GroupNorm(1, 3)
+        self.drawn = torch.nn.Parameter(torch.randn(4) * 3)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
+def test_a_network_is_built_without_weights_but_with_its_tables():
+    """The conftest's watch sees whether numbers are drawn for it."""
+    network = build_network(Network, {}, torch.float16)
+    assert {parameter.is_meta for parameter in network.parameters()} == {True}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float16}
+    assert network.table.tolist() == [[1, 2], [3, 6]]
 
 
 def test_attention_names_of_old_files_are_read(folder, mini_decoder):

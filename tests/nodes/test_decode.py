@@ -1,5 +1,6 @@
 """SEEDDecode: rows of codes become pictures; what does not fit together is refused in words."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -80,3 +81,77 @@ def test_negatives_must_be_one_or_as_many(pack, run, models, fox_codes):
 def test_an_odd_size_is_refused(pack, run, models, fox_codes):
     with pytest.raises(pack.seed_core.OptionError, match="multiple of 8"):
         run("SEEDDecode", **models, codes=fox_codes, width=100)
+
+
+# --- a card with less room than the decoder takes ---
+
+META = torch.device("meta")  # stands for a card, as torch computes on no two devices at once there
+
+
+@pytest.fixture
+def networks(pack, run):
+    module = run("SEEDDecoderLoader")[0].core.module
+    assert module.text.device.type == "cpu"
+    return module
+
+
+def test_every_layer_of_the_decoder_is_the_hosts(pack, networks):
+    operations = pack.host.cast_operations()
+    for network in (networks.unet, networks.vae):
+        for layer in network.modules():
+            if list(layer.parameters(recurse=False)):
+                assert type(layer) is getattr(operations, type(layer).__name__)
+
+
+def test_a_small_card_streams_the_decoder_instead_of_crashing(networks):
+    """Every weight lies in main memory, everything that is computed on the card."""
+    with torch.inference_mode():
+        predicted = networks.unet(
+            torch.empty(2, networks.unet.config.in_channels, 16, 16, device=META),
+            torch.tensor(7, device=META),
+            encoder_hidden_states=networks.text.to(META).expand(2, -1, -1),
+            class_labels=torch.empty(2, 512, device=META),
+        ).sample
+        pixels = networks.vae.decode(predicted[:1]).sample
+        tiled = networks.vae.tiled_decode(predicted[:1]).sample
+    assert predicted.device == pixels.device == tiled.device == META
+    assert {parameter.device.type for parameter in networks.parameters()} == {"cpu"}
+
+
+def test_graphs_are_not_captured_of_weights_that_lie_elsewhere(pack, networks):
+    graphs = importlib.import_module(f"{pack.seed_core.__name__}.graphs")
+    assert not graphs.can_capture(networks.unet, torch.device("cuda"))
+
+
+def test_the_hosts_layers_paint_the_librarys_picture(pack, run, models, fox_codes):
+    (image,) = run("SEEDDecode", **models, codes=fox_codes, seed=4, **QUICK)
+    wanted = pack.seed_core.load_decoder("seed-mini").decode(
+        models["tokenizer"].core.embed(fox_codes),
+        options=pack.seed_core.DecodeOptions(num_inference_steps=2, guidance_scale=1.0),
+        generator=torch.Generator().manual_seed(4),
+    )
+    torch.testing.assert_close(image, wanted.movedim(1, -1), rtol=0, atol=0)
+
+
+def test_a_picture_that_overflows_has_room_made_and_is_painted_again(
+    pack, run, models, fox_codes, management, monkeypatch
+):
+    decoder = run("SEEDDecoderLoader", precision="fp16")[0]
+    with torch.inference_mode():
+        for parameter in decoder.core.module.vae.decoder.conv_in.parameters():
+            parameter.mul_(1e4)
+    asked, load = [], management.load_models_gpu
+
+    def watched(patchers, memory_required=0, **more):
+        asked.append(memory_required)
+        return load(patchers, memory_required=memory_required, **more)
+
+    monkeypatch.setattr(management, "load_models_gpu", watched)
+    small = {"steps": 1, "guidance_scale": 1.0, "width": 64, "height": 64}
+    (image,) = run("SEEDDecode", **{**models, "decoder": decoder}, codes=fox_codes, **small)
+    assert image.isfinite().all()
+    assert image.std() > 0.02
+    assert len(asked) == 3  # embedding, picture, and the picture in 32 bits
+    layer = decoder.core.module.vae.decoder.conv_out
+    assert layer.weight.dtype == torch.float16
+    assert type(layer) is pack.host.cast_operations().Conv2d
