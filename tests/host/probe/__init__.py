@@ -1,8 +1,11 @@
 """A custom node pack for the tests only: tells what is inside the running ComfyUI."""
 
 import gc
+import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management
 import psutil
@@ -48,6 +51,48 @@ async def tensors(request: web.Request) -> web.Response:
     storages = [t.untyped_storage() for t in found if t.layout == torch.strided]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return web.json_response({"tensors": len(found), "bytes": sum(sizes.values())})
+
+
+_profiles: list[torch.profiler.profile] = []
+"""The one that runs, if one does."""
+
+
+@PromptServer.instance.routes.post("/seed_test/copies")
+async def begin_counting(request: web.Request) -> web.Response:
+    """Count what is copied to and from the card from now on, by whatever thread or library."""
+    if torch.cuda.is_available():
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        profile.start()
+        _profiles.append(profile)
+    return web.Response()
+
+
+@PromptServer.instance.routes.get("/seed_test/copies")
+async def copies(request: web.Request) -> web.Response:
+    """Stop counting, and tell the bytes."""
+    if not _profiles:
+        return web.json_response({"why_not": "there is no card"})
+    profile = _profiles.pop()
+    profile.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return web.json_response(_count(events))
+
+
+def _count(events: list[dict[str, object]]) -> dict[str, object]:
+    kernels = sum(event.get("cat") == "kernel" for event in events)
+    if not kernels:
+        return {"why_not": "torch's profiler saw nothing of the card"}
+    copies = [event for event in events if event.get("cat") == "gpu_memcpy"]
+    moved = {"HtoD": 0, "DtoH": 0}
+    for event in copies:
+        for direction in moved:
+            if direction in event["name"]:
+                moved[direction] += int(event["args"]["bytes"])
+    names = {"to_card": moved["HtoD"], "from_card": moved["DtoH"]}
+    return names | {"copies": len(copies), "kernels": kernels}
 
 
 _seen: dict[str, torch.Tensor] = {}
