@@ -316,7 +316,7 @@ def save(path: Path, setting: Setting, outcomes: Mapping[str, Outcome]) -> None:
     table = [
         {"what": goal.name, "goal": goal.wanted, "found": text, "met": met}
         for goal in goals.GOALS
-        for text, met in [goals.cells(goal, outcomes.get(goal.part))]
+        for text, met in [goals.cells(goal, outcomes.get(goal.part), setting.is_full)]
     ]
     facts = {"size": setting.size, "facts": dict(setting.facts)}
     report = {**facts, "table": table, "parts": parts}
@@ -392,7 +392,7 @@ def main() -> int:
             tell(name, outcome)
             save(args.json, setting, outcomes)
     print(f"\n{time.monotonic() - start:.0f} s; everything is in {args.json}\n")
-    print("\n".join(goals.table(outcomes)))
+    print("\n".join(goals.table(outcomes, size == FULL)))
     return int(any(is_bad(outcome) for outcome in outcomes.values()))
 
 
