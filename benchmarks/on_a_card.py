@@ -162,12 +162,11 @@ def not_nvidia(setting: Setting) -> str:
     return no_card(setting) or ("this is no NVIDIA card" if setting.facts.get("hip") else "")
 
 
-THREADS = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}  # the tests' server takes one by itself
 # The most telling first: what is at the end may find no time left.
 PARTS = (
     Part(goals.TESTS, 90, gpu_tests, ("pytest",), no_card),
     Part(goals.BF16, 130, benchmark("decode", "bf16", "eager"), ("transformers",)),
-    Part(goals.COMFYUI, 210, comfyui, ("aiohttp",), no_comfyui, THREADS),
+    Part(goals.COMFYUI, 210, comfyui, ("aiohttp",), no_comfyui),
     Part(goals.MEMORY, 60, little_memory),
     Part(
         goals.MEMORY_ASYNC,

@@ -7,6 +7,8 @@ ones come first, for the time may be over before the last.
 """
 
 import argparse
+import importlib.util
+import os
 import re
 import statistics
 import subprocess
@@ -26,10 +28,10 @@ from .watch import CardMemory, ProcessMemory
 
 GIB, MIB = 2**30, 2**20
 PROBE = "seed-test-probe"
+SETTLE = 2.0  # seconds in which memory may still be given back
 STOP_WITHIN = 2.0  # seconds from the request to the host's word that it has stopped
 MOVED_AT_MOST = 64 * MIB  # the embedding and the noise of a picture; its weights are 1.8 GiB
 LEFT_AT_MOST = 1.5 * GIB  # of the libraries' own, once they have computed; the weights are 11 GiB
-TURNS = 3
 LONG = 900  # steps of a picture to be stopped; SD 2.1's scheduler has 1000
 CODES = str([list(range(32))])
 PROMPT = "Draw a red fox on a blue background."
@@ -44,11 +46,13 @@ class Scale:
     Attributes:
         sizes: of the models.
         steps: of a picture.
+        turns: of Generate and Decode.
         is_full: whether figures mean anything.
     """
 
     sizes: models.Sizes
     steps: int
+    turns: int
     is_full: bool
 
 
@@ -182,7 +186,7 @@ class Artist:
     def turns(self) -> None:
         """Generate and Decode in turns."""
         took: dict[str, list[float]] = {"Generate": [], "Decode": []}
-        for _ in range(TURNS):
+        for _ in range(self.scale.turns):
             start = time.monotonic()
             self.reply("Generate, in turns")
             middle = time.monotonic()
@@ -240,7 +244,7 @@ class Artist:
         self.server.post_plain("/free", {"unload_models": True, "free_memory": True})
         self._settle(lambda state: not state["alive"])
         self.findings.add("unloading", time.monotonic() - start, "s")
-        left = self.memory.lowest_within(3.0) - self.at_start
+        left = self.memory.lowest_within(SETTLE) - self.at_start
         ok = left < LEFT_AT_MOST if self.scale.is_full else None
         self.findings.add(UNLOADED, left / GIB, "GiB", ok)
 
@@ -291,11 +295,14 @@ def to_first_step(run: Any, name: str) -> float:
     return next(steps).time - began
 
 
-def start(args: argparse.Namespace, scale: Scale, findings: Findings) -> Any:
+def start(args: argparse.Namespace, findings: Findings) -> Any:
     """Start the server; raise what its log says where it or the pack does not start."""
     comfy = borrow("comfy_server.py")
     packs = {comfy.PACK_NAME: comfy.PACK_ROOT, PROBE: TESTS / "host" / "probe"}
-    arguments = comfy.ON_THE_PROCESSOR if args.device.type == "cpu" else ()
+    arguments = comfy.ON_THE_PROCESSOR
+    if args.device.type == "cuda":
+        arguments = ()
+        os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # as an artist's has
     server = comfy.ComfyServer(args.comfyui, args.folder, packs, arguments)
     began = time.monotonic()
     server.start()
@@ -309,7 +316,9 @@ def start(args: argparse.Namespace, scale: Scale, findings: Findings) -> Any:
 
 
 def can_paint(python: str) -> bool:
-    """Tell whether the server's Python has diffusers."""
+    """Tell whether the server's Python has diffusers, and this one too, which writes the decoder."""
+    if importlib.util.find_spec("diffusers") is None:
+        return False
     program = "import importlib.util as u, sys; sys.exit(u.find_spec('diffusers') is None)"
     return subprocess.run([python, "-c", program], check=False).returncode == 0
 
@@ -319,7 +328,7 @@ def look(args: argparse.Namespace, scale: Scale, findings: Findings, server: Any
     comfy = borrow("comfy_server.py")
     paints = can_paint(comfy.find_python(args.comfyui))
     if not paints:
-        findings.add("everything that paints", note="not run: ComfyUI's Python has no diffusers")
+        findings.add("everything that paints", note="not run: no diffusers")
     begin = time.monotonic()
     folder = args.folder / "models"
     size = models.write(folder, scale.sizes, args.device, paints, lambda x: print(x, flush=True))
@@ -339,7 +348,7 @@ def look(args: argparse.Namespace, scale: Scale, findings: Findings, server: Any
         (artist.unload, True),
         (artist.again, True),
         (artist.count_moved, paints),
-        (artist.in_16_bits, scale.is_full),
+        (artist.in_16_bits, True),
     ]
     for step, is_wanted in steps:
         if is_wanted and server.is_alive():
@@ -359,11 +368,11 @@ def main() -> None:
     parser.add_argument("--findings", type=Path, required=True)
     args = parser.parse_args()
     if args.size == "full":
-        scale = Scale(models.full(), 20, is_full=True)
+        scale = Scale(models.full(), 20, 3, is_full=True)
     else:
-        scale = Scale(models.tiny(), 2, is_full=False)
+        scale = Scale(models.tiny(), 2, 1, is_full=False)
     findings = Findings(args.findings)
-    server = start(args, scale, findings)
+    server = start(args, findings)
     try:
         look(args, scale, findings, server)
     finally:

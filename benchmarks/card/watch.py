@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-EVERY = 0.02  # seconds between two looks
-
 
 class Peak:
     """The most bytes that were in use."""
@@ -19,6 +17,8 @@ class Peak:
 
 
 class _Memory:
+    every = 0.02  # seconds between two looks
+
     def used(self) -> int:
         """Return the bytes in use."""
         raise NotImplementedError
@@ -31,7 +31,7 @@ class _Memory:
         def look() -> None:
             while not is_over.is_set():
                 found.most = max(found.most, self.used())
-                is_over.wait(EVERY)
+                is_over.wait(self.every)
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
@@ -45,7 +45,7 @@ class _Memory:
         """Return the least that is in use in a time, for memory may be given back late."""
         deadline, lowest = time.monotonic() + seconds, self.used()
         while time.monotonic() < deadline:
-            time.sleep(EVERY)
+            time.sleep(self.every)
             lowest = min(lowest, self.used())
         return lowest
 
@@ -66,6 +66,8 @@ class CardMemory(_Memory):
 
 class ProcessMemory(_Memory):
     """Of a server with the probe, in main memory: on a processor."""
+
+    every = 0.25  # it is the server that has to answer
 
     def __init__(self, server: Any) -> None:
         self._server = server
