@@ -55,6 +55,7 @@ class Setting:
         device: cuda or cpu.
         facts: what torch says of itself and of the card.
         comfyui: the checkout; None where there is none.
+        host_args: of ComfyUI on a card.
         folder: for large files; everything in it is removed.
     """
 
@@ -63,6 +64,7 @@ class Setting:
     facts: Mapping[str, Any]
     comfyui: Path | None
     folder: Path
+    host_args: str = ""
 
     @property
     def is_full(self) -> bool:
@@ -134,6 +136,7 @@ def comfyui(setting: Setting, folder: Path) -> list[str]:
     """See `card.comfyui`."""
     options = ["--comfyui", str(setting.comfyui), "--folder", str(folder / "comfyui")]
     options += ["--size", setting.size, "--device", setting.device]
+    options += [f"--host-args={setting.host_args}"]
     findings = ["--findings", str(folder / "findings.jsonl")]
     return [sys.executable, "-m", "card.comfyui", *options, *findings]
 
@@ -328,7 +331,11 @@ def save(path: Path, setting: Setting, outcomes: Mapping[str, Outcome]) -> None:
 def ask_the_card() -> dict[str, Any]:
     """Ask torch in a process of its own: a card that was looked at has less free memory."""
     asked = subprocess.run(
-        [sys.executable, "-c", ASK_THE_CARD], capture_output=True, text=True, check=False
+        [sys.executable, "-c", ASK_THE_CARD],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     if asked.returncode:
         sys.exit(f"torch does not run here: {asked.stderr.strip()[-500:]}")
@@ -363,6 +370,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=480, help="seconds for everything")
     parser.add_argument("--size", choices=(TINY, FULL), help="full on a card, tiny elsewhere")
     parser.add_argument("--comfyui", type=Path, help="a checkout of ComfyUI")
+    parser.add_argument("--host-args", default="", help="of ComfyUI on a card, such as --novram")
     parser.add_argument("--folder", type=Path, help="where there is room for 12 GiB; is left empty")
     parser.add_argument("--json", type=Path, default=Path("on-a-card.json"))
     return parser.parse_args()
@@ -385,7 +393,7 @@ def main() -> int:
     print(f"{said}; torch {facts['torch']}, Python {facts['python']}, sizes: {size}")
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
-        setting = Setting(size, device, facts, host, Path(folder))
+        setting = Setting(size, device, facts, host, Path(folder), args.host_args)
         for name, outcome in run_all(parts, setting, start + args.limit):
             outcomes[name] = outcome
             tell(name, outcome)

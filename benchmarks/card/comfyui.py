@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import time
@@ -22,7 +23,7 @@ import torch
 
 from . import models
 from .findings import LORA as LORA_WORKS
-from .findings import MOVED, SAME_REPLY, SECOND_START, STOPPED, UNLOADED, Findings
+from .findings import MOST, MOVED, SAME_REPLY, SECOND_START, STOPPED, UNLOADED, Findings
 from .helpers import TESTS, borrow
 from .watch import CardMemory, ProcessMemory
 
@@ -61,10 +62,10 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def reply(seed: int, precision: str = "auto", lora: float = 0.0, **changed: Any) -> Graph:
+def reply(seed: int, precision: str = "auto", lora: float = 0.0, **options: Any) -> Graph:
     """Return a graph that has the model draw, greedily, and shows the codes as text."""
-    options = {"reply": "image", "variations": 1, "max_new_tokens": 34, "temperature": 0.0}
-    options |= {"top_p": 0.5, "top_k": 50, "seed": seed, "prompt": PROMPT} | changed
+    usual = {"reply": "image", "variations": 1, "max_new_tokens": 34, "temperature": 0.0}
+    options = {**usual, "top_p": 0.5, "top_k": 50, "seed": seed, "prompt": PROMPT, **options}
     graph = {
         "llm": node("SEEDLLaMALoader", model=models.LLM, precision=precision),
         "generate": node("SEEDGenerate", llm=["llm", 0], **options),
@@ -130,6 +131,7 @@ class Artist:
         self.scale = scale
         self.at_start = memory.used()
         self.first_reply = ""
+        self.most = 0
         self._seed = 100
 
     def new_seed(self) -> int:
@@ -145,8 +147,8 @@ class Artist:
         seconds = time.monotonic() - start
         if run.status != "execution_success":
             raise RuntimeError(f"{run.status}: {run.error.get('exception_message', '')}")
-        note = f"peak of memory {peak.most / GIB:.2f} GiB{self._told(run)}"
-        self.findings.add(name, seconds, "s", note=note)
+        self.most = max(self.most, peak.most)
+        self.findings.add(name, seconds, "s", note=self._told(run), peak=peak.most / GIB)
         return run
 
     def _told(self, run: Any) -> str:
@@ -154,7 +156,7 @@ class Artist:
         if "generate" not in run.executed:
             return ""
         lines = re.findall(r"SEED-LLaMA: \d+ tokens in [^\n]*", self.server.log())
-        return f"; {lines[-1].removeprefix('SEED-LLaMA: ')}" if lines else ""
+        return str(lines[-1]).removeprefix("SEED-LLaMA: ") if lines else ""
 
     def text(self, run: Any) -> str:
         """Return what the node `read` shows."""
@@ -206,9 +208,10 @@ class Artist:
 
     def stop_reply(self) -> None:
         """Interrupt a long reply, then go on."""
-        long = {"reply": "text", "max_new_tokens": 1500, "variations": 8, "temperature": 2.0}
-        long |= {"top_p": 1.0, "top_k": 0}
-        self._stop("reply", "generate", reply(self.new_seed(), **long))
+        # Without cuts at temperature 2 an end token is one of 40,000.
+        graph = reply(self.new_seed(), reply="text", temperature=2.0, top_p=1.0, top_k=0)
+        graph["generate"]["inputs"] |= {"max_new_tokens": 1500, "variations": 8}
+        self._stop("reply", "generate", graph)
         same = self.reply("Generate after Stop") == self.first_reply
         self.findings.add("a reply after Stop is the one before", ok=same)
 
@@ -292,7 +295,7 @@ def to_first_step(run: Any, name: str) -> float:
     """Return the seconds from a node's beginning to its first progress."""
     began = next(e.time for e in run.events if e.type == "executing" and e.data["node"] == name)
     steps = (e for e in run.events if e.type == "progress_state" and value_of(e, name) >= 1)
-    return next(steps).time - began
+    return float(next(steps).time - began)
 
 
 def start(args: argparse.Namespace, findings: Findings) -> Any:
@@ -301,7 +304,7 @@ def start(args: argparse.Namespace, findings: Findings) -> Any:
     packs = {comfy.PACK_NAME: comfy.PACK_ROOT, PROBE: TESTS / "host" / "probe"}
     arguments = comfy.ON_THE_PROCESSOR
     if args.device.type == "cuda":
-        arguments = ()
+        arguments = tuple(shlex.split(args.host_args))
         os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # as an artist's has
     server = comfy.ComfyServer(args.comfyui, args.folder, packs, arguments)
     began = time.monotonic()
@@ -354,6 +357,7 @@ def look(args: argparse.Namespace, scale: Scale, findings: Findings, server: Any
         if is_wanted and server.is_alive():
             with findings.attempt(f"step {step.__name__}"):
                 step()
+    findings.add(MOST, artist.most / GIB, "GiB", note=f"{artist.at_start / GIB:.2f} GiB at start")
     if not server.is_alive():
         findings.add("ComfyUI", ok=False, note="it ended by itself")
 
@@ -365,6 +369,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "full"), default="full")
     parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--folder", type=Path, required=True, help="an empty one, for everything")
+    parser.add_argument("--host-args", default="", help="ComfyUI's own arguments, on a card")
     parser.add_argument("--findings", type=Path, required=True)
     args = parser.parse_args()
     if args.size == "full":

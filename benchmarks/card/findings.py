@@ -17,6 +17,7 @@ SECOND_START = "second Decode, to its first step"
 UNLOADED = "memory of the card after unloading, more than before"
 SAME_REPLY = "second Generate gives the same reply"
 LORA = "a LoRA changes the reply, and none gives the old one back"
+MOST = "most memory in use"
 STOPPED = "Stop in the middle of a {}, to its end"
 
 
@@ -29,6 +30,7 @@ class Finding:
         figure: how much of `unit`; None where it is no number.
         ok: whether it is as it has to be; None where nothing has to be.
         note: what else there is to say.
+        peak: the most memory in use meanwhile, in GiB.
     """
 
     name: str
@@ -36,11 +38,13 @@ class Finding:
     unit: str = ""
     ok: bool | None = None
     note: str = ""
+    peak: float | None = None
 
     def __str__(self) -> str:
         verdict = {None: "", True: "ok", False: "WRONG"}[self.ok]
         figure = "" if self.figure is None else f"{short(self.figure)} {self.unit}".strip()
-        told = ", ".join(filter(None, (figure, verdict, self.note)))
+        peak = "" if self.peak is None else f"peak of memory {self.peak:.2f} GiB"
+        told = ", ".join(filter(None, (figure, verdict, peak, self.note)))
         return f"{self.name}: {told}"
 
 
@@ -61,9 +65,10 @@ class Findings:
         unit: str = "",
         ok: bool | None = None,
         note: str = "",
+        peak: float | None = None,
     ) -> None:
         """Write a finding down, and print it."""
-        finding = Finding(name, figure, unit, ok, note)
+        finding = Finding(name, figure, unit, ok, note, peak)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(finding)) + "\n")
         print(finding, flush=True)

@@ -204,6 +204,7 @@ GOALS = (
     Goal("a LoRA on and off", "each its own reply", COMFYUI, verdicts(findings.LORA)),
     Goal("Stop in the middle of a reply, of a picture", "within 2 s", COMFYUI, _STOPPED),
     Goal("unloading", "gives the memory back", COMFYUI, verdicts(findings.UNLOADED)),
+    Goal("most memory in use in ComfyUI, all told", "", COMFYUI, figures(findings.MOST)),
     Goal("encode, batch 1, 8, 64", "", PICTURES, rates("encode, batch"), only_full=True),
     Goal("draw, 768 pixels, 20 steps", "", PICTURES, rates("draw,"), only_full=True),
 )

@@ -43,6 +43,9 @@ _PUBLISHED = torch.float16
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+Forms = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large the models are.
@@ -110,7 +113,7 @@ class WeightFile:
     """
 
     path: str
-    forms: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    forms: Forms
     metadata: dict[str, str] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     beside: dict[str, bytes] = field(default_factory=dict)
@@ -149,7 +152,7 @@ def language_model(config: LlamaConfig) -> WeightFile:
     shapes = {key: part.shape for key, part in parts_in_file(config).items()}
     scales = [f"{key}{fp8.SCALE_SUFFIX}" for key in quantised]
     # The widest numbers first, so that each tensor begins at a multiple of its numbers' size.
-    forms = dict.fromkeys(scales, (torch.float32, ()))
+    forms: Forms = dict.fromkeys(scales, (torch.float32, ()))
     forms |= {key: (fp8.COMPUTING_DTYPE, x) for key, x in shapes.items() if key not in quantised}
     forms |= {key: (fp8.FP8, shapes[key]) for key in quantised}
     fields = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, **asdict(config)}
@@ -181,7 +184,7 @@ def vocabulary(size: int) -> dict[str, bytes]:
 
 def tokenizer(config: TokenizerConfig) -> WeightFile:
     """Plan a SEED-2 tokenizer by upstream's names, vision tower included."""
-    forms = {}
+    forms: Forms = {}
     for name, tensor in TokenizerModel(config, device="meta").state_dict().items():
         keys = checkpoints.upstream_tokenizer_names(name)
         shape = (len(tensor) // len(keys), *tensor.shape[1:])

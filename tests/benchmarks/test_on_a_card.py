@@ -1,5 +1,6 @@
 """The command for whoever has a card: nothing takes it down, and on a processor all of it runs."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +189,71 @@ def test_one_wrong_finding_of_several_fails_a_goal(card):
 def test_the_published_goals_are_the_commands(card):
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
     assert "\n".join(card.goals.table({})) in text
+
+
+# --- little memory ---
+
+
+@pytest.fixture
+def memory(card, monkeypatch):
+    """The part on a card that does not exist: its free memory, and how the last reply goes wrong."""
+    part = importlib.import_module("card.little_memory")
+    state = SimpleNamespace(part=part, free=[2**30] * 2, wrong_from=None, is_full=False)
+
+    @contextlib.contextmanager
+    def filled(device):
+        state.is_full = True
+        yield 250e6
+        state.is_full = False
+
+    def tokens(*arguments, use_graphs):
+        reply = list(range(100))
+        if state.is_full and state.wrong_from is not None:
+            reply[state.wrong_from :] = [0] * (100 - state.wrong_from)
+        return reply
+
+    monkeypatch.setattr(part, "can_capture", lambda module, device: True)
+    monkeypatch.setattr(part, "our_tokens", tokens)
+    monkeypatch.setattr(part, "filled", filled)
+    monkeypatch.setattr(part, "free_memory", lambda device: state.free.pop(0))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("wrong_from", "gone", "met"), [(None, 0, "yes"), (40, 0, "**no**"), (None, 2**28, "**no**")]
+)
+def test_wrong_tokens_and_a_leak_are_found(card, memory, tmp_path, wrong_from, gone, met):
+    memory.wrong_from = wrong_from
+    memory.free[1] -= gone
+    subject = SimpleNamespace(llama=lambda: None, device=torch.device("cuda"))
+    memory.part.look(subject, card.findings.Findings(tmp_path / "it"), 100)
+    outcome = card.Outcome("ended", found=card.findings.read(tmp_path / "it"))
+    table = lines(card, little_memory=outcome)
+    assert table["a reply with under 300 MB of free memory on the card"][1] == met
+    assert table["greedy tokens with graphs as without"] == ("100 tokens of 100", "yes")
+
+
+def test_a_card_is_filled_in_pieces_and_given_back(card, monkeypatch):
+    """Whatever the largest piece is that it still has."""
+    part = importlib.import_module("card.little_memory")
+    sizes, total, largest = [], 80 * 2**30, 30 * 2**30
+
+    def take(size, **options):
+        if size > min(largest, total - sum(sizes)):
+            raise part.torch.cuda.OutOfMemoryError
+        sizes.append(size)
+        return size
+
+    cuda = SimpleNamespace(
+        OutOfMemoryError=torch.cuda.OutOfMemoryError,
+        mem_get_info=lambda device: (total - sum(sizes), total),
+        synchronize=lambda *device: None,
+        empty_cache=lambda: None,
+    )
+    monkeypatch.setattr(part, "torch", SimpleNamespace(cuda=cuda, empty=take, uint8=torch.uint8))
+    with part.filled(torch.device("cuda")) as left:
+        assert part.LEAVE <= left <= 300e6
+    assert len(sizes) > 2
 
 
 # --- the models ---
