@@ -181,7 +181,7 @@ PARTS = (
             "PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync",  # its name in newer torch
         },
     ),
-    Part(goals.FP8, 90, benchmark("decode", "fp8", "none"), why_not=no_fp8),
+    Part(goals.FP8, 90, benchmark("decode,quality", "fp8", "none"), why_not=no_fp8),
     Part(
         goals.SMALL,
         60,
@@ -355,9 +355,9 @@ def find_comfyui(named: Path | None) -> Path | None:
 def choose_parts(names: str) -> list[Part]:
     """Return the parts that are named; all for an empty text."""
     known = {part.name: part for part in PARTS}
-    wanted = [name.strip() for name in names.split(";") if name.strip()]
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in known]:
-        sys.exit(f"there is no part {', '.join(unknown)}; there are: {'; '.join(known)}")
+        sys.exit(f"there is no part {', '.join(unknown)}; there are: {', '.join(known)}")
     return [known[name] for name in wanted or known]
 
 
@@ -365,7 +365,7 @@ def parse() -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
-        "--parts", default="", help=f"some of: {'; '.join(part.name for part in PARTS)}"
+        "--parts", default="", help=f"some of: {', '.join(part.name for part in PARTS)}"
     )
     parser.add_argument("--limit", type=float, default=480, help="seconds for everything")
     parser.add_argument("--size", choices=(TINY, FULL), help="full on a card, tiny elsewhere")
@@ -383,8 +383,10 @@ def stop(number: int, frame: object) -> None:
 
 def main() -> int:
     """Run what was asked for; 1 if something is not as it has to be."""
-    start = time.monotonic()
+    start, code = time.monotonic(), 0
     args = parse()
+    if not args.json.absolute().parent.is_dir():
+        sys.exit(f"there is no folder for {args.json}")
     signal.signal(signal.SIGTERM, stop)
     parts, facts, host = choose_parts(args.parts), ask_the_card(), find_comfyui(args.comfyui)
     device = "cuda" if facts["device"] else "cpu"
@@ -394,13 +396,17 @@ def main() -> int:
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
         setting = Setting(size, device, facts, host, Path(folder), args.host_args)
-        for name, outcome in run_all(parts, setting, start + args.limit):
-            outcomes[name] = outcome
-            tell(name, outcome)
-            save(args.json, setting, outcomes)
+        try:
+            for name, outcome in run_all(parts, setting, start + args.limit):
+                outcomes[name] = outcome
+                tell(name, outcome)
+                save(args.json, setting, outcomes)
+        except KeyboardInterrupt:
+            print("stopped; what was found until then:")
+            code = 130
     print(f"\n{time.monotonic() - start:.0f} s; everything is in {args.json}\n")
     print("\n".join(goals.table(outcomes, size == FULL)))
-    return int(any(is_bad(outcome) for outcome in outcomes.values()))
+    return code or int(any(is_bad(outcome) for outcome in outcomes.values()))
 
 
 def is_bad(outcome: Outcome) -> bool:

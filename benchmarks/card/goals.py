@@ -15,7 +15,7 @@ EQUAL_TOKENS = "equal greedy tokens"
 
 TESTS, BF16, FP8, SMALL = "gpu tests", "decode bf16", "decode fp8", "decode small"
 COMFYUI, PICTURES = "comfyui", "pictures"
-MEMORY, MEMORY_ASYNC = "little memory", "little memory, async"
+MEMORY, MEMORY_ASYNC = "little memory", "little memory async"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,12 @@ def share(outcome: Outcome) -> Measured | None:
     """Tell the share of the limit."""
     ours, limit = figure(outcome, ONE), figure(outcome, ONE, LIMIT)
     return (f"{ours / limit:.0%} ({short(ours)} tokens/s)", None) if ours and limit else None
+
+
+def agreement(outcome: Outcome) -> Measured | None:
+    """Tell how often fp8 chooses the token of bf16."""
+    share = figure(outcome, "tokens as in bf16", "ours, fp8")
+    return None if share is None else (f"{short(share)} %", None)
 
 
 def equal_tokens(outcome: Outcome) -> Measured | None:
@@ -188,6 +194,8 @@ GOALS = (
     Goal("8B in bf16, share of what the memory allows", "", BF16, share, only_full=True),
     Goal("8B in fp8, share of what the memory allows", "", FP8, share, only_full=True),
     Goal("8B in fp8, 8 variations", _TOGETHER, FP8, together, only_full=True),
+    Goal("8B, tokens in fp8 as in bf16", "", FP8, agreement, only_full=True),
+    Goal("8B in bf16, reading a prompt", "", BF16, rates("prefill"), only_full=True),
     Goal("greedy tokens as transformers', seed-mini in fp32", "all", SMALL, equal_tokens),
     Goal("greedy tokens as transformers', 8B in bf16", "all", BF16, equal_tokens, only_full=True),
     Goal("greedy tokens with graphs as without", "all", MEMORY, verdicts(findings.EQUAL_GRAPHS)),

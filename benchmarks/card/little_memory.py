@@ -93,9 +93,10 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--findings", type=Path, required=True)
     args = parser.parse_args()
-    precision = torch.float32 if args.device.type == "cpu" else torch.bfloat16
+    device = torch.empty(0, device=args.device).device  # with its number
+    precision = torch.float32 if device.type == "cpu" else torch.bfloat16
     tokens = 24 if args.size == MINI else TOKENS
-    look(Subject(args.size, args.device, precision), Findings(args.findings), tokens)
+    look(Subject(args.size, device, precision), Findings(args.findings), tokens)
 
 
 if __name__ == "__main__":

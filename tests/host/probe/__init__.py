@@ -16,6 +16,8 @@ from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save
 from server import PromptServer
 
+from .copies import count_copies
+
 
 def _state() -> dict[str, object]:
     gc.collect()
@@ -78,21 +80,7 @@ async def copies(request: web.Request) -> web.Response:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return web.json_response(_count(events))
-
-
-def _count(events: list[dict[str, object]]) -> dict[str, object]:
-    kernels = sum(event.get("cat") == "kernel" for event in events)
-    if not kernels:
-        return {"why_not": "torch's profiler saw nothing of the card"}
-    copies = [event for event in events if event.get("cat") == "gpu_memcpy"]
-    moved = {"HtoD": 0, "DtoH": 0}
-    for event in copies:
-        for direction in moved:
-            if direction in event["name"]:
-                moved[direction] += int(event["args"]["bytes"])
-    names = {"to_card": moved["HtoD"], "from_card": moved["DtoH"]}
-    return names | {"copies": len(copies), "kernels": kernels}
+    return web.json_response(count_copies(events))
 
 
 _seen: dict[str, torch.Tensor] = {}
