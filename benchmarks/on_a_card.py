@@ -10,6 +10,7 @@ processor everything runs in tiny sizes, which shows that this program works and
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -381,6 +382,14 @@ def stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def forbid_core_files() -> None:
+    """Keep parts that crash from writing gigabytes of memory to the disk."""
+    if os.name == "posix":
+        resource = importlib.import_module("resource")
+        most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
 def main() -> int:
     """Run what was asked for; 1 if something is not as it has to be."""
     start, code = time.monotonic(), 0
@@ -388,6 +397,7 @@ def main() -> int:
     if not args.json.absolute().parent.is_dir():
         sys.exit(f"there is no folder for {args.json}")
     signal.signal(signal.SIGTERM, stop)
+    forbid_core_files()
     parts, facts, host = choose_parts(args.parts), ask_the_card(), find_comfyui(args.comfyui)
     device = "cuda" if facts["device"] else "cpu"
     size = args.size or (FULL if facts["device"] else TINY)

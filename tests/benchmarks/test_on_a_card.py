@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from seed_core import GenerationOptions, load_llm
 from seed_core.convert import plan_conversion
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +254,6 @@ def memory(card, monkeypatch):
             reply[state.wrong_from :] = [0] * (100 - state.wrong_from)
         return reply
 
-    monkeypatch.setattr(part, "can_capture", lambda module, device: True)
     monkeypatch.setattr(part, "our_tokens", tokens)
     monkeypatch.setattr(part, "filled", filled)
     monkeypatch.setattr(part, "free_memory", lambda device: state.free.pop(0))
@@ -328,6 +328,21 @@ def test_models_of_full_size_are_those_that_are_published(models, tmp_path):
     assert [x.part for x in (llm, tokenizer, decoder)] == ["llm", "tokenizer", "decoder"]
     assert [round(x.nbytes / 2**30, 1) for x in (llm, tokenizer, decoder)] == [12.7, 2.1, 1.8]
     assert models.language_model(sizes.llm).nbytes < 7 * 2**30
+
+
+def test_the_one_language_model_is_loaded_in_fp8_and_in_16_bits(models, tmp_path):
+    file = models.language_model(models.tiny().llm)
+    file.write(tmp_path, torch.device("cpu"))
+    replies = []
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16):
+        llm = load_llm(tmp_path / file.path, dtype=dtype)
+        assert llm.family == "seed-2"
+        assert llm.module.model.layers[0].mlp.down_proj.weight.dtype == dtype
+        options = GenerationOptions("image", 34, temperature=0)
+        (codes,) = llm.generate("Draw a red fox.", options=options).codes.tolist()
+        assert len(set(codes)) > 8, "the same code again and again tells little"
+        replies.append(codes)
+    assert sum(a == b for a, b in zip(*replies, strict=True)) > 8
 
 
 def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(
