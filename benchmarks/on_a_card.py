@@ -110,7 +110,9 @@ def has_gpu_tests(path: Path) -> bool:
     return re.search(r"\bmark\.gpu\b", path.read_text(encoding="utf-8")) is not None
 
 
-def benchmark(only: str, precision: str, peers: str, size: str = "8b", repeat: int = 2) -> Any:
+def benchmark(
+    only: str, precision: str, peers: str, size: str = "8b", repeat: int = 2
+) -> Callable[[Setting, Path], list[str]]:
     """Return what makes the command of `python -m seed_core bench`."""
 
     def command(setting: Setting, folder: Path) -> list[str]:
@@ -190,10 +192,11 @@ PARTS = (
         ("transformers",),
         no_card,
     ),
+    Part(goals.ENCODE, 60, benchmark("encode", "fp16", "eager"), ("transformers",)),
     Part(
-        goals.PICTURES,
-        120,
-        benchmark("encode,draw", "fp16", "eager", repeat=1),
+        goals.DRAW,
+        100,
+        benchmark("draw", "fp16", "eager", repeat=1),
         ("transformers", "diffusers"),
     ),
 )

@@ -14,7 +14,7 @@ ONE, EIGHT = "decode, 1 variation", "decode, 8 variations"
 EQUAL_TOKENS = "equal greedy tokens"
 
 TESTS, BF16, FP8, SMALL = "gpu tests", "decode bf16", "decode fp8", "decode small"
-COMFYUI, PICTURES = "comfyui", "pictures"
+COMFYUI, ENCODE, DRAW = "comfyui", "encode", "draw"
 MEMORY, MEMORY_ASYNC = "little memory", "little memory async"
 
 
@@ -139,7 +139,7 @@ def told(found: Sequence[Finding]) -> str:
         else:
             count = one.note if one.note.startswith("of ") else ""
             cells.append(f"{short(one.figure)} {one.unit} {count}")
-    return "; ".join(cell.strip() for cell in cells)[:120]
+    return "; ".join(dict.fromkeys(cell.strip() for cell in cells))[:120]
 
 
 def figures(*names: str) -> Callable[[Outcome], Measured | None]:
@@ -213,8 +213,8 @@ GOALS = (
     Goal("Stop in the middle of a reply, of a picture", "within 2 s", COMFYUI, _STOPPED),
     Goal("unloading", "gives the memory back", COMFYUI, verdicts(findings.UNLOADED)),
     Goal("most memory in use in ComfyUI, all told", "", COMFYUI, figures(findings.MOST)),
-    Goal("encode, batch 1, 8, 64", "", PICTURES, rates("encode, batch"), only_full=True),
-    Goal("draw, 768 pixels, 20 steps", "", PICTURES, rates("draw,"), only_full=True),
+    Goal("encode, batch 1, 8, 64", "", ENCODE, rates("encode, batch"), only_full=True),
+    Goal("draw, 768 pixels, 20 steps", "", DRAW, rates("draw,"), only_full=True),
 )
 
 NOT_FOUND = "did not get so far"

@@ -69,7 +69,8 @@ def look(subject: Subject, findings: Findings, tokens: int) -> None:
 
     plain = reply(False)
     if device.type != "cuda":
-        findings.add(EQUAL_GRAPHS, note="not run: no graphs on this device")
+        for name in (EQUAL_GRAPHS, EQUAL_SHORT, LEAKED):
+            findings.add(name, note="not run: no card")
         compare(findings, "the same greedy tokens twice", plain, reply(False))
         return
     compare(findings, EQUAL_GRAPHS, plain, reply(True))
