@@ -158,7 +158,8 @@ def run_bench(args: argparse.Namespace) -> None:
         check_output(args.json)
     only = tuple(args.only.split(",")) if args.only else ()
     options = BenchOptions(
-        args.size, args.device, args.precision, only, args.repeat, args.tokens, args.steps
+        *(args.size, args.device, args.precision, only),
+        *(args.repeat, args.tokens, args.steps, args.peers),
     )
     report = run_bench(options, say)
     if args.json:
@@ -317,6 +318,9 @@ def _add_bench_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repeat", type=int, default=3, help="measurements of each thing")
     command.add_argument("--tokens", type=int, default=128, help="new tokens of a timed reply")
     command.add_argument("--steps", type=int, default=20, help="diffusion steps of a picture")
+    command.add_argument(
+        "--peers", default="all", help="all, eager (none that compiles) or none: ours alone"
+    )
     command.add_argument("--json", type=Path, help="also write every figure to this file")
 
 

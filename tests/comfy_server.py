@@ -24,6 +24,7 @@ from typing import Any
 
 PACK_ROOT = Path(__file__).resolve().parents[1]
 PACK_NAME = "seed-llama"
+ON_THE_PROCESSOR = ("--cpu",)  # of the host's own arguments
 FINAL_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
 # A copied pack needs neither its tests nor its history.
 NOT_COPIED = shutil.ignore_patterns(
@@ -115,14 +116,17 @@ class Run:
 
 
 class ComfyServer:
-    """One running server. `start()` and `stop()` may be called once each."""
+    """One running server. `start()` and `stop()` may be called once each.
+
+    `args` are the host's own; without any it computes on the card.
+    """
 
     def __init__(
         self,
         checkout: Path,
         base_dir: Path,
         packs: dict[str, Path] | None = None,
-        args: tuple[str, ...] = (),
+        args: tuple[str, ...] = ON_THE_PROCESSOR,
     ):
         self.checkout = checkout
         self.base_dir = base_dir
@@ -235,7 +239,7 @@ class ComfyServer:
         return [
             find_python(self.checkout),
             str(self.checkout / "main.py"),
-            *("--cpu", "--listen", "127.0.0.1", "--port", str(self.port)),
+            *("--listen", "127.0.0.1", "--port", str(self.port)),
             *("--base-directory", str(self.base_dir), "--database-url", f"sqlite:///{database}"),
             *("--disable-auto-launch", "--disable-api-nodes", *self.args),
         ]

@@ -17,7 +17,7 @@ from ..checkpoints import LLM_PRECISIONS
 from ..errors import OptionError
 from . import peers
 from .meter import Meter, device_name
-from .sections import SECTIONS, Bench, Work
+from .sections import COMPARED_WITH, NEEDED, SECTIONS, Bench, Work
 from .subject import LANGUAGE_ONLY, MINI, SIZES, Subject
 from .table import Table
 
@@ -37,6 +37,7 @@ class BenchOptions:
         repeat: how often each thing is measured, after once that does not count.
         tokens: new tokens of a timed reply.
         steps: diffusion steps of a picture.
+        peers: one of `COMPARED_WITH`.
 
     Raises:
         OptionError: a value outside its range, or a part that the size does not have.
@@ -49,6 +50,7 @@ class BenchOptions:
     repeat: int = 3
     tokens: int = 128
     steps: int = 20
+    peers: str = COMPARED_WITH[0]
 
     def __post_init__(self) -> None:
         for name in ("repeat", "tokens", "steps"):
@@ -56,6 +58,10 @@ class BenchOptions:
                 raise OptionError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.size not in SIZES:
             raise OptionError(f"size must be one of {', '.join(SIZES)}; got {self.size!r}")
+        if self.peers not in COMPARED_WITH:
+            raise OptionError(
+                f"peers must be one of {', '.join(COMPARED_WITH)}; got {self.peers!r}"
+            )
         if self.precision == "fp8" and self.size == MINI:
             raise OptionError(f"size {MINI} is no fp8 model; choose another size or precision")
         if wrong := [name for name in self.only if name not in self.sections()]:
@@ -69,6 +75,13 @@ class BenchOptions:
         language_only = self.size in LANGUAGE_ONLY
         return ("load", "decode", "quality") if language_only else tuple(SECTIONS)
 
+    def libraries(self) -> tuple[str, ...]:
+        """Return the peers' libraries that have to be there."""
+        needed = {name for part in self.only or self.sections() for name in NEEDED[part]}
+        # Without peers, diffusers is still what our decoder is built of.
+        unused = {peers.TRANSFORMERS} if self.peers == COMPARED_WITH[-1] else set()
+        return tuple(name for name in peers.PEERS if name in needed - unused)
+
     def precision_name(self) -> str:
         """Return the precision, by its usual name."""
         return self.precision or ("fp16" if self.device.type == "cuda" else "fp32")
@@ -80,17 +93,18 @@ def run_bench(options: BenchOptions, write: Callable[[str], None]) -> dict[str, 
     Raises:
         OptionError: a peer is not installed.
     """
-    peers.check_installed()
-    peers.silence()
+    libraries = options.libraries()
+    peers.check_installed(libraries)
+    peers.silence(libraries)
     precision = options.precision_name()
-    device, versions = device_name(options.device), peers.versions()
+    device, versions = device_name(options.device), peers.versions(libraries)
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     write(f"{options.size}, {precision} on {device}; {listed}\n")
     bench = Bench(
         Subject(options.size, options.device, LLM_PRECISIONS[precision]),
         Meter(options.device, options.repeat),
         Table(write),
-        Work(options.tokens, options.steps),
+        Work(options.tokens, options.steps, options.peers),
     )
     # Building a network of transformers or diffusers draws numbers that nobody uses.
     with torch.random.fork_rng(devices=[]):

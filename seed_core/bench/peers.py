@@ -18,7 +18,7 @@ from ..errors import OptionError
 from ..tokenizer import SeedTokenizer
 from .subject import MINI, Subject
 
-PEERS = ("transformers", "diffusers")
+TRANSFORMERS, DIFFUSERS = PEERS = ("transformers", "diffusers")
 
 _TOWER_NAMES = (
     ("cls_token", "embeddings.class_embedding"),
@@ -37,13 +37,13 @@ def library(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def check_installed() -> None:
+def check_installed(libraries: Sequence[str] = PEERS) -> None:
     """Refuse to start where there is nothing to compare with.
 
     Raises:
-        OptionError: transformers or diffusers is not installed.
+        OptionError: one of the libraries is not installed.
     """
-    names = [name for name in PEERS if not importlib.util.find_spec(name)]
+    names = [name for name in libraries if not importlib.util.find_spec(name)]
     if names:
         raise OptionError(
             f"bench compares with transformers and diffusers, but {' and '.join(names)} cannot be "
@@ -51,17 +51,17 @@ def check_installed() -> None:
         )
 
 
-def silence() -> None:
+def silence(libraries: Sequence[str] = PEERS) -> None:
     """Keep the peers' progress bars and advice out of the table."""
-    for name in PEERS:
+    for name in libraries:
         logging = library(f"{name}.utils.logging")
         logging.disable_progress_bar()
         logging.set_verbosity_error()
 
 
-def versions() -> dict[str, str]:
+def versions(libraries: Sequence[str] = PEERS) -> dict[str, str]:
     """Return the versions of what was measured with."""
-    return {name: str(library(name).__version__) for name in ("torch", *PEERS)}
+    return {name: str(library(name).__version__) for name in ("torch", *libraries)}
 
 
 def load_llama(subject: Subject) -> Any:

@@ -34,8 +34,12 @@ from .table import LIMIT, OURS, Figure, Table
 BATCHES = (1, 8, 64)
 VARIATIONS = (1, 4, 8)
 
-_TRANSFORMERS = "transformers"
-_CACHES = {_TRANSFORMERS: None, "transformers, static": "static"}
+COMPARED_WITH = ("all", "eager", "none")
+"""Which peers run: all; none that compiles, which takes minutes on a card; none."""
+
+_TRANSFORMERS = peers.TRANSFORMERS
+_STATIC = f"{_TRANSFORMERS}, static"
+_CACHES = {_TRANSFORMERS: None, _STATIC: "static"}
 _ONE_THREAD = f"{_TRANSFORMERS}, one thread"
 """A peer has all threads as it has outside, and once more as few as ours takes for small work."""
 
@@ -57,10 +61,22 @@ class Work:
     Attributes:
         tokens: new tokens of a timed reply; equality is checked over four times as many.
         steps: diffusion steps of a picture.
+        peers: one of `COMPARED_WITH`.
     """
 
     tokens: int = 128
     steps: int = 20
+    peers: str = COMPARED_WITH[0]
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether anything is compared with."""
+        return self.peers != "none"
+
+    @property
+    def caches(self) -> dict[str, str | None]:
+        """How transformers generates, by what it is called in the table."""
+        return {who: x for who, x in _CACHES.items() if self.peers == "all" or who != _STATIC}
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ class Bench:
 
     def peer(self, measure: str, who: str, call: Callable[[], None]) -> None:
         """Run a peer's part of the table; add why where it cannot go on."""
-        if isinstance(failure := attempt(call), str):
+        if self.work.has_peers and isinstance(failure := attempt(call), str):
             self.table.add(measure, who, failure)
 
     @property
@@ -108,7 +124,7 @@ def _loading(
     who = "diffusers" if part == "decoder" else "transformers"
     for measure, figure in bench.meter.loading(ours).items():
         bench.table.add(f"load {part}, {measure}", OURS, figure, origin)
-    if theirs is None:
+    if theirs is None or not bench.work.has_peers:
         return
     found = attempt(lambda: bench.meter.loading(theirs))
     figures = {"time": found} if isinstance(found, str) else found
@@ -189,7 +205,7 @@ def _their_decoding(bench: Bench, ours: list[int]) -> None:
         return peers.generate(model, start, rows, new_tokens, _END, cache)
 
     bench.speed(_PREFILL, _TRANSFORMERS, len(text), lambda: peers.prefill(model, text))
-    for who, cache in _CACHES.items():
+    for who, cache in bench.work.caches.items():
         for rows in VARIATIONS:
             bench.speed(_writing(rows), who, rows * tokens, partial(write, rows, cache))
             bench.meter.free()
@@ -217,6 +233,8 @@ def draw(bench: Bench) -> None:
     tokenizer, decoder = subject.tokenizer(), subject.decoder()
     measure = f"draw, {decoder.size} pixels, {steps} steps"
     bench.table.add(measure, OURS, _our_drawing(bench, tokenizer, decoder))
+    if not bench.work.has_peers:
+        return
     bench.meter.free()
     theirs = attempt(lambda: _their_drawing(bench, tokenizer, decoder))
     note = "transformers' tokens, our embedding, StableUnCLIPImg2ImgPipeline"
@@ -372,3 +390,12 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "draw": draw,
     "quality": quality,
 }
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "load": peers.PEERS,
+    "encode": (_TRANSFORMERS,),
+    "decode": (_TRANSFORMERS,),
+    "draw": peers.PEERS,
+    "quality": (),
+}
+"""The libraries that each part is compared with."""

@@ -82,6 +82,25 @@ def test_mini_end_to_end_has_every_row(tmp_path, capsys):
     assert all(f"| {measure} " in table for measure in wanted)
 
 
+@pytest.mark.parametrize(("peers", "left"), [("eager", {"transformers"}), ("none", set())])
+def test_peers_can_be_left_out(tiny_300m, peers, left):
+    rows, _ = measured(size=tiny_300m, only=("load", "decode"), peers=peers)
+    assert {row["who"] for row in rows} == {"ours", "limit"} | left
+
+
+@pytest.mark.parametrize(
+    ("only", "peers", "libraries"),
+    [
+        (("decode",), "all", ("transformers",)),
+        (("encode", "draw"), "eager", ("transformers", "diffusers")),
+        (("decode", "encode"), "none", ()),
+        (("draw",), "none", ("diffusers",)),
+    ],
+)
+def test_only_libraries_that_are_used_have_to_be_there(only, peers, libraries):
+    assert BenchOptions(only=only, peers=peers).libraries() == libraries
+
+
 def test_random_weights_are_the_same_on_both_sides(tiny_300m):
     rows, _ = measured(size=tiny_300m)
     parts = {"load", "prefill", "decode,", "equal", "tokens"}
@@ -180,6 +199,7 @@ def test_a_missing_peer_is_one_sentence_that_says_what_to_install(monkeypatch, c
         ({"only": ("paint",)}, "paint"),
         ({"size": "7b"}, "7b"),
         ({"precision": "fp8"}, "fp8"),
+        ({"peers": "some"}, "some"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(options, named):

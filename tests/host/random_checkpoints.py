@@ -8,12 +8,21 @@ download. Tensors are drawn and written one by one: no more than one is in memor
 import json
 import math
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 Shapes = dict[str, tuple[int, ...]]
+Form = tuple[torch.dtype, tuple[int, ...]]
+
+STORED_AS = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 
 UNET_WIDTH = 320
 UNET_FACTORS = (1, 2, 4, 4)
@@ -73,26 +82,47 @@ def write_tokenizer(source: Path, folder: Path, **sizes: int | str) -> None:
 
 
 def write(path: Path, shapes: Shapes, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header, end = {}, 0
-    for key, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
     generator = torch.Generator().manual_seed(seed)
+    forms = {key: (torch.float16, shape) for key, shape in shapes.items()}
+    write_tensors(path, forms, lambda key: random_tensor(key, shapes[key], generator))
+
+
+def write_tensors(
+    path: Path,
+    forms: Mapping[str, Form],
+    make: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write what `make` gives for each name, one after the other; it has the form, on any device."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for key, (dtype, shape) in forms.items():
+        start, end = end, end + nbytes(dtype, shape)
+        fields = {"dtype": STORED_AS[dtype], "shape": shape, "data_offsets": [start, end]}
+        header[key] = fields
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for key, shape in shapes.items():
-            file.write(random_tensor(key, shape, generator).numpy().data)
+        for key in forms:
+            tensor = make(key).cpu().reshape(-1)
+            file.write(tensor.view(torch.uint8).numpy().data)
+
+
+def nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """What a tensor of this form takes in a file."""
+    return dtype.itemsize * math.prod(shape)
 
 
 def random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Spread so that a layer's output is about as large as its input."""
     if len(shape) == 1 and key.endswith("weight"):
-        return torch.ones(shape, dtype=torch.float16)  # a norm's
+        return torch.ones(shape, dtype=torch.float16, device=generator.device)  # a norm's
     # The host takes an SD 2 for one that predicts v by the spread (above 0.09) of one norm's bias.
     spread = 0.2 if len(shape) == 1 else 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.empty(shape, dtype=torch.float16).normal_(std=spread, generator=generator)
+    empty = torch.empty(shape, dtype=torch.float16, device=generator.device)
+    return empty.normal_(std=spread, generator=generator)
 
 
 # --- layers ---

@@ -1,8 +1,11 @@
 """A custom node pack for the tests only: tells what is inside the running ComfyUI."""
 
 import gc
+import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management
 import psutil
@@ -12,6 +15,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save
 from server import PromptServer
+
+from .copies import count_copies
 
 
 def _state() -> dict[str, object]:
@@ -48,6 +53,34 @@ async def tensors(request: web.Request) -> web.Response:
     storages = [t.untyped_storage() for t in found if t.layout == torch.strided]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return web.json_response({"tensors": len(found), "bytes": sum(sizes.values())})
+
+
+_profiles: list[torch.profiler.profile] = []
+"""The one that runs, if one does."""
+
+
+@PromptServer.instance.routes.post("/seed_test/copies")
+async def begin_counting(request: web.Request) -> web.Response:
+    """Count what is copied to and from the card from now on, by whatever thread or library."""
+    if torch.cuda.is_available():
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        profile.start()
+        _profiles.append(profile)
+    return web.Response()
+
+
+@PromptServer.instance.routes.get("/seed_test/copies")
+async def copies(request: web.Request) -> web.Response:
+    """Stop counting, and tell the bytes."""
+    if not _profiles:
+        return web.json_response({"why_not": "there is no card"})
+    profile = _profiles.pop()
+    profile.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return web.json_response(count_copies(events))
 
 
 _seen: dict[str, torch.Tensor] = {}
