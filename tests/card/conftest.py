@@ -108,3 +108,16 @@ def theatre(
 def played(request: pytest.FixtureRequest, theatre: Theatre) -> list[Any]:
     """The records of the play that the test is parametrised by."""
     return theatre.records(request.param)
+
+
+@pytest.fixture
+def total(request: pytest.FixtureRequest, invented: ModuleType) -> int:
+    """Bytes of the card that the test is parametrised by."""
+    row = request.node.callspec.params[OWNER].partition(": ")[0]
+    return invented.cards.Row.parse(row).model.gigabytes * invented.cards.GIB
+
+
+@pytest.fixture
+def reserve() -> int:
+    """What the host leaves free beside working memory, and the system takes."""
+    return int((0.6 + 0.4) * 2**30)

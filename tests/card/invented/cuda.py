@@ -118,6 +118,7 @@ class Cuda:
         FakeTensor.data = property(_get_data, _set_data)
         FakeTensor.__format__ = _format
         torch.nn.Module._apply = _apply
+        torch.Generator = _Generator
         for name in _INITIALISERS:
             setattr(torch.nn.init, name, lambda tensor, *options, **named: tensor)
 
@@ -153,6 +154,13 @@ def _apply(self: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Mod
         if buffer is not None:
             self._buffers[name] = fn(buffer)
     return self
+
+
+class _Generator(torch.Generator):
+    """A source of random numbers in main memory, whatever place it is asked for."""
+
+    def __new__(cls, device: object = "cpu") -> "_Generator":
+        return super().__new__(cls, "cpu")
 
 
 class _Runtime:

@@ -37,7 +37,7 @@ def write_models(base: Path, pack: Path) -> None:
     models = base / "models"
     _write_llms(models / "seed_llm", pack)
     _write_tokenizers(models / "seed_tokenizer")
-    _write_decoder(models / "seed_decoder" / "sd21-unclip.safetensors")
+    _write_decoders(models / "seed_decoder")
     _write_loras(models / "seed_lora")
 
 
@@ -143,13 +143,28 @@ def _write_tokenizers(folder: Path) -> None:
         (folder / name / "config.json").write_text(text, encoding="utf-8")
 
 
-def _write_decoder(path: Path) -> None:
-    """Stable Diffusion 2.1 unCLIP as the pack's converter writes it: everything in one file."""
+def _write_decoders(folder: Path) -> None:
+    """Stable Diffusion 2.1 unCLIP, and its outermost layers for what is counted by step."""
+    sizes = _core("unclip_single_file")
+    _write_decoder(folder / "sd21-unclip.safetensors", sizes.UNET, sizes.VAE)
+    unet = sizes.UNET | {
+        "block_out_channels": (320, 640),
+        "attention_head_dim": (5, 10),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+    }
+    vae = sizes.VAE | {"layers_per_block": 1}
+    _write_decoder(folder / "shallow.safetensors", unet, vae)
+
+
+def _write_decoder(path: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Write a decoder as the pack's converter does: everything in one file."""
     import diffusers
 
     sizes = _core("unclip_single_file")
-    parts = {"unet": (diffusers.UNet2DConditionModel, sizes.UNET)}
-    parts["vae"] = (diffusers.AutoencoderKL, sizes.VAE)
+    parts = {"unet": (diffusers.UNet2DConditionModel, unet)}
+    parts["vae"] = (diffusers.AutoencoderKL, vae)
     shapes: dict[str, tuple[int, ...]] = {}
     for part, (kind, config) in parts.items():
         with torch.device("meta"):
@@ -159,8 +174,8 @@ def _write_decoder(path: Path) -> None:
     shapes |= dict.fromkeys(values, (1, 1024)) | {"text_encoder.empty_prompt": (1, 77, 1024)}
     files = {
         "model_index.json": {"_class_name": "StableUnCLIPImg2ImgPipeline"},
-        "unet/config.json": sizes.UNET,
-        "vae/config.json": sizes.VAE,
+        "unet/config.json": unet,
+        "vae/config.json": vae,
         "scheduler/scheduler_config.json": sizes.SCHEDULER,
         "image_noising_scheduler/scheduler_config.json": sizes.NOISING_SCHEDULER,
     }

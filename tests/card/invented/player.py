@@ -96,17 +96,22 @@ class Player:
         return partial(kind.execute, model, codes)
 
     def _decode(
-        self, side: int = 0, pictures: int = 1, steps: int = 1, scheduler: str = "DDIMScheduler"
+        self,
+        decoder: str = "sd21-unclip",
+        side: int = 0,
+        pictures: int = 1,
+        steps: int = 1,
+        scheduler: str = "DDIMScheduler",
     ) -> Callable[[], Any]:
         import diffusers
 
-        tokenizer, decoder = self._tokenizer("seed-2"), self._decoder()
-        config = decoder.core.scheduler.config
-        decoder.core.scheduler = getattr(diffusers, scheduler).from_config(config)
+        tokenizer, model = self._tokenizer("seed-2"), self._decoder(decoder)
+        config = model.core.scheduler.config
+        model.core.scheduler = getattr(diffusers, scheduler).from_config(config)
         options = {"seed": 0, "steps": steps, "guidance_scale": 10.0, "noise_level": 0}
         codes = self._codes("seed-2", pictures)
         node = self._host.nodes.decode.SeedDecode
-        return partial(node.execute, tokenizer, decoder, codes, **options, width=side, height=side)
+        return partial(node.execute, tokenizer, model, codes, **options, width=side, height=side)
 
     def _fault(self, name: str) -> Callable[[], Any]:
         """Something done wrong on purpose, see ``faults``."""
@@ -156,9 +161,9 @@ class Player:
         choice = f"{name}/model.safetensors"
         return self._load(self._host.nodes.loaders.SeedTokenizerLoader, choice, precision="auto")
 
-    def _decoder(self) -> Any:
+    def _decoder(self, name: str) -> Any:
         loader = self._host.nodes.loaders.SeedDecoderLoader
-        return self._load(loader, "sd21-unclip.safetensors", precision="auto")
+        return self._load(loader, f"{name}.safetensors", precision="auto")
 
     def _codes(self, family: str, pictures: int) -> Any:
         codes = importlib.import_module(f"{PACK}.seed_core.codes")

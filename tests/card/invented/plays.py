@@ -24,59 +24,55 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 
+BF16 = do("generate", reply="text", tokens=4)
+FP8 = do("generate", llm="8b fp8", reply="text", tokens=4)
 
-def _replies(action: str, *llms: str) -> tuple[Action, ...]:
+
+def _with_adapter(generate: Action, lora: str) -> Action:
+    action, options = generate
+    return action, {**options, "lora": lora}
+
+
+def _replies(action: str) -> tuple[Action, ...]:
     """Of each model one reply that loads it, then a shorter and a longer one; none ends by itself."""
     return tuple(
-        do(action, llm=llm, tokens=tokens, reply="text")
-        for llm in llms
+        do(action, llm=f"8b {precision} {layers} layers", tokens=tokens, reply="text")
+        for precision in ("bf16", "fp8")
+        for layers in (2, 3)
         for tokens in (FEW, FEW, MORE)
     )
 
 
 PLAYS: dict[str, tuple[Action, ...]] = {
     "every node twice": (
-        *(do("encode"), do("encode"), do("embed")),
-        *(do("generate"), do("generate"), do("decode"), do("decode"), do("unload"), do("forget")),
+        *(do("encode"), do("encode"), do("embed"), BF16, BF16, do("decode"), do("decode")),
+        *(do("unload"), do("forget")),
     ),
-    "every node in fp8": (do("generate", llm="8b fp8"), do("generate", llm="8b fp8")),
+    "fp8 twice": (FP8, FP8),
     "SEED-1": (do("encode", tokenizer="seed-1"), do("embed", tokenizer="seed-1")),
-    "in turns": (do("generate"), do("decode"), do("generate"), do("decode"), do("generate")),
-    "in turns in fp8": (
-        *(do("generate", llm="8b fp8"), do("decode")),
-        *(do("generate", llm="8b fp8"), do("decode"), do("generate", llm="8b fp8")),
-    ),
+    "in turns": (BF16, do("decode"), BF16, do("decode"), BF16),
+    "in turns in fp8": (FP8, do("decode"), FP8, do("decode"), FP8),
     "adapters": (
-        *(do("generate"), do("generate", lora="few"), do("generate"), do("generate", lora="few")),
-        *(do("generate", lora="few"), do("generate", lora="all"), do("generate")),
+        *(BF16, _with_adapter(BF16, "few"), BF16, _with_adapter(BF16, "few")),
+        *(_with_adapter(BF16, "few"), _with_adapter(BF16, "all"), BF16),
     ),
     "adapters in fp8": (
-        *(do("generate", llm="8b fp8"), do("generate", llm="8b fp8", lora="few")),
-        *(do("generate", llm="8b fp8"), do("generate", llm="8b fp8", lora="few")),
-        do("generate", llm="8b fp8", lora="few"),
+        *(FP8, _with_adapter(FP8, "few"), FP8, _with_adapter(FP8, "few")),
+        _with_adapter(FP8, "few"),
     ),
-    "pictures": (do("decode"), do("decode", side=1080), do("decode", side=1536)),
+    "a large picture": (do("decode", side=1080),),
     "much at once": (
-        *(do("encode", pictures=1), do("encode", pictures=64)),
-        do("encode", tokenizer="seed-1", pictures=64),
-        *(do("generate", variations=rows, reply="text", tokens=FEW) for rows in (1, 4, 8)),
-        do("generate", words=900, reply="text", tokens=FEW),
-        do("generate", words=400, variations=8, reply="text", tokens=FEW),
-        *(do("decode"), do("decode", side=1080), do("decode", side=1536)),
+        *(do("encode"), do("encode", pictures=64)),
+        *(do("generate", variations=rows, reply="text", tokens=4) for rows in (1, 4, 8)),
+        do("generate", words=900, reply="text", tokens=4),
+        do("generate", words=400, variations=8, reply="text", tokens=4),
+        *(do("decode"), do("decode", side=1080), do("decode", side=1104)),
     ),
-    "much at once in fp8": (
-        do("generate", llm="8b fp8", reply="text", tokens=FEW),
-        do("generate", llm="8b fp8", words=900, reply="text", tokens=FEW),
-    ),
-    "replies": _replies("generate", "8b bf16", "8b fp8"),
-    "depths": _replies(
-        "generate", *(f"8b {p} {n} layers" for p in ("bf16", "fp8") for n in (2, 3))
-    ),
-    "depths without the host": _replies(
-        "generate_without_host", *(f"8b {p} {n} layers" for p in ("bf16", "fp8") for n in (2, 3))
-    ),
+    "much at once in fp8": (FP8, do("generate", llm="8b fp8", words=900, reply="text", tokens=4)),
+    "depths": _replies("generate"),
+    "depths without the host": _replies("generate_without_host"),
     "schedulers": tuple(
-        do("decode", scheduler=scheduler, steps=steps)
+        do("decode", decoder="shallow", scheduler=scheduler, steps=steps)
         for scheduler in SCHEDULERS
         for steps in (FEW_STEPS, MORE_STEPS)
     ),

@@ -8,13 +8,14 @@ without numbers (see `Watch._answer`), and counted as a wait.
 
 import linecache
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import arg_tree_leaves, tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from .cards import Graph, Record
 from .cuda import Cuda
@@ -70,7 +71,7 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        leaves = arg_tree_leaves(*args, **kwargs)
+        leaves = _flat((*args, *kwargs.values()))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if any(type(tensor) not in _PLAIN for tensor in tensors):
             return NotImplemented  # quantised tensors come back here with what they are made of
@@ -118,10 +119,12 @@ class Watch(TorchDispatchMode):
             _check_dtypes(name, tensors)
         if name in _NEEDS_VALUES or _indexes_by_mask(name, args):
             self._cuda.wait(f"{name}, whose shape depends on numbers")
-        args, kwargs = tree_map(self._invented, (args, kwargs))
-        before = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if _is_on_card(tensor)}
+        before = {_storage(tensor) for tensor in tensors if _is_on_card(tensor)}
+        if not all(isinstance(tensor, FakeTensor) for tensor in tensors):
+            args, kwargs = tree_map(self._invented, (args, kwargs))
+        kwargs.pop("generator", None)  # of random numbers that nobody draws
         out = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        made = [leaf for leaf in _flat((out,)) if isinstance(leaf, torch.Tensor)]
         for tensor in filter(_is_on_card, made):
             self._cuda.memory.hold(tensor)
         crossed = name in _COPIES and self._count_copy(name, args, kwargs, tensors, made)
@@ -206,6 +209,17 @@ class Watch(TorchDispatchMode):
                     return f"{name}{file[len(root) :]} {code}"
             frame = frame.f_back
         return "elsewhere"
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """What operations are called with: values, and lists of them."""
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            flat.extend(value)
+        else:
+            flat.append(value)
+    return flat
 
 
 def _is_on_card(leaf: Any) -> bool:

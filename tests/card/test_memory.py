@@ -1,0 +1,63 @@
+"""Working memory: as much as is asked for, not much less, and all of it given back."""
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+GIB, MIB = 2**30, 2**20
+SYSTEM = int(0.6 * GIB)
+"""What is never free, see the stand-in of memory."""
+
+ALL_NODES = "every node twice"
+MUCH = ["RTX 4090: much at once", "RTX 4090: much at once in fp8", "RTX 3090: much at once in fp8"]
+LITTLE = 64 * MIB
+"""Too little to be worth a closer estimate."""
+
+
+@pytest.mark.parametrize("played", MUCH, indirect=True)
+def test_memory_required_covers_what_is_used(played):
+    short = {
+        f"{record.action}, {readied.model}": f"{readied.used / MIB:.0f} of {readied.asked / MIB:.0f}"
+        for record in played
+        for readied in record.readied
+        if readied.used > readied.asked
+    }
+    assert short == {}
+
+
+@pytest.mark.parametrize("played", MUCH, indirect=True)
+def test_memory_required_asks_for_at_most_three_times_what_is_used(played):
+    wasteful = {
+        f"{record.action}, {readied.model}": f"{readied.used / MIB:.0f} of {readied.asked / MIB:.0f}"
+        for record in played
+        for readied in record.readied
+        if readied.asked > 3 * readied.used + LITTLE
+    }
+    assert wasteful == {}
+
+
+@pytest.mark.parametrize(
+    "played",
+    [
+        f"{row}: {ALL_NODES}"
+        for row in (
+            *("RTX 3050 Laptop", "RTX 4080", "RTX 4090", "RTX 4090 --novram"),
+            "RTX 4090 --disable-dynamic-vram --disable-cuda-malloc",
+        )
+    ],
+    indirect=True,
+)
+def test_unloading_gives_all_memory_back(played):
+    unload = next(record for record in played if record.action == "unload")
+    assert set(unload.on_card.values()) == {0}
+    assert unload.live == SYSTEM
+
+
+@pytest.mark.parametrize(
+    "played",
+    [f"{row}: {ALL_NODES}" for row in ("RTX 4090", "RTX 4090 --gpu-only")],
+    indirect=True,
+)
+def test_models_that_no_wire_holds_leave_nothing(played):
+    assert played[-1].action == "forget"
+    assert played[-1].live == SYSTEM
