@@ -8,8 +8,11 @@ LARGE = [
     *("RTX 4090", "RTX 4090 --disable-dynamic-vram --disable-cuda-malloc", "RTX 4080"),
     "RTX 4090 --gpu-only",
 ]
-SMALL = ["RTX 3050 Laptop", "RTX 3050 Laptop --disable-dynamic-vram", "RTX 4090 --novram"]
 ALL_NODES = "every node twice"
+CRASH = pytest.mark.xfail(
+    strict=True,
+    reason="finding 2: SEED Decode meets cuda:0 and cpu, as diffusers' layers cannot be streamed",
+)
 
 
 def errors(played):
@@ -32,9 +35,7 @@ def test_no_node_meets_two_dtypes_in_fp8(played):
     assert errors(played) == {}
 
 
-@pytest.mark.parametrize(
-    "played", ["RTX 4090: SEED-1", "RTX 4090 --novram: SEED-1"], indirect=True
-)
+@pytest.mark.parametrize("played", ["RTX 4090: SEED-1", "RTX 4090 --novram: SEED-1"], indirect=True)
 def test_seed_1_meets_no_two_devices_or_dtypes(played):
     """Of SEED-1 only the tower is in 16 bits."""
     assert errors(played) == {}
@@ -45,14 +46,25 @@ def test_no_scheduler_meets_two_devices_or_two_dtypes(played):
     assert errors(played) == {}
 
 
-@pytest.mark.parametrize("played", [f"{row}: {ALL_NODES}" for row in SMALL], indirect=True)
+@pytest.mark.parametrize(
+    "played",
+    [
+        f"RTX 3050 Laptop: {ALL_NODES}",
+        pytest.param(f"RTX 3050 Laptop --disable-dynamic-vram: {ALL_NODES}", marks=CRASH),
+        pytest.param(f"RTX 4090 --novram: {ALL_NODES}", marks=CRASH),
+    ],
+    indirect=True,
+)
 def test_a_small_card_streams_instead_of_crashing(played):
     assert errors(played) == {}
 
 
 @pytest.mark.parametrize(
     "played",
-    ["RTX 3050: a large picture", "RTX 3050 --disable-dynamic-vram: a large picture"],
+    [
+        "RTX 3050: a large picture",
+        pytest.param("RTX 3050 --disable-dynamic-vram: a large picture", marks=CRASH),
+    ],
     indirect=True,
 )
 def test_a_small_card_paints_large_pictures(played):

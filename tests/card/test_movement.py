@@ -10,7 +10,25 @@ INPUTS = 4 * MIB
 RESULTS = 8 * MIB
 """A picture of 768 pixels in float32."""
 
+WEIGHT = 128 * MIB
+"""More than the largest weight, as the host moves whole ones."""
+
 ALL_NODES = "every node twice"
+
+COPIES_DECODER = pytest.mark.xfail(
+    strict=True,
+    reason="finding 1: each SEED Decode copies the whole decoder, 1.78 GiB, as dynamic memory does "
+    "not know diffusers' layers",
+)
+PUSHES_LLM = pytest.mark.xfail(
+    strict=True,
+    reason="beyond the findings: SEED Decode only embeds with the tokenizer, but has room made for "
+    "all of it, so 0.63 to 0.68 GiB of the language model leave the card each time",
+)
+RELOADS = pytest.mark.xfail(
+    strict=True,
+    reason="finding 4: a model and the same with an adapter in turns are unloaded and loaded whole",
+)
 EACH_FITS = [
     *("RTX 4080", "RTX 4090", "RTX 4090 --disable-dynamic-vram --disable-cuda-malloc"),
     "RTX 4090 --gpu-only",
@@ -38,13 +56,30 @@ def test_a_second_generate_moves_no_weights(played):
     assert second(played, "generate").down <= RESULTS
 
 
-@pytest.mark.parametrize("played", rows(EACH_FITS), indirect=True)
-def test_a_second_decode_moves_no_weights(played):
+@pytest.mark.parametrize(
+    "played",
+    [
+        *(pytest.param(row, marks=COPIES_DECODER) for row in rows(EACH_FITS[:2])),
+        *rows(EACH_FITS[2:]),
+    ],
+    indirect=True,
+)
+def test_a_second_decode_moves_no_weights_of_its_own(played):
     assert second(played, "decode").up <= INPUTS
+
+
+@pytest.mark.parametrize(
+    "played",
+    [pytest.param(rows(EACH_FITS)[0], marks=PUSHES_LLM), *rows(EACH_FITS[1:])],
+    indirect=True,
+)
+def test_a_second_decode_pushes_no_other_model_off_the_card(played):
     assert second(played, "decode").down <= RESULTS
 
 
-@pytest.mark.parametrize("played", rows(["RTX 3060", "H100 --highvram"], "fp8 twice"), indirect=True)
+@pytest.mark.parametrize(
+    "played", rows(["RTX 3060", "H100 --highvram"], "fp8 twice"), indirect=True
+)
 def test_a_second_generate_in_fp8_moves_no_weights(played):
     assert second(played, "generate").up <= INPUTS
 
@@ -52,20 +87,22 @@ def test_a_second_generate_in_fp8_moves_no_weights(played):
 @pytest.mark.parametrize(
     "played",
     [
-        *rows(["RTX 4090", "RTX 4080"], "in turns"),
-        *rows(["RTX 4060", "RTX 3060"], "in turns in fp8"),
+        pytest.param("RTX 4090: in turns", marks=COPIES_DECODER),
+        "RTX 4080: in turns",
+        pytest.param("RTX 3060: in turns in fp8", marks=PUSHES_LLM),
     ],
     indirect=True,
 )
 def test_generate_and_decode_in_turns_move_no_more_than_what_does_not_fit(played, total, reserve):
-    """The language model makes room for the decoder, and gets it back."""
+    """The language model makes room for the decoder, and gets it back; or the other way round."""
     *_, decode, generate = played
     weights = sum(max(r.on_card.get(name, 0) for r in played) for name in generate.on_card)
     working = max(readied.asked for readied in decode.readied)
     lacking = max(0, weights + working + reserve - total)
-    assert decode.down <= lacking + RESULTS
-    assert generate.up <= lacking + INPUTS
-    assert decode.up <= decode.on_card["UnclipModel"] * bool(lacking) + INPUTS
+    allowed = 1.1 * lacking + WEIGHT if lacking else 0  # the host asks for a tenth more
+    assert decode.down <= allowed + RESULTS
+    assert decode.up <= allowed + INPUTS
+    assert generate.up <= allowed + INPUTS
 
 
 @pytest.mark.parametrize("played", rows(["RTX 4090", "RTX 3090"], "depths"), indirect=True)
@@ -82,6 +119,7 @@ FEW = 4
 ADAPTERS = ["RTX 4090: adapters", "RTX 3060: adapters in fp8"]
 
 
+@RELOADS
 @pytest.mark.parametrize("played", ADAPTERS, indirect=True)
 def test_an_adapter_moves_only_the_weights_that_it_changes(played):
     """On, off, and on again; each weight goes back or comes anew, with its narrow matrices."""

@@ -23,28 +23,32 @@ def waits_of_steps(few, more):
     return dict(Counter(more.waits) - Counter(few.waits))
 
 
-LAUNCHES = {
-    ("bf16", "RTX 4090: depths without the host"): 15,
-    ("bf16", "RTX 4090: depths"): 13,
-    ("fp8", "RTX 4090: depths without the host"): 24,
-    ("fp8", "RTX 4090: depths"): 24,
-    ("fp8", "RTX 3090: depths without the host"): 24,
-    ("fp8", "RTX 3090: depths"): 24,
-}
-"""Most kernels of one layer in one step, by precision and play."""
+def more_than(count, finding):
+    """What is launched today."""
+    return pytest.mark.xfail(strict=True, reason=f"finding {finding}: {count} are launched")
 
 
-@pytest.mark.parametrize(("precision", "played"), LAUNCHES, indirect=["played"])
-def test_a_layer_launches_no_more_kernels_than(precision, played, request):
+ALONE, HOST = "depths without the host", "depths"
+LAUNCHES = [
+    pytest.param(15, "bf16", f"RTX 4090: {ALONE}", marks=more_than(16, 9)),
+    pytest.param(13, "bf16", f"RTX 4090: {HOST}", marks=more_than(16, 9)),
+    pytest.param(24, "fp8", f"RTX 4090: {ALONE}", marks=more_than(32, 9)),
+    pytest.param(24, "fp8", f"RTX 4090: {HOST}", marks=more_than(32, 9)),
+    pytest.param(24, "fp8", f"RTX 3090: {ALONE}", marks=more_than(28, 6)),
+    pytest.param(24, "fp8", f"RTX 3090: {HOST}"),
+]
+"""Most kernels of one layer in one step, by precision and play; the RTX 3090 has no fp8 units."""
+
+
+@pytest.mark.parametrize(("most", "precision", "played"), LAUNCHES, indirect=["played"])
+def test_a_layer_launches_no_more_kernels_than(most, precision, played):
     """Of two depths and two lengths, so that only one layer and one step are left."""
     runs = {}
     for depth in (2, 3):
         _, few, more = [r for r in played if f"{precision} {depth} layers" in r.action]
         assert (few.error, more.error) == ("", "")
         runs[depth] = executed(more) - executed(few)
-    per_layer = (runs[3] - runs[2]) / (MORE - FEW)
-    play = request.node.callspec.params["played"]
-    assert per_layer <= LAUNCHES[precision, play]
+    assert (runs[3] - runs[2]) / (MORE - FEW) <= most
 
 
 @pytest.mark.parametrize("played", ["RTX 4090: depths", "RTX 3090: depths"], indirect=True)
@@ -88,5 +92,5 @@ def test_nothing_waits_inside_a_unet_step(played):
         waits = waits_of_steps(few, more)
         waits = {w: n for w, n in waits.items() if not w.startswith("an event: seed_core/denoiser")}
         scheduler = more.action.split("scheduler=")[1].split()[0]
-        allowed = WAITS_OF_SCHEDULERS.get(scheduler, 0) * (MORE_STEPS - FEW_STEPS)
-        assert sum(waits.values()) <= allowed, (scheduler, waits)
+        known = WAITS_OF_SCHEDULERS.get(scheduler, 0) * (MORE_STEPS - FEW_STEPS)
+        assert sum(waits.values()) == known, (scheduler, waits)

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from .cards import Graph, Row
 from .memory import CardMemory
 
-
 _INITIALISERS = ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "zeros_", "ones_")
 """What layers fill their weights with before these are loaded; here it would only take time."""
 

@@ -81,6 +81,7 @@ class ModelVBAR:
         self.watermark = self.pages = min(-(-int(size) // PAGE), self.driver.memory.total // PAGE)
         self.resident: dict[int, int] = {}  # page to its serial
         self.pinned: set[int] = set()
+        self.driver = type(self).driver  # for as long as this lives
         self._reference = weakref.ref(self)
         self.driver.models.append(self._reference)
 

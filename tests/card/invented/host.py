@@ -63,6 +63,7 @@ def start(row: Row, checkout: Path, base: Path, pack: Path) -> Host:
     arguments = importlib.import_module("comfy.cli_args")
     is_dynamic = arguments.enables_dynamic_vram()
     driver.install(memory)
+    _install_kernels()
     management = importlib.import_module("comfy.model_management")
     patcher = importlib.import_module("comfy.model_patcher")
     if is_dynamic:
@@ -78,6 +79,15 @@ def _install_main_memory() -> None:
     memory = namedtuple("svmem", "total available percent used free")
     fixed = memory(MAIN_MEMORY, MAIN_MEMORY * 3 // 4, 25.0, MAIN_MEMORY // 4, MAIN_MEMORY // 2)
     psutil.virtual_memory = lambda: fixed
+
+
+def _install_kernels() -> None:
+    """The host's kernels by their plain equivalents; as operations of torch they are seen as one."""
+    registry = importlib.import_module("comfy_kitchen").registry
+    find = registry.get_implementation
+    registry.get_implementation = lambda name, backend=None, kwargs=None: find(
+        name, backend="eager", kwargs=kwargs
+    )
 
 
 def _import_pack(folder: Path) -> Any:

@@ -92,7 +92,9 @@ class Player:
     def _embed(self, tokenizer: str = "seed-2", pictures: int = 4) -> Callable[[], Any]:
         model, codes = self._tokenizer(tokenizer), self._codes(tokenizer, pictures)
         nodes = self._host.nodes.embed
-        kind = nodes.SeedCodesToEmbedding if tokenizer == "seed-2" else nodes.SeedCodesToConditioning
+        kind = (
+            nodes.SeedCodesToEmbedding if tokenizer == "seed-2" else nodes.SeedCodesToConditioning
+        )
         return partial(kind.execute, model, codes)
 
     def _decode(

@@ -122,7 +122,8 @@ class Watch(TorchDispatchMode):
         before = {_storage(tensor) for tensor in tensors if _is_on_card(tensor)}
         if not all(isinstance(tensor, FakeTensor) for tensor in tensors):
             args, kwargs = tree_map(self._invented, (args, kwargs))
-        kwargs.pop("generator", None)  # of random numbers that nobody draws
+        if "generator" in kwargs:
+            kwargs["generator"] = None  # of random numbers that nobody draws
         out = func(*args, **kwargs)
         made = [leaf for leaf in _flat((out,)) if isinstance(leaf, torch.Tensor)]
         for tensor in filter(_is_on_card, made):
