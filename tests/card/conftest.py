@@ -4,9 +4,11 @@ A test is parametrised by what it wants played, "CARD --ARGUMENTS: PLAY"; all th
 want is played together, two at a time, and each test waits for its own.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +57,7 @@ class Theatre:
             env=kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
             text=True,
             encoding="utf-8",
+            start_new_session=True,
         )
         requests = [self._request(text) for text in wanted]
         self._process.stdin.write(json.dumps(requests))
@@ -81,7 +84,9 @@ class Theatre:
         return [self._invented.cards.Record.from_json(dict(each)) for each in answer["records"]]
 
     def stop(self) -> None:
-        self._process.kill()
+        """End it, with the plays that nobody waits for any more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process.stdout.close()
 
@@ -118,6 +123,12 @@ def total(request: pytest.FixtureRequest, invented: ModuleType) -> int:
 
 
 @pytest.fixture
-def reserve() -> int:
-    """What the host leaves free beside working memory, and the system takes."""
-    return int((0.6 + 0.4) * 2**30)
+def system(invented: ModuleType) -> int:
+    """Bytes that are never free."""
+    return importlib.import_module(f"{invented.__name__}.memory").SYSTEM
+
+
+@pytest.fixture
+def reserve(system: int) -> int:
+    """What the host leaves free beside working memory (400 MiB), and the system takes."""
+    return system + 400 * 2**20

@@ -4,7 +4,7 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 INPUTS = 4 * MIB
 """A picture or a prompt, and the smallest weights, which dynamic memory copies for each node."""
 RESULTS = 8 * MIB
@@ -23,7 +23,7 @@ COPIES_DECODER = pytest.mark.xfail(
 PUSHES_LLM = pytest.mark.xfail(
     strict=True,
     reason="beyond the findings: SEED Decode only embeds with the tokenizer, but has room made for "
-    "all of it, so 0.63 to 0.68 GiB of the language model leave the card each time",
+    "all of it, so 0.63 to 0.68 GiB of the language model leave the card",
 )
 RELOADS = pytest.mark.xfail(
     strict=True,

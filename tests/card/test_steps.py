@@ -6,10 +6,10 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-FEW, MORE = 10, 20
-"""Tokens of the two replies."""
-FEW_STEPS, MORE_STEPS = 2, 4
-"""Steps of the two pictures."""
+
+def option(record, name):
+    """A number among the words of an action."""
+    return int(record.action.partition(f"{name}=")[2].split()[0])
 
 
 def executed(record):
@@ -43,12 +43,13 @@ LAUNCHES = [
 @pytest.mark.parametrize(("most", "precision", "played"), LAUNCHES, indirect=["played"])
 def test_a_layer_launches_no_more_kernels_than(most, precision, played):
     """Of two depths and two lengths, so that only one layer and one step are left."""
-    runs = {}
+    runs, tokens = {}, 0
     for depth in (2, 3):
         _, few, more = [r for r in played if f"{precision} {depth} layers" in r.action]
         assert (few.error, more.error) == ("", "")
         runs[depth] = executed(more) - executed(few)
-    assert (runs[3] - runs[2]) / (MORE - FEW) <= most
+        tokens = option(more, "tokens") - option(few, "tokens")
+    assert (runs[3] - runs[2]) / tokens <= most
 
 
 @pytest.mark.parametrize("played", ["RTX 4090: depths", "RTX 3090: depths"], indirect=True)
@@ -64,12 +65,7 @@ def test_nothing_waits_inside_a_decode_step(played):
 def test_steps_of_weights_that_stay_are_captured(played):
     """One graph, for so few tokens are one stretch of the cache; a step is a replay of it."""
     for record in played:
-        assert [graph.replays for graph in record.graphs] == [len_of(record) - 2]
-
-
-def len_of(record):
-    """Tokens of a reply."""
-    return int(record.action.partition("tokens=")[2].split()[0])
+        assert [graph.replays for graph in record.graphs] == [option(record, "tokens") - 2]
 
 
 @pytest.mark.parametrize("played", ["RTX 3050 Laptop: every node twice"], indirect=True)
@@ -92,5 +88,6 @@ def test_nothing_waits_inside_a_unet_step(played):
         waits = waits_of_steps(few, more)
         waits = {w: n for w, n in waits.items() if not w.startswith("an event: seed_core/denoiser")}
         scheduler = more.action.split("scheduler=")[1].split()[0]
-        known = WAITS_OF_SCHEDULERS.get(scheduler, 0) * (MORE_STEPS - FEW_STEPS)
+        steps = option(more, "steps") - option(few, "steps")
+        known = WAITS_OF_SCHEDULERS.get(scheduler, 0) * steps
         assert sum(waits.values()) == known, (scheduler, waits)

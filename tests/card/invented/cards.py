@@ -124,11 +124,6 @@ class Record:
     patchers: dict[str, str] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
 
-    @property
-    def launched(self) -> int:
-        """Kernels launched one by one; those of a replay are one."""
-        return sum(self.launches.values()) + sum(graph.replays for graph in self.graphs)
-
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
         return asdict(self)

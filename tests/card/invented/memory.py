@@ -64,10 +64,6 @@ class CardMemory:
         """Measure the peak from here on."""
         self.peak = self.live + self.graphs
 
-    def has(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is counted, itself or what it is a view of."""
-        return tensor.untyped_storage()._cdata in self._storages
-
     def hold(self, tensor: torch.Tensor) -> None:
         """Count what an operation made, for as long as it lives.
 

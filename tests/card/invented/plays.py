@@ -49,7 +49,10 @@ PLAYS: dict[str, tuple[Action, ...]] = {
         *(do("unload"), do("forget")),
     ),
     "fp8 twice": (FP8, FP8),
-    "SEED-1": (do("encode", tokenizer="seed-1"), do("embed", tokenizer="seed-1")),
+    "SEED-1": (
+        *(do("encode", tokenizer="seed-1"), do("encode", tokenizer="seed-1", pictures=64)),
+        do("embed", tokenizer="seed-1"),
+    ),
     "in turns": (BF16, do("decode"), BF16, do("decode"), BF16),
     "in turns in fp8": (FP8, do("decode"), FP8, do("decode"), FP8),
     "adapters": (

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-AT_ONCE = 2
+AT_ONCE = min(2, os.cpu_count() or 1)
 
 
 def main(checkout: Path, pack: Path) -> None:
