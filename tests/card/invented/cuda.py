@@ -116,6 +116,7 @@ class Cuda:
         FakeTensor.data_ptr = lambda tensor: tensor.untyped_storage()._cdata
         FakeTensor.data = property(_get_data, _set_data)
         FakeTensor.__format__ = _format
+        FakeTensor.tolist = _tolist
         torch.nn.Module._apply = _apply
         torch.Generator = _Generator
         for name in _INITIALISERS:
@@ -133,6 +134,14 @@ def _set_data(self: FakeTensor, value: FakeTensor) -> None:
     """As torch's own, which knows nothing of where an invented tensor is said to be."""
     _data.__set__(self, value)
     self.fake_device = value.fake_device
+
+
+_tolist_each = FakeTensor.tolist
+
+
+def _tolist(self: FakeTensor) -> Any:
+    """As torch's own, which copies once; that of invented tensors would read each number."""
+    return _tolist_each(self.cpu())
 
 
 def _format(self: FakeTensor, spec: str) -> str:

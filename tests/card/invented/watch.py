@@ -91,7 +91,7 @@ class Watch(TorchDispatchMode):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        _remember_truth(name, tensors, out)
+        _remember_truth(name, args, out)
         return out
 
     @staticmethod
@@ -133,7 +133,7 @@ class Watch(TorchDispatchMode):
         is_new = any(_storage(tensor) not in before for tensor in filter(_is_on_card, made))
         if not crossed and name not in _NO_KERNEL and (changes or is_new):
             self._count_launch(name)
-        _remember_truth(name, tensors, out)
+        _remember_truth(name, args, out)
         return out
 
     def _invented(self, leaf: Any) -> Any:
@@ -187,7 +187,7 @@ class Watch(TorchDispatchMode):
     def _answer(tensor: torch.Tensor, is_flag: bool) -> Any:
         """What is read of an invented tensor: everything is 0, and a flag what is known of it."""
         if is_flag or tensor.dtype == torch.bool:
-            return getattr(tensor, "is_known_true", False)
+            return _is_true(tensor)
         return 0.0 if tensor.is_floating_point() else 0
 
     def _waited(self, what: str) -> None:
@@ -255,17 +255,27 @@ def _check_dtypes(name: str, tensors: list[torch.Tensor]) -> None:
 _TRUE = {"isfinite", "ones", "ones_like"}
 _OR = {"any", "logical_or", "bitwise_or", "bitwise_or_", "__or__", "__ior__"}
 _NOT = {"logical_not", "bitwise_not"}
+_WRITES = {"copy_", "fill_", "index_put_"}
 
 
-def _remember_truth(name: str, tensors: list[torch.Tensor], out: Any) -> None:
-    """Flags: numbers are finite, nothing has ended, and what follows from that."""
+def _is_true(flags: torch.Tensor) -> bool:
+    return getattr(flags.untyped_storage(), "is_known_true", False)
+
+
+def _remember_truth(name: str, args: tuple[Any, ...], out: Any) -> None:
+    """Flags: numbers are finite, nothing has ended, and what follows from that.
+
+    Known of a storage, so that views and what is written through them are one.
+    """
     if not isinstance(out, FakeTensor) or out.dtype != torch.bool:
         return
-    known = [getattr(x, "is_known_true", False) for x in tensors if x.dtype == torch.bool]
+    flags = [x for x in _flat(args) if isinstance(x, torch.Tensor) and x.dtype == torch.bool]
     if name in _NOT:
-        truth = not known[0]
+        truth = not _is_true(flags[0])
     elif name in _OR:
-        truth = any(known)
+        truth = any(map(_is_true, flags))
+    elif name in _WRITES:
+        truth = _is_true(flags[-1]) if len(flags) > 1 else True in args
     else:
-        truth = name in _TRUE or (bool(known) and all(known))
-    out.is_known_true = truth
+        truth = name in _TRUE or (bool(flags) and all(map(_is_true, flags)))
+    out.untyped_storage().is_known_true = truth
