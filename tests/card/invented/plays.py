@@ -15,7 +15,7 @@ def do(action: str, **options: Any) -> Action:
 
 FEW, MORE = 10, 20
 """Tokens of two replies, whose difference is what single steps do."""
-FEW_STEPS, MORE_STEPS = 2, 4
+FEW_STEPS, MORE_STEPS = 2, 3
 """Steps of two pictures, likewise."""
 
 SCHEDULERS = (
