@@ -1,7 +1,7 @@
 """Plays nodes on invented cards, in ComfyUI's own Python, and hands their records to the tests.
 
-A test is parametrised by what it wants played, "CARD --ARGUMENTS: PLAY"; all that the selected tests
-want is played together, two at a time, and each test waits for its own.
+A test is parametrised by what it wants played, "CARD --ARGUMENTS: PLAY"; all that the selected
+tests want is played together, two at a time, and each test waits for its own.
 """
 
 import contextlib

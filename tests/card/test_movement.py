@@ -1,4 +1,4 @@
-"""What travels between main memory and the card: weights once, and only as many as there is no room."""
+"""What travels between main memory and the card: weights once, and only what finds no room."""
 
 import pytest
 

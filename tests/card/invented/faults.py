@@ -68,7 +68,7 @@ def look_in_capture(host: Host, fake: Any) -> None:
 
 
 def plain_layers(host: Host, fake: Any) -> None:
-    """A network of torch's own layers, made ready twice: the host cannot leave them where they are."""
+    """A network of torch's own layers made ready twice: the host cannot leave them there."""
     _ready_twice(host, nn.Linear)
 
 

@@ -1,7 +1,7 @@
-"""The real ComfyUI, as much of it as manages memory, started on an invented card with this pack in it.
+"""The real ComfyUI, as much of it as manages memory, started on an invented card with this pack.
 
-ComfyUI reads its launch arguments and asks for the card when it is imported, so this happens once in
-a process. What main.py does about memory is done here; the server is left out.
+ComfyUI reads its launch arguments and asks for the card when it is imported, so this happens once
+in a process. What main.py does about memory is done here; the server is left out.
 """
 
 import importlib
@@ -82,7 +82,7 @@ def _install_main_memory() -> None:
 
 
 def _install_kernels() -> None:
-    """The host's kernels by their plain equivalents; as operations of torch they are seen as one."""
+    """The host's kernels by their plain equivalents; what torch knows as one operation stays one."""
     registry = importlib.import_module("comfy_kitchen").registry
     find = registry.get_implementation
     registry.get_implementation = lambda name, backend=None, kwargs=None: find(

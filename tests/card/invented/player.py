@@ -53,7 +53,7 @@ class Player:
         self._describe(record)
         return record
 
-    # --- actions: each loads what it needs, and returns what is to be recorded ---------------------
+    # --- actions: each loads what it needs, and returns what is to be recorded -----------------
 
     def _generate(
         self,

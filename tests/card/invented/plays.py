@@ -34,7 +34,7 @@ def _with_adapter(generate: Action, lora: str) -> Action:
 
 
 def _replies(action: str) -> tuple[Action, ...]:
-    """Of each model one reply that loads it, then a shorter and a longer one; none ends by itself."""
+    """Of each model a reply that loads it, then a shorter and a longer one; none ends by itself."""
     return tuple(
         do(action, llm=f"8b {precision} {layers} layers", tokens=tokens, reply="text")
         for precision in ("bf16", "fp8")

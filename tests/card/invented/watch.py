@@ -1,8 +1,8 @@
 """A dispatch mode over FakeTensorMode that sees every operation: launches, copies, waits, memory.
 
-On the card every tensor is invented: it has a shape and a dtype and no numbers. In main memory small
-tensors are real, so that schedulers find their tables and sampling its random numbers; large ones
-(weights, batches of pictures) are invented too. What the code reads from the card is answered
+On the card every tensor is invented: it has a shape and a dtype and no numbers. In main memory
+small tensors are real, so that schedulers find their tables and sampling its random numbers; large
+ones (weights, batches of pictures) are invented too. What the code reads from the card is answered
 without numbers (see `Watch._answer`), and counted as a wait.
 """
 

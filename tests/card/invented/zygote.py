@@ -1,8 +1,8 @@
 """Imports what is slow once, then plays each request in a process forked from this one.
 
-Reads a JSON list of requests: a row's text and the script played on it, a list of actions with their
-options. Writes a line for each as it is done: its place in the list, and its records or a traceback.
-Run it in ComfyUI's Python, in an empty folder for its files.
+Reads a JSON list of requests: a row's text and the script played on it, a list of actions with
+their options. Writes a line for each as it is done: its place in the list, and its records or a
+traceback. Run it in ComfyUI's Python, in an empty folder for its files.
 
     python zygote.py CHECKOUT PACK
 """
