@@ -82,7 +82,7 @@ def _install_main_memory() -> None:
 
 
 def _install_kernels() -> None:
-    """The host's kernels by their plain equivalents; what torch knows as one operation stays one."""
+    """The host's kernels by their plain equivalents; one operation of torch stays one."""
     registry = importlib.import_module("comfy_kitchen").registry
     find = registry.get_implementation
     registry.get_implementation = lambda name, backend=None, kwargs=None: find(
