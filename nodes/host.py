@@ -184,6 +184,8 @@ class CastOperations(comfy.ops.manual_cast):
     """
 
     class Linear(comfy.ops.manual_cast.Linear):
+        """A product that is ours where its weight is at hand, and the host's elsewhere."""
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if _is_at_hand(self, x):
                 return linear.product(x, self.weight, self.bias)
@@ -252,16 +254,16 @@ def fp8_operations() -> Any:
             """Return `residual` plus the product; may write over `residual`."""
             return self(x, residual)
 
-    def _multiply(
-        x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
-    ) -> torch.Tensor:
-        if isinstance(weight, quantized):
-            return fp8.product(x, weight._qdata, weight._params.scale, residual)
-        product = torch.nn.functional.linear(x, weight)
-        return product if residual is None else residual.add_(product)
-
     operations.Linear = Linear
     return operations
+
+
+def _multiply(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    """The product with a weight on the device; one that the host patched is a plain tensor."""
+    if isinstance(weight, comfy.ops.QuantizedTensor):
+        return fp8.product(x, weight._qdata, weight._params.scale, residual)
+    product = torch.nn.functional.linear(x, weight)
+    return product if residual is None else residual.add_(product)
 
 
 def _fits_whole(llm: Any) -> bool:
@@ -309,7 +311,9 @@ def _exchanging(base: Any) -> Any:
     """A dynamic patcher of the host that fetches only changed weights when adapters change."""
 
     class DynamicPatcher(base):
-        def load(self, device_to: Any = None, *args: Any, dirty: bool = False, **named: Any) -> None:
+        def load(
+            self, device_to: Any = None, *args: Any, dirty: bool = False, **named: Any
+        ) -> None:
             # With dirty the host has every weight fetched anew.
             super().load(device_to, *args, dirty=False, **named)
             before = getattr(self.model, "patched_keys", set())

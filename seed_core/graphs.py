@@ -122,7 +122,10 @@ class GraphedCalls:
     def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        return self._on_capture_stream(lambda: _record(function, self._pool, self._device))
+        graph: torch.cuda.CUDAGraph = self._on_capture_stream(
+            lambda: _record(function, self._pool, self._device)
+        )
+        return graph
 
     def _on_capture_stream(self, function: Callable[[], Any]) -> Any:
         stream = _streams.get(self._device)
@@ -152,9 +155,7 @@ def _give_up(error: Exception) -> None:
     )
 
 
-def _record(
-    function: Callable[[], None], pool: Any, device: torch.device
-) -> torch.cuda.CUDAGraph:
+def _record(function: Callable[[], None], pool: Any, device: torch.device) -> torch.cuda.CUDAGraph:
     # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time. The
     # error mode keeps what other threads ask of the device out of the capture.
     graph = torch.cuda.CUDAGraph()
