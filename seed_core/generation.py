@@ -132,11 +132,13 @@ class PictureGrammar:
         self._forbidden = forbidden.to(device)
         # Tokens to come in the picture that a row is in, its closing marker included; 0 outside.
         self._remaining = torch.zeros(rows, dtype=torch.int64, device=device)
-        kinds = torch.full((steps, tokens.per_image + 2), self._CODES)
-        kinds[:, 1] = self._CLOSE
-        fits = steps - torch.arange(steps) >= tokens.per_image + 2
-        kinds[:, 0] = torch.where(fits & torch.tensor(allow_images), self._ANY, self._TEXT)
-        self._kinds = kinds.to(device)
+        # What may come at each step, by the tokens to come.
+        self._kinds = torch.full((steps, tokens.per_image + 2), self._CODES, device=device)
+        self._kinds[:, 1] = self._CLOSE
+        last = steps - tokens.per_image - 2  # step at which a picture still fits
+        self._kinds[:, 0] = self._TEXT
+        if allow_images:
+            self._kinds[: max(last + 1, 0), 0] = self._ANY
 
     def forbidden(self, step: torch.Tensor) -> torch.Tensor:
         """Return what may not come next, bool ``[rows, vocab_size]``.

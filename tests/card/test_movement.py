@@ -15,19 +15,10 @@ WEIGHT = 128 * MIB
 
 ALL_NODES = "every node twice"
 
-COPIES_DECODER = pytest.mark.xfail(
-    strict=True,
-    reason="finding 1: each SEED Decode copies the whole decoder, 1.78 GiB, as dynamic memory does "
-    "not know diffusers' layers",
-)
 PUSHES_LLM = pytest.mark.xfail(
     strict=True,
     reason="beyond the findings: SEED Decode only embeds with the tokenizer, but has room made for "
     "all of it, so 0.63 to 0.68 GiB of the language model leave the card",
-)
-RELOADS = pytest.mark.xfail(
-    strict=True,
-    reason="finding 4: a model and the same with an adapter in turns are unloaded and loaded whole",
 )
 EACH_FITS = [
     *("RTX 4080", "RTX 4090", "RTX 4090 --disable-dynamic-vram --disable-cuda-malloc"),
@@ -56,14 +47,7 @@ def test_a_second_generate_moves_no_weights(played):
     assert second(played, "generate").down <= RESULTS
 
 
-@pytest.mark.parametrize(
-    "played",
-    [
-        *(pytest.param(row, marks=COPIES_DECODER) for row in rows(EACH_FITS[:2])),
-        *rows(EACH_FITS[2:]),
-    ],
-    indirect=True,
-)
+@pytest.mark.parametrize("played", rows(EACH_FITS), indirect=True)
 def test_a_second_decode_moves_no_weights_of_its_own(played):
     assert second(played, "decode").up <= INPUTS
 
@@ -87,7 +71,7 @@ def test_a_second_generate_in_fp8_moves_no_weights(played):
 @pytest.mark.parametrize(
     "played",
     [
-        pytest.param("RTX 4090: in turns", marks=COPIES_DECODER),
+        "RTX 4090: in turns",
         "RTX 4080: in turns",
         pytest.param("RTX 3060: in turns in fp8", marks=PUSHES_LLM),
     ],
@@ -119,7 +103,6 @@ FEW = 4
 ADAPTERS = ["RTX 4090: adapters", "RTX 3060: adapters in fp8"]
 
 
-@RELOADS
 @pytest.mark.parametrize("played", ADAPTERS, indirect=True)
 def test_an_adapter_moves_only_the_weights_that_it_changes(played):
     """On, off, and on again; each weight goes back or comes anew, with its narrow matrices."""
