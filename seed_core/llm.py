@@ -146,8 +146,7 @@ class SeedLLM:
             chat: the conversation so far.
             options: how tokens are chosen.
             generators: CPU generators, one a variation; none is the same as one seeded with 0.
-            on_token: called after each token, or every few where steps run as CUDA graphs; what it
-                raises ends the generation.
+            on_token: called after each token; what it raises ends the generation.
 
         Returns:
             One reply a generator, in order.
