@@ -126,8 +126,10 @@ def test_loaded_in_fp8_weights_stay_so_and_the_rest_is_bf16(converted):
 
 def test_fp8_computes_what_its_dequantised_weights_do(converted):
     quantised = seed_core.load_llm(converted, dtype=fp8.FP8)
-    plain = seed_core.load_llm(converted, dtype=torch.bfloat16)
-    assert torch.equal(logits(quantised), logits(plain))
+    exact = logits(seed_core.load_llm(converted))
+    # Its products are rounded to bf16 before they are scaled, and after.
+    distance = (logits(quantised).float() - exact).norm() / exact.norm()
+    assert distance < 0.01
 
 
 def test_back_from_fp8_are_the_dequantised_weights(converted, tmp_path):
