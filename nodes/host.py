@@ -224,7 +224,6 @@ def fp8_operations() -> Any:
     operations = comfy.ops.mixed_precision_ops(
         compute_dtype=fp8.COMPUTING_DTYPE, disabled=() if has_units else (fp8_files.FORMAT,)
     )
-    quantized = comfy.ops.QuantizedTensor
 
     class Linear(operations.Linear):
         def __init__(self, *sizes: int, device: Any = None, **options: Any):
@@ -238,7 +237,7 @@ def fp8_operations() -> Any:
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
         def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-            if isinstance(self.weight, quantized) and _is_at_hand(self, x):
+            if _is_at_hand(self, x):
                 return _multiply(x, self.weight, residual)
             # Streamed or patched. The host's own forward would round the activations of all rows
             # to fp8 with one scale.
@@ -262,8 +261,9 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | No
     """The product with a weight on the device; one that the host patched is a plain tensor."""
     if isinstance(weight, comfy.ops.QuantizedTensor):
         return fp8.product(x, weight._qdata, weight._params.scale, residual)
-    product = torch.nn.functional.linear(x, weight)
-    return product if residual is None else residual.add_(product)
+    if residual is None:
+        return linear.product(x, weight, None)
+    return linear.add_product(residual, x, weight, None)
 
 
 def _fits_whole(llm: Any) -> bool:

@@ -173,7 +173,7 @@ def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tens
     probability = (scores.float() / options.temperature).softmax(-1)
     reached = probability.cumsum(-1)
     is_kept = (reached - probability < options.top_p) & (probability > 0)
-    last = is_kept.sum(-1, keepdim=True).clamp(min=1) - 1  # 1 where nothing is a number
+    last = is_kept.sum(-1, keepdim=True).clamp(min=1) - 1  # the first of NaNs
     target = uniform[:, None] * reached.gather(-1, last)
     choice = (reached <= target).sum(-1, keepdim=True)
     return token_ids.gather(-1, torch.minimum(choice, last))[:, 0]
@@ -325,7 +325,7 @@ class _Arrival:
 
 
 def _arrivals(loop: DecodeLoop, call: GraphedCalls, queued: int) -> Iterator[_Arrival]:
-    """Run a loop that has begun to its end, and yield each token when as many later ones were asked for."""
+    """Run a loop that has begun, and yield each token when ``queued`` later ones were asked for."""
     pending: deque[_Arrival] = deque()
     for step in range(loop.steps):
         if step:
@@ -334,6 +334,14 @@ def _arrivals(loop: DecodeLoop, call: GraphedCalls, queued: int) -> Iterator[_Ar
         if len(pending) > queued:
             yield pending.popleft()
     yield from pending
+
+
+def _attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Have attention computed on a card without a plan for each length."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = sdpa_kernel(_PLANLESS_ATTENTION)
+    return context
 
 
 def generate_tokens(
@@ -361,27 +369,24 @@ def generate_tokens(
     Raises:
         GenerationError: see `reply_length`; or logits that are not all finite.
     """
-    is_cuda = device.type == "cuda"
-    with threads_for(device, model, len(request.prompt)):
+    with _attention(device), threads_for(device, model, len(request.prompt)):
         loop = DecodeLoop(model, request, device, dtype)
+        loop.begin()
     calls = GraphedCalls(device, can_capture(model, device) if use_graphs is None else use_graphs)
     replies = torch.empty(len(request.generators), loop.steps, dtype=torch.int64)
     end_ids = torch.tensor(sorted(request.end_ids))
     ended = torch.zeros(len(replies), dtype=torch.bool)
-    with sdpa_kernel(_PLANLESS_ATTENTION) if is_cuda else contextlib.nullcontext():
-        with threads_for(device, model, len(request.prompt)):
-            loop.begin()
+    arrivals = _arrivals(loop, calls, QUEUED_STEPS if device.type == "cuda" else 0)
+    with _attention(device), threads_for(device, model, len(replies)):
         try:
-            with threads_for(device, model, len(replies)):
-                arrivals = _arrivals(loop, calls, QUEUED_STEPS if is_cuda else 0)
-                for done, arrival in enumerate(arrivals, start=1):
-                    newest = arrival.wait()
-                    replies[:, done - 1] = newest
-                    ended |= torch.isin(newest, end_ids)
-                    if on_step is not None:
-                        on_step(replies[:, :done], loop.steps)
-                    if bool(ended.all()):
-                        break
+            for done, arrival in enumerate(arrivals, start=1):
+                newest = arrival.wait()
+                replies[:, done - 1] = newest
+                ended |= torch.isin(newest, end_ids)
+                if on_step is not None:
+                    on_step(replies[:, :done], loop.steps)
+                if bool(ended.all()):
+                    break
         finally:
             calls.close()
     return [until_end(row, request.end_ids) for row in replies[:, :done].tolist()]

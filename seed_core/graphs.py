@@ -109,9 +109,10 @@ class GraphedCalls:
 
     def _has_room(self) -> bool:
         free, _ = torch.cuda.mem_get_info(self._device)
-        if free < LEAST_FREE_BYTES:
-            self._stop_capturing(f"{free / 2**20:.0f} MiB of memory are free")
-        return self._enabled
+        if free >= LEAST_FREE_BYTES:
+            return True
+        self._stop_capturing(f"{free / 2**20:.0f} MiB of memory are free")
+        return False
 
     def _stop_capturing(self, reason: str) -> None:
         """Go on with plain calls, which can use memory that a capture cannot."""
