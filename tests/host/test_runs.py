@@ -3,11 +3,13 @@
 import io
 import json
 import re
+import shutil
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.host
 
@@ -106,17 +108,28 @@ def test_the_embedding_feeds_the_hosts_unclip_node(comfy_server, graphs):
     assert len(run.outputs["see"]["text"]) == 2
 
 
+@pytest.fixture(scope="module")
+def indifferent_llm(comfy_server, mini_folder):
+    """A language model to which all tokens are alike, so that its replies go on and on."""
+    folder = comfy_server.base_dir / "models" / "seed_llm" / "indifferent"
+    shutil.copytree(mini_folder / "llm", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"].zero_()
+    save_file(tensors, folder / "model.safetensors")
+    yield folder.name
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("part", ["generate", "decode"])
-def test_stop_interrupts_within_a_second(comfy_server, graphs, part):
+def test_stop_interrupts_within_a_second(comfy_server, graphs, indifferent_llm, part):
     """From the request to the host's word that the prompt has stopped, on a busy CPU."""
-    finished(comfy_server.run(graphs["text_to_image"]))  # loads everything
     graph = graphs["text_to_image"]
     if part == "generate":
-        # At temperature 2 without cuts the model never finds its end token.
-        graph.set(
-            "generate", max_new_tokens=1500, variations=8, temperature=2.0, top_p=1.0, top_k=0
-        )
+        graph.set("llm", model=indifferent_llm)
+        graph.set("generate", reply="text", max_new_tokens=1500, variations=64)
+        graph.set("generate", temperature=2.0, top_p=1.0, top_k=0)
     else:
+        finished(comfy_server.run(graph))  # generates the codes
         graph.set("decode", steps=1000, seed=99)
     prompt_id = comfy_server.queue(graph)
     wait_until_busy(comfy_server, prompt_id, part)
