@@ -34,7 +34,7 @@ def embed(
         raise CodesError(NO_PICTURES)
     codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "This tokenizer")
     check(tokenizer.core.embedding_shape, tokenizer.core.family)
-    core = tokenizer.ready(tokenizer.core.memory_required(1))
+    core = tokenizer.ready(tokenizer.core.memory_required(1), tokenizer.core.module.embedder)
     embedding: torch.Tensor = core.embed(codes)
     return embedding
 

@@ -104,25 +104,30 @@ def choose_dtype(precision: str, preferred: str) -> torch.dtype:
 
 
 class LoadedModel:
-    """A model on a wire: the core object and the host's patcher that moves its weights."""
+    """A model on a wire: the core object, and a patcher of the host for each network of it."""
 
     def __init__(self, core: Any, keep_whole: bool = False):
         self.core = core
         self.without_lora: LoadedModel | None = None
         core.device = comfy.model_management.get_torch_device()
-        self.patcher = _patcher(core.module, keep_whole and _fits_whole(core))
+        is_whole = keep_whole and _fits_whole(core)
+        self.patchers = [_patcher(network, is_whole) for network in core.networks]
 
-    def ready(self, memory_required: int) -> Any:
-        """Have the weights on the device, with room for the work, and return the core object."""
+    def ready(self, memory_required: int, only: torch.nn.Module | None = None) -> Any:
+        """Have the weights on the device, with room for the work, and return the core object.
+
+        `only` is the one network that the work needs, if not all.
+        """
         if self._may_capture():
             memory_required += graphs.CAPTURE_BYTES
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
+        needed = [patcher for patcher in self.patchers if only in (None, patcher.model)]
+        comfy.model_management.load_models_gpu(needed, memory_required=memory_required)
         return self.core
 
     def _may_capture(self) -> bool:
         """Whether calls may run as CUDA graphs: not of weights that are fetched at each call."""
-        is_card = self.patcher.load_device.type == "cuda"
-        return self.core.uses_graphs and is_card and not self.patcher.is_dynamic()
+        stays = [p.load_device.type == "cuda" and not p.is_dynamic() for p in self.patchers]
+        return self.core.uses_graphs and all(stays)
 
     def with_lora(self, adapter: LoraAdapter, strength: float) -> "LoadedModel":
         """This model with an adapter, on the same weights: the host patches them when it is used.
@@ -131,16 +136,17 @@ class LoadedModel:
         """
         changed = copy.copy(self)
         changed.without_lora = self  # lives on, for loaders to share
-        changed.patcher = self.patcher.clone()
+        (patcher,) = (patcher.clone() for patcher in self.patchers)
+        changed.patchers = [patcher]
         kind = comfy.weight_adapter.LoRAAdapter
         # The host scales a weight by the third argument before it adds the first times the tensor.
         tensors = {_patch_key(c.part): ("diff", (c.tensor,)) for c in adapter.replacements}
-        changed.patcher.add_patches(tensors, strength, 1.0 - strength)
+        patcher.add_patches(tensors, strength, 1.0 - strength)
         products = {
             _patch_key(c.part): kind(set(), (c.up, c.down, c.scale * len(c.down), None, None, None))
             for c in adapter.products
         }
-        changed.patcher.add_patches(products, strength)
+        patcher.add_patches(products, strength)
         return changed
 
 
@@ -165,7 +171,8 @@ def load_model(
     if model is None:
         core = load(device=comfy.model_management.unet_offload_device())
         model = LoadedModel(core, keep_whole)
-        model.patcher.cached_patcher_init = (_reload_patcher, (load,))
+        for number, patcher in enumerate(model.patchers):
+            patcher.cached_patcher_init = (_reload_patcher, (load, number))
         _loaded[key] = model
     return model
 
@@ -338,10 +345,10 @@ def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> Any:
     )
 
 
-def _reload_patcher(load: Callable[..., Any], disable_dynamic: bool = False) -> Any:
-    """How the host makes a second copy of the weights (several GPUs, no dynamic memory)."""
+def _reload_patcher(load: Callable[..., Any], number: int, disable_dynamic: bool = False) -> Any:
+    """How the host makes a second copy of a network (several GPUs, no dynamic memory)."""
     core = load(device=comfy.model_management.unet_offload_device())
-    return _patcher(core.module, disable_dynamic)
+    return _patcher(core.networks[number], disable_dynamic)
 
 
 # --- progress, Stop, live text -----------------------------------------------------------------

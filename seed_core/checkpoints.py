@@ -81,6 +81,7 @@ _BUNDLED = Path(__file__).parent / "weights" / SEED_MINI
 _UPSTREAM_NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
+        (r"^(?:encoder|embedder)\.", ""),
         (r"^(visual_encoder\.patch_embed\.)", r"\1proj."),
         (r"^image_norm\.", "ln_vision."),
         (r"^qformer\.query_tokens$", "query_tokens"),

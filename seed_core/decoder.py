@@ -120,6 +120,11 @@ class SeedDecoder:
         module.vae.tile_sample_min_size = self.size
         module.vae.tile_latent_min_size = self.size // self._vae_factor
 
+    @property
+    def networks(self) -> tuple[UnclipModel, ...]:
+        """What a host may move."""
+        return (self.module,)
+
     @torch.inference_mode()
     def decode(
         self,

@@ -30,7 +30,7 @@ from .generation import (
     reply_length,
     until_end,
 )
-from .llama import LlamaConfig
+from .llama import Llama, LlamaConfig
 from .llm_folder import LlmFolder, find_llm_folder, read_llm_folder
 from .prompt import join_parts, split_marks
 
@@ -105,6 +105,11 @@ class SeedLLM:
         self.dtype = fp8.computing_dtype(dtype)
         names = (name for name, known in LLM_PRECISIONS.items() if known == dtype)
         self.precision = next(names, str(dtype))
+
+    @property
+    def networks(self) -> tuple[Llama, ...]:
+        """What a host may move."""
+        return (self.module,)
 
     @property
     def config(self) -> LlamaConfig:

@@ -57,6 +57,11 @@ class SeedTokenizer:
         self.codebook_size = config.codebook_size
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What a host may move, each by itself: `encode` needs both, `embed` only the second."""
+        return self.module.encoder, self.module.embedder
+
+    @property
     def image_size(self) -> int:
         """Side of the square the tower sees, in pixels."""
         return self.config.vision.image_size
@@ -142,7 +147,7 @@ class SeedTokenizer:
         with threads_for(self.device, self.module, NUM_CODES):
             for i in range(len(values)):
                 # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
-                embeddings[i] = self.module.embed(values[i : i + 1])[0]
+                embeddings[i] = self.module.embedder(values[i : i + 1])[0]
         return embeddings
 
     def memory_required(self, pictures: int) -> int:

@@ -264,31 +264,42 @@ def _hold_text_head(keys: Collection[str]) -> bool:
     return has("distill_text_proj.") and not has("distill_image_proj.", "image_down.")
 
 
-class TokenizerModel(nn.Module):
-    """Every network of a tokenizer, under our names.
-
-    Args:
-        config: the sizes.
-        operations: where Linear, Conv2d and LayerNorm come from, ``torch.nn`` or the host's.
-        factory: ``device`` and ``dtype`` of the weights.
-    """
+class PictureEncoder(nn.Module):
+    """Vision tower, Q-Former and encode head: pixels to vectors near those of the codebook."""
 
     def __init__(self, config: TokenizerConfig, operations: Any = nn, **factory: Any) -> None:
         super().__init__()
-        width, dim = config.qformer.width, config.codebook_dim
+        width = config.qformer.width
         linear = operations.Linear
         self.visual_encoder = EvaVit(config.vision, operations, **factory)
         self.image_norm = operations.LayerNorm(
             config.vision.width, eps=config.image_norm_eps, **factory
         )
-        if config.embeds_text:
-            # The reference halves SEED-2 as a whole, but of SEED-1 only the tower.
-            factory["dtype"] = torch.float32
-        self._dtype_after_tower = factory.get("dtype") or torch.float32
+        factory = _after_tower(config, factory)
+        self._dtype_after_tower = factory["dtype"]
         self.qformer = QFormer(config.qformer, operations, **factory)
         self.encode_head = nn.Sequential(
-            linear(width, width, **factory), nn.Tanh(), linear(width, dim, **factory)
+            linear(width, width, **factory),
+            nn.Tanh(),
+            linear(width, config.codebook_dim, **factory),
         )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return ``[B, 32, codebook_dim]`` of pixels ``[B, 3, S, S]``."""
+        features = self.image_norm(self.visual_encoder(pixels))  # [B, P, D]
+        queries: torch.Tensor = self.encode_head(self.qformer(features.to(self._dtype_after_tower)))
+        return queries
+
+
+class CodeEmbedder(nn.Module):
+    """Codebook and decode head: codes to the embedding that a diffusion model paints from."""
+
+    def __init__(self, config: TokenizerConfig, operations: Any = nn, **factory: Any) -> None:
+        super().__init__()
+        width, dim = config.qformer.width, config.codebook_dim
+        linear = operations.Linear
+        factory = _after_tower(config, factory)
+        self._dtype = factory["dtype"]
         self.quantizer = Codebook(config.codebook_size, dim, **factory)
         self.decode_head = nn.Sequential(
             linear(dim, dim, **factory), nn.Tanh(), linear(dim, width, **factory)
@@ -318,18 +329,9 @@ class TokenizerModel(nn.Module):
         self.projection = linear(joined, config.embedding_dim, **factory)
         self._embedding_shape = config.embedding_shape
 
-    def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``, and their float32 distances."""
-        features = self.image_norm(self.visual_encoder(pixels))  # [B, P, D]
-        queries = self.encode_head(
-            self.qformer(features.to(self._dtype_after_tower))
-        )  # [B, 32, codebook_dim]
-        codes = self.quantizer.nearest(queries)
-        return codes, (queries.float() - self.quantizer.lookup(codes)).norm(dim=-1)
-
-    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the embedding ``[B, *embedding_shape]`` of codes ``[B, 32]``."""
-        vectors = self.quantizer.lookup(codes).to(self._dtype_after_tower)
+        vectors = self.quantizer.lookup(codes).to(self._dtype)
         return self.embed_decoded(self.decode_head(vectors))
 
     def embed_decoded(self, x: torch.Tensor) -> torch.Tensor:
@@ -344,6 +346,37 @@ class TokenizerModel(nn.Module):
             joined = self.image_down(x).flatten(1)  # [B, 32 * last width], token-major
         embedding: torch.Tensor = self.projection(joined)
         return embedding.reshape(len(x), *self._embedding_shape)
+
+
+class TokenizerModel(nn.Module):
+    """Both networks of a tokenizer. They share nothing, so a host may move each by itself.
+
+    Args:
+        config: the sizes.
+        operations: where Linear, Conv2d and LayerNorm come from, ``torch.nn`` or the host's.
+        factory: ``device`` and ``dtype`` of the weights.
+    """
+
+    def __init__(self, config: TokenizerConfig, operations: Any = nn, **factory: Any) -> None:
+        super().__init__()
+        self.encoder = PictureEncoder(config, operations, **factory)
+        self.embedder = CodeEmbedder(config, operations, **factory)
+
+    def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``, and their float32 distances."""
+        queries = self.encoder(pixels)  # [B, 32, codebook_dim]
+        quantizer = self.embedder.quantizer
+        codes = quantizer.nearest(queries)
+        return codes, (queries.float() - quantizer.lookup(codes)).norm(dim=-1)
+
+
+def _after_tower(config: TokenizerConfig, factory: dict[str, Any]) -> dict[str, Any]:
+    """Return the factory of what follows the vision tower.
+
+    The reference halves SEED-2 as a whole, but of SEED-1 only the tower.
+    """
+    dtype = torch.float32 if config.embeds_text else factory.get("dtype") or torch.float32
+    return {**factory, "dtype": dtype}
 
 
 def _reduction(width: int, widths: tuple[int, ...], linear: Any, **factory: Any) -> nn.Sequential:

@@ -137,15 +137,16 @@ def put_tower(tokenizer: SeedTokenizer) -> None:
     )
     with torch.device("meta"):
         theirs = blip.Blip2VisionModel(config)
-    state = {f"post_layernorm.{name}": x for name, x in ours.image_norm.state_dict().items()}
-    for name, tensor in ours.visual_encoder.state_dict().items():
+    encoder = ours.encoder
+    state = {f"post_layernorm.{name}": x for name, x in encoder.image_norm.state_dict().items()}
+    for name, tensor in encoder.visual_encoder.state_dict().items():
         for old, new in _TOWER_NAMES:
             name = name.replace(old, new)
         state[name] = tensor
     theirs.load_state_dict(state, assign=True)
     theirs.post_layernorm.eps = tokenizer.config.image_norm_eps
-    ours.add_module("visual_encoder", _Features(theirs.eval()))
-    ours.add_module("image_norm", nn.Identity())
+    encoder.add_module("visual_encoder", _Features(theirs.eval()))
+    encoder.add_module("image_norm", nn.Identity())
 
 
 class _Features(nn.Module):

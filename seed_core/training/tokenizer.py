@@ -245,15 +245,15 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
     def build() -> CodebookLearner:
         # A second tower would take as long to fill with random numbers as it is large.
         model = TokenizerModel(sizes, device="meta")
-        model.visual_encoder = load_tower(recipe.tower, sizes.vision)
-        model.image_norm = load_part(
+        model.encoder.visual_encoder = load_tower(recipe.tower, sizes.vision)
+        model.encoder.image_norm = load_part(
             lambda layers: layers.LayerNorm(
                 sizes.vision.width, eps=sizes.image_norm_eps, device="meta"
             ),
             "image_norm",
             settings.qformer,
         )
-        model.qformer = load_part(
+        model.encoder.qformer = load_part(
             lambda layers: QFormer(sizes.qformer, layers, device="meta"),
             "qformer",
             settings.qformer,

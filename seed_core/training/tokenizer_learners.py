@@ -182,33 +182,40 @@ class CodebookLearner(nn.Module):
             for _ in range(RECONSTRUCTION_DEPTH)
         )
         self.pos_embed = nn.Parameter(torch.empty(1, NUM_CODES, width))
-        frozen = (model.visual_encoder, model.image_norm, model.qformer)
+        frozen = (model.encoder.visual_encoder, model.encoder.image_norm, model.encoder.qformer)
         for module in frozen:
             module.requires_grad_(False)
         initialize(self.blocks)
         initialize_tokens(self.pos_embed)
         initialize_codes(model)
         spread = 1 / config.codebook_size
-        nn.init.uniform_(model.quantizer.codebook, -spread, spread)
-        names = ("model.visual_encoder.", "model.image_norm.", "model.qformer.", "teacher.")
+        nn.init.uniform_(model.embedder.quantizer.codebook, -spread, spread)
+        names = (
+            "model.encoder.visual_encoder.",
+            "model.encoder.image_norm.",
+            "model.encoder.qformer.",
+            "teacher.",
+        )
         leave_out(self, lambda name: name.startswith(names))
 
     def forward(self, pixels: torch.Tensor) -> dict[str, Any]:
         """Return the loss of pixels ``[B, 3, S, S]``, CLIP-normalised."""
         model = self.model
         with torch.no_grad():
-            queries = model.qformer(model.image_norm(model.visual_encoder(pixels)))
+            queries = model.encoder.qformer(
+                model.encoder.image_norm(model.encoder.visual_encoder(pixels))
+            )
             wanted = self.teacher(pixels)
-        vectors = model.encode_head(queries).float()
-        codes, rows = nearest_rows(model.quantizer, vectors)
-        decoded = model.decode_head(straight_through(vectors, rows))
+        vectors = model.encoder.encode_head(queries).float()
+        codes, rows = nearest_rows(model.embedder.quantizer, vectors)
+        decoded = model.embedder.decode_head(straight_through(vectors, rows))
         restored = decoded + self.pos_embed.to(decoded)
         for block in self.blocks:
             restored = block(restored)
         terms = {
             "quantization": quantization_loss(vectors, rows),
             "reconstruction": cosine_loss(restored, queries),
-            "embedding": F.mse_loss(model.embed_decoded(decoded).float(), wanted.float()),
+            "embedding": F.mse_loss(model.embedder.embed_decoded(decoded).float(), wanted.float()),
         }
         loss = 5 * terms["quantization"] + 2 * terms["reconstruction"] + 0.5 * terms["embedding"]
         in_batch = torch.tensor(codes.unique().numel())
@@ -222,10 +229,15 @@ class CodebookLearner(nn.Module):
 
 def initialize_codes(model: TokenizerModel) -> None:
     """Give first values to all that comes after the Q-Former, but for the codebook."""
-    initialize_tokens(model.decode_pos_embed)
+    initialize_tokens(model.embedder.decode_pos_embed)
     parts = (
-        *(model.encode_head, model.decode_head, model.image_down, model.projection),
-        *(model.decode_blocks, model.reverse_qformer),
+        *(
+            model.encoder.encode_head,
+            model.embedder.decode_head,
+            model.embedder.image_down,
+            model.embedder.projection,
+        ),
+        *(model.embedder.decode_blocks, model.embedder.reverse_qformer),
     )
     for part in parts:
         if part is not None:
@@ -254,18 +266,18 @@ class MiniLearner(nn.Module):
         commitment: float,
     ) -> None:
         super().__init__()
-        initialize(model.qformer)
-        initialize(model.image_norm)
+        initialize(model.encoder.qformer)
+        initialize(model.encoder.image_norm)
         initialize_codes(model)
-        nn.init.zeros_(model.quantizer.codebook).requires_grad_(False)
-        model.visual_encoder = teacher.visual_encoder
+        nn.init.zeros_(model.embedder.quantizer.codebook).requires_grad_(False)
+        model.encoder.visual_encoder = teacher.visual_encoder
         self.model = model
         self.teacher = teacher.requires_grad_(False)
         self.average = average
         self._world = world
         self._reading = reading
         self._commitment = commitment
-        names = ("model.visual_encoder.", "teacher.")
+        names = ("model.encoder.visual_encoder.", "teacher.")
         leave_out(self, lambda name: name.startswith(names))
 
     def forward(
@@ -275,13 +287,15 @@ class MiniLearner(nn.Module):
         model = self.model
         labels = Labels.of(scenes, backgrounds, self._world)
         with torch.no_grad():
-            features = model.visual_encoder(normalize(labels.pictures))
+            features = model.encoder.visual_encoder(normalize(labels.pictures))
             wanted = self.teacher.embed_features(features).float()
-        vectors = model.encode_head(model.qformer(model.image_norm(features))).float()
+        vectors = model.encoder.encode_head(
+            model.encoder.qformer(model.encoder.image_norm(features))
+        ).float()
         rows = self._quantize(vectors)
-        decoded = model.decode_head(straight_through(vectors, rows))
+        decoded = model.embedder.decode_head(straight_through(vectors, rows))
         is_given = torch.arange(NUM_CODES, device=vectors.device) < num_codes[:, None]
-        embedding = model.embed_decoded(decoded * is_given[..., None]).float()
+        embedding = model.embedder.embed_decoded(decoded * is_given[..., None]).float()
         read = self.teacher.reader.losses(embedding, labels)
         terms = {
             "regression": F.mse_loss(embedding, wanted),
@@ -297,7 +311,7 @@ class MiniLearner(nn.Module):
 
     def _quantize(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the rows of vectors ``[B, 32, D]``; in training the codebook learns from them."""
-        quantizer = self.model.quantizer
+        quantizer = self.model.embedder.quantizer
         if self.training:
             self.average.prepare(quantizer, vectors)
         codes, rows = nearest_rows(quantizer, vectors)

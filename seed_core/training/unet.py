@@ -193,7 +193,7 @@ class Embedder(nn.Module):
         # In 16 bits about one code in a hundred would be another.
         with torch.autocast(pixels.device.type, enabled=False):
             codes, _ = self.tokenizer.encode(pixels)
-            embeddings = [self.tokenizer.embed(codes)]
+            embeddings = [self.tokenizer.embedder(codes)]
             if self.teacher is not None:
                 embeddings.append(self.teacher.embed(pixels))
         return torch.stack(embeddings, dim=1)

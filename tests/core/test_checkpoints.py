@@ -336,7 +336,7 @@ def test_weights_are_views_of_their_file_not_copies(tiny_tensors, tiny_config):
         for name, value in module.state_dict().items()
         if not any(start <= value.data_ptr() < end for start, end in ranges)
     }
-    assert copied == {f"visual_encoder.blocks.{i}.attn.qkv.bias" for i in range(2)}
+    assert copied == {f"encoder.visual_encoder.blocks.{i}.attn.qkv.bias" for i in range(2)}
 
 
 @needs_maps
@@ -354,7 +354,7 @@ def test_a_pickled_file_is_let_go_once_its_weights_are_read(tiny_tensors, tiny_c
 def test_weights_take_the_precision_that_was_asked_for(merged, dtype):
     module = seed_core.load_tokenizer(merged, dtype=dtype).module
     dtypes = {name: value.dtype for name, value in module.named_parameters()}
-    assert dtypes.pop("quantizer.codebook") == torch.float32
+    assert dtypes.pop("embedder.quantizer.codebook") == torch.float32
     assert set(dtypes.values()) == {dtype}
 
 

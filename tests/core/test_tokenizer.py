@@ -62,8 +62,10 @@ def test_distances_are_those_to_the_chosen_codes(mini_tokenizer, pixels, codes):
     assert torch.equal(found, codes)
     model = mini_tokenizer.module
     with torch.inference_mode():
-        seen = model.encode_head(model.qformer(model.image_norm(model.visual_encoder(pixels))))
-        to_all = torch.cdist(seen, model.quantizer.codebook[None])  # [B, 32, K]
+        seen = model.encoder.encode_head(
+            model.encoder.qformer(model.encoder.image_norm(model.encoder.visual_encoder(pixels)))
+        )
+        to_all = torch.cdist(seen, model.embedder.quantizer.codebook[None])  # [B, 32, K]
     assert distances.dtype == torch.float32
     torch.testing.assert_close(distances, to_all.amin(-1), rtol=1e-3, atol=1e-4)
 

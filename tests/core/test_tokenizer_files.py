@@ -127,7 +127,7 @@ def test_only_the_tower_of_seed_1_is_halved(seed_1_folder, merged, make_generato
     half = seed_core.load_tokenizer(seed_1_folder, dtype=torch.float16)
     kinds = {}
     for name, tensor in half.module.state_dict().items():
-        kinds.setdefault(tensor.dtype, set()).add(name.partition(".")[0])
+        kinds.setdefault(tensor.dtype, set()).add(name.split(".")[1])
     assert kinds.pop(torch.float16) == {"visual_encoder", "image_norm"}
     assert kinds.keys() == {torch.float32}
     codes = torch.randint(64, (2, 32), generator=make_generator())

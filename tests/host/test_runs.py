@@ -159,7 +159,7 @@ def test_unload_frees_the_weights(comfy_server, graphs):
     """First the host's memory management lets go, then dropping the cache ends the models."""
     finished(comfy_server.run(graphs["text_to_image"].set("generate", seed=7)))
     state = comfy_server.get("/seed_test/state")
-    assert set(state["loaded"]) >= {"TokenizerModel", "Llama", "UnclipModel"}
+    assert set(state["loaded"]) >= {"PictureEncoder", "CodeEmbedder", "Llama", "UnclipModel"}
     comfy_server.post_plain("/free", {"unload_models": True})
     settled(comfy_server, lambda state: not state["loaded"])
     comfy_server.post_plain("/free", {"unload_models": True, "free_memory": True})

@@ -75,8 +75,9 @@ def wide(generator):
         embedding_shape=(1024,),
         memory_required=lambda pictures: 0,
         embed=lambda codes: table[: len(codes)],
+        module=SimpleNamespace(embedder=None),
     )
-    return SimpleNamespace(core=core, ready=lambda memory_required: core), table
+    return SimpleNamespace(core=core, ready=lambda memory_required, only: core), table
 
 
 def test_ip_adapter_gets_plain_tensors_and_zeros(pack, run, wide, management):

@@ -94,7 +94,7 @@ def test_every_run_asks_the_host_for_room(run, mini, fox, management, monkeypatc
     monkeypatch.setattr(management, "load_models_gpu", load)
     for _ in range(2):
         run("SEEDEncode", tokenizer=mini.tokenizer, image=fox)
-    assert [models for models, _ in asked] == [[mini.tokenizer.patcher]] * 2
+    assert [models for models, _ in asked] == [mini.tokenizer.patchers] * 2
     assert all(memory > 0 for _, memory in asked)
 
 

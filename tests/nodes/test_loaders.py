@@ -261,10 +261,11 @@ def test_auto_on_a_cpu_is_fp32(mini):
 
 def test_the_host_can_make_a_second_copy(mini):
     """How the host copies a model to another card; it passes disable_dynamic itself."""
-    make, arguments = mini.tokenizer.patcher.cached_patcher_init
-    copy = make(*arguments, disable_dynamic=True)
-    assert copy.model is not mini.tokenizer.patcher.model
-    assert type(copy.model) is type(mini.tokenizer.patcher.model)
+    for patcher in mini.tokenizer.patchers:
+        make, arguments = patcher.cached_patcher_init
+        copy = make(*arguments, disable_dynamic=True)
+        assert copy.model is not patcher.model
+        assert type(copy.model) is type(patcher.model)
 
 
 @pytest.mark.parametrize(("spare", "kind"), [(1, "WholePatcher"), (0, "DynamicPatcher")])
@@ -283,9 +284,9 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
     core = pack.seed_core.load_llm("seed-mini", dtype=dtype)
     size = management.module_size(core.module) + core.memory_required(512)  # its longest reply
     (llm,) = run("SEEDLLaMALoader", model=BUNDLED, precision="bf16")
-    assert type(llm.patcher).__name__ == kind
+    assert type(llm.patchers[0]).__name__ == kind
     (decoder,) = run("SEEDDecoderLoader", decoder=BUNDLED, precision="bf16")
-    assert type(decoder.patcher).__name__ == "DynamicPatcher"
+    assert type(decoder.patchers[0]).__name__ == "DynamicPatcher"
 
 
 def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):

@@ -165,7 +165,7 @@ def test_unloading_restores_every_bit(llm, save, load):
     patched = load(load(llm, name, 0.37), name, 1.3)
     assert not equal(weights(patched), before)
     with torch.inference_mode():
-        patched.patcher.unpatch_model()
+        patched.patchers[0].unpatch_model()
     assert equal(weights(llm, is_ready=False), before)
     weights(patched)
     assert equal(weights(llm), before)
@@ -174,11 +174,11 @@ def test_unloading_restores_every_bit(llm, save, load):
 def test_the_weights_are_not_copied_and_the_patches_do_not_spread(llm, save, load):
     patched = load(llm, save())
     assert patched.core is llm.core
-    assert patched.patcher.model is llm.patcher.model
-    assert not llm.patcher.patches
+    assert patched.patchers[0].model is llm.patchers[0].model
+    assert not llm.patchers[0].patches
     longer = load(patched, "one")
     key = "model.layers.0.self_attn.o_proj.weight"
-    assert [len(x.patcher.patches[key]) for x in (patched, longer)] == [1, 2]
+    assert [len(x.patchers[0].patches[key]) for x in (patched, longer)] == [1, 2]
 
 
 def test_loaders_share_the_model_while_only_a_lora_holds_it(pack, run, save, load):
@@ -229,11 +229,11 @@ def test_layers_that_are_streamed_are_patched_on_their_way(
     patched = load(load(llm, name, 0.1), save("two", 2))
     with torch.inference_mode():
         plain = logits_of(llm.ready(0))
-        patched.patcher.patch_model(CPU, lowvram_model_memory=1)
+        patched.patchers[0].patch_model(CPU, lowvram_model_memory=1)
         streamed = [m for m in llm.core.module.modules() if getattr(m, "weight_function", None)]
         logits = logits_of(llm.core)
         llm.ready(0)
-    assert len(streamed) == len(patched.patcher.patches) == 4 * 6 + 3
+    assert len(streamed) == len(patched.patchers[0].patches) == 4 * 6 + 3
     expected = logits_of(merged((name, 0.1), ("two", 1.0)))
     assert distance(plain, expected) > 0.05
     assert distance(logits, expected) < 1e-4
@@ -260,7 +260,7 @@ def test_weights_in_fp8_are_patched_too(
     patched = load(llm, name)
     with torch.inference_mode():
         if is_streamed:
-            patched.patcher.patch_model(CPU, lowvram_model_memory=1)
+            patched.patchers[0].patch_model(CPU, lowvram_model_memory=1)
         else:
             patched.ready(0)
         logits = logits_of(llm.core)

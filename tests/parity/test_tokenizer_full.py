@@ -109,19 +109,22 @@ def pixels(case, pictures):
 
 def stages_of(tokenizer):
     model, side = tokenizer.module, "text" if tokenizer.config.embeds_text else "image"
-    reduction = {"image_down": model.image_down, "Reverse_Qformer.bert": model.reverse_qformer}
+    reduction = {
+        "image_down": model.embedder.image_down,
+        "Reverse_Qformer.bert": model.embedder.reverse_qformer,
+    }
     return {
-        "visual_encoder.blocks.0": model.visual_encoder.blocks[0],
-        "visual_encoder": model.visual_encoder,
-        "ln_vision": model.image_norm,
-        "Qformer.bert.encoder.layer.0": model.qformer.layers[0],
-        "Qformer.bert": model.qformer,
-        "encode_task_layer": model.encode_head,
-        "decode_task_layer": model.decode_head,
-        f"blocks_{side}.0": model.decode_blocks[0],
-        f"blocks_{side}.-1": model.decode_blocks[-1],
+        "visual_encoder.blocks.0": model.encoder.visual_encoder.blocks[0],
+        "visual_encoder": model.encoder.visual_encoder,
+        "ln_vision": model.encoder.image_norm,
+        "Qformer.bert.encoder.layer.0": model.encoder.qformer.layers[0],
+        "Qformer.bert": model.encoder.qformer,
+        "encode_task_layer": model.encoder.encode_head,
+        "decode_task_layer": model.embedder.decode_head,
+        f"blocks_{side}.0": model.embedder.decode_blocks[0],
+        f"blocks_{side}.-1": model.embedder.decode_blocks[-1],
         **{name: module for name, module in reduction.items() if module is not None},
-        f"distill_{side}_proj": model.projection,
+        f"distill_{side}_proj": model.embedder.projection,
     }
 
 

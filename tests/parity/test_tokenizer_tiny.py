@@ -82,22 +82,22 @@ def stages_of(tokenizer) -> dict:
     # SEED-1 has one call for both ways, so all its stages are recorded as those of encoding.
     way, side = ("enc", "text") if tokenizer.config.embeds_text else ("dec", "image")
     stages = {
-        "enc__visual_encoder.patch_embed": model.visual_encoder.patch_embed,
-        "enc__visual_encoder.blocks.0": model.visual_encoder.blocks[0],
-        "enc__visual_encoder": model.visual_encoder,
-        "enc__ln_vision": model.image_norm,
-        "enc__Qformer.bert.embeddings": model.qformer.norm,
-        "enc__Qformer.bert.encoder.layer.0": model.qformer.layers[0],
-        "enc__Qformer.bert": model.qformer,
-        "enc__encode_task_layer": model.encode_head,
-        f"{way}__decode_task_layer": model.decode_head,
-        f"{way}__blocks_{side}.0": model.decode_blocks[0],
-        f"{way}__blocks_{side}.-1": model.decode_blocks[-1],
+        "enc__visual_encoder.patch_embed": model.encoder.visual_encoder.patch_embed,
+        "enc__visual_encoder.blocks.0": model.encoder.visual_encoder.blocks[0],
+        "enc__visual_encoder": model.encoder.visual_encoder,
+        "enc__ln_vision": model.encoder.image_norm,
+        "enc__Qformer.bert.embeddings": model.encoder.qformer.norm,
+        "enc__Qformer.bert.encoder.layer.0": model.encoder.qformer.layers[0],
+        "enc__Qformer.bert": model.encoder.qformer,
+        "enc__encode_task_layer": model.encoder.encode_head,
+        f"{way}__decode_task_layer": model.embedder.decode_head,
+        f"{way}__blocks_{side}.0": model.embedder.decode_blocks[0],
+        f"{way}__blocks_{side}.-1": model.embedder.decode_blocks[-1],
     }
-    if model.reverse_qformer is not None:
-        stages[f"{way}__Reverse_Qformer.bert"] = model.reverse_qformer
+    if model.embedder.reverse_qformer is not None:
+        stages[f"{way}__Reverse_Qformer.bert"] = model.embedder.reverse_qformer
     else:
-        stages[f"{way}__image_down"] = model.image_down
+        stages[f"{way}__image_down"] = model.embedder.image_down
     return stages
 
 

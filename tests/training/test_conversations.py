@@ -419,7 +419,7 @@ def test_a_bank_is_read_as_it_was_written(
         CodeBank.load(path, other)
     CodeBank.load(path, small, mini_tokenizer)
     changed = copy.deepcopy(mini_tokenizer)
-    changed.module.quantizer.codebook.data[3] += 1
+    changed.module.embedder.quantizer.codebook.data[3] += 1
     with pytest.raises(OptionError, match="of another tokenizer; make it anew"):
         CodeBank.load(path, small, changed)
     path.write_bytes(b"no bank")

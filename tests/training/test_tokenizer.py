@@ -315,16 +315,16 @@ def test_pictures_and_codes_are_float32_in_a_bf16_run(
     tower_folder: Path, settings: pictures.WorldSettings, isolated_random_state: None
 ) -> None:
     learner = mini_learner(tower_folder, settings).eval()
-    nn.init.normal_(learner.model.quantizer.codebook)
+    nn.init.normal_(learner.model.embedder.quantizer.codebook)
     world = settings.open(VISION)
     samples = pictures.WorldPictures(dataclasses.replace(settings, augmented=1.0), world, 0)
     batch = pictures.collate_scenes([samples.sample(i) for i in range(8)])
     plain = learner(**batch)["loss"]
     vectors = torch.randn(20, 32, 8)
-    expected = learner.model.quantizer.nearest(vectors)
+    expected = learner.model.embedder.quantizer.nearest(vectors)
     with torch.autocast("cpu", torch.bfloat16):
         labels = tower.Labels.of(batch["scenes"], batch["backgrounds"], world)
-        codes, _ = tokenizer_learners.nearest_rows(learner.model.quantizer, vectors)
+        codes, _ = tokenizer_learners.nearest_rows(learner.model.embedder.quantizer, vectors)
         half = learner(**batch)["loss"]
         learner.train()(**batch)["loss"].backward()
     assert torch.equal(labels.pictures, world.render(batch["scenes"]))
@@ -389,17 +389,17 @@ def test_the_loaded_tokenizer_computes_as_the_trained_network(
     """The network of the last checkpoint, put together here from its own tensors."""
     state = dict(read_tensors(mini_run / "checkpoints" / "checkpoint-24" / "model.safetensors"))
     model = TokenizerModel(NETWORK)
-    model.visual_encoder = tower.load_tower(tower_folder, VISION)
+    model.encoder.visual_encoder = tower.load_tower(tower_folder, VISION)
     own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     missing, unexpected = model.load_state_dict(own, strict=False)
     assert not unexpected
-    assert {key.split(".")[0] for key in missing} == {"visual_encoder"}
+    assert {key.split(".")[1] for key in missing} == {"visual_encoder"}
     loaded = seed_core.load_tokenizer(mini_run / "tokenizer")
     pixels = held_out_pixels(settings, 6)
     codes = loaded.encode(pixels)
     with torch.inference_mode():
         assert torch.equal(torch.cat([model.encode(p[None])[0] for p in pixels]), codes)
-        rows = torch.cat([model.embed(row[None]) for row in codes])
+        rows = torch.cat([model.embedder(row[None]) for row in codes])
     assert torch.equal(rows, loaded.embed(codes))
 
 
@@ -440,7 +440,7 @@ def test_a_shortened_sample_depends_on_its_first_codes_alone(
     def watch(_: nn.Module, __: object, out: torch.Tensor) -> None:
         out.register_hook(lambda gradient: gradients.update(out=gradient))
 
-    learner.model.decode_head.register_forward_hook(watch)
+    learner.model.embedder.decode_head.register_forward_hook(watch)
     learner(**batch)["loss"].backward()
     is_used = gradients["out"].abs().sum(-1) > 0
     assert is_used.sum(1).tolist() == [1, 5, 31, 32]
@@ -457,9 +457,9 @@ def test_mini_trains_all_but_tower_teacher_and_codebook(
     expected = {
         name
         for name, _ in learner.named_parameters()
-        if name.startswith(("model.visual_encoder.", "teacher."))
+        if name.startswith(("model.encoder.visual_encoder.", "teacher."))
     }
-    assert frozen == {*expected, "model.quantizer.codebook"}
+    assert frozen == {*expected, "model.embedder.quantizer.codebook"}
     assert not any(key.startswith(("model.visual", "teacher")) for key in learner.state_dict())
     before = {name: p.clone() for name, p in learner.named_parameters()}
     learner.eval()(**pictures.collate_scenes([samples.sample(9)]))
@@ -734,19 +734,19 @@ def test_the_codebooks_loss_is_5_2_and_a_half(isolated_random_state: None) -> No
     learner = codebook_learner()
     model = learner.model
     pixels = torch.randn(3, 3, 128, 128)
-    queries = model.qformer(model.image_norm(model.visual_encoder(pixels)))
-    z = model.encode_head(queries)
-    table = model.quantizer.codebook
+    queries = model.encoder.qformer(model.encoder.image_norm(model.encoder.visual_encoder(pixels)))
+    z = model.encoder.encode_head(queries)
+    table = model.embedder.quantizer.codebook
     codes = ((z[:, :, None] - table) ** 2).sum(-1).argmin(-1)
     e = table[codes]
-    restored = model.decode_head(e) + learner.pos_embed
+    restored = model.embedder.decode_head(e) + learner.pos_embed
     for block in learner.blocks:
         restored = block(restored)
     cosines = (restored * queries).sum(-1) / (restored.norm(dim=-1) * queries.norm(dim=-1))
     expected = (
         5 * 1.25 * ((e - z) ** 2).mean()
         + 2 * (1 - cosines).mean()
-        + 0.5 * ((model.embed(codes) - pixels[:, 0, 0, :32]) ** 2).mean()
+        + 0.5 * ((model.embedder(codes) - pixels[:, 0, 0, :32]) ** 2).mean()
     )
     torch.testing.assert_close(learner(pixels)["loss"], expected, rtol=1e-4, atol=1e-5)
 
@@ -755,7 +755,7 @@ def test_codebook_trains_what_the_reference_trains(isolated_random_state: None) 
     learner = codebook_learner()
     learner(torch.randn(3, 3, 128, 128))["loss"].backward()
     idle = {
-        name.split(".")[1]
+        name.split(".")[2]
         for name, parameter in learner.named_parameters()
         if parameter.grad is None or not parameter.grad.any()
     }

@@ -82,8 +82,9 @@ SIDE = 4096
 
 def _ready_twice(host: Host, layer: Any) -> None:
     module = nn.Sequential(*(layer(SIDE, SIDE, bias=False, dtype=torch.float16) for _ in range(4)))
+    module.requires_grad_(False)
     core = SimpleNamespace(
-        module=module.requires_grad_(False), device=torch.device("cpu"), uses_graphs=False
+        module=module, networks=(module,), device=torch.device("cpu"), uses_graphs=False
     )
     model = host.nodes.host.LoadedModel(core)
     for _ in range(2):

@@ -189,10 +189,10 @@ class Player:
         """Measure what is used after a model is made ready."""
         ready = self._host.nodes.host.LoadedModel.ready
 
-        def noted(model: Any, memory_required: int) -> Any:
+        def noted(model: Any, memory_required: int, only: Any = None) -> Any:
             self._read_memory_use()
-            core = ready(model, memory_required)
-            name = type(model.core.module).__name__
+            core = ready(model, memory_required, only)
+            name = type(model.core.module if only is None else only).__name__
             self._watch.record.readied.append(Readiness(name, int(memory_required), 0))
             memory = self._host.cuda.memory
             memory.forget_peak()
@@ -211,11 +211,12 @@ class Player:
         for (loader, *_), model in self._models.items():
             if loader == "lora":
                 continue
-            module, patcher = model.patcher.model, model.patcher
-            name = type(module).__name__
-            record.patchers[name] = type(patcher).__name__
-            pages = patcher.loaded_size() - module.model_loaded_weight_memory
-            record.on_card[name] = pages + sum(map(_bytes_on_card, module.parameters()))
+            for patcher in model.patchers:
+                module = patcher.model
+                name = type(module).__name__
+                record.patchers[name] = type(patcher).__name__
+                pages = patcher.loaded_size() - module.model_loaded_weight_memory
+                record.on_card[name] = pages + sum(map(_bytes_on_card, module.parameters()))
 
 
 def _bytes_on_card(tensor: torch.Tensor) -> int:
