@@ -31,7 +31,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from seed_core.bench.meter import device_name
 from seed_core.bench.subject import Subject
 from seed_core.bench.table import OURS, Figure, Table
-from seed_core.training import documents, llm, loop, tune
+from seed_core.training import loop
+from seed_core.training.data import documents
+from seed_core.training.stages import llm, tune
 
 GIB = 2**30
 SIZES = ("mini", "300m", "8b")

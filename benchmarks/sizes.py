@@ -10,13 +10,13 @@ import diffusers
 import torch
 
 from seed_core.bench import subject
-from seed_core.decoder import SeedDecoder
-from seed_core.llama import Llama
-from seed_core.llm_folder import HEAD, matrix_products
-from seed_core.tokenizer import SeedTokenizer
-from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
-from seed_core.unclip_folder import UnclipModel
-from seed_core.unclip_single_file import UNET, VAE
+from seed_core.decoder.runtime import SeedDecoder
+from seed_core.llm.llama import Llama
+from seed_core.models.llm import HEAD, matrix_products
+from seed_core.models.sd21 import UNET, VAE
+from seed_core.models.unclip import UnclipModel
+from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer.runtime import SeedTokenizer
 
 GIB = 2**30
 CPU = torch.device("cpu")

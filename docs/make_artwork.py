@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import seed_core
-from seed_core.checkpoints import sample_pictures
-from seed_core.code_picture import colour_of, draw_sign
+from seed_core.codes.picture import colour_of, draw_sign
+from seed_core.models.names import sample_pictures
 
 FOLDER = Path(__file__).parent
 PICTURE = "panda_on_orange"

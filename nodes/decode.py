@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import DecodeOptions, SeedCodes, seeded_generators
-from ..seed_core.embeddings import require_image_embedding
+from ..seed_core.decoder.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
 from .embed import embed

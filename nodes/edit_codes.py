@@ -3,8 +3,8 @@
 from comfy_api.latest import io, ui
 
 from ..seed_core import NUM_CODES, SeedCodes, seeded_generators
-from ..seed_core.code_edits import MIX_MODES, join_codes, mix_codes, select_codes
-from ..seed_core.code_picture import draw_codes
+from ..seed_core.codes.edits import MIX_MODES, join_codes, mix_codes, select_codes
+from ..seed_core.codes.picture import draw_codes
 from .io_types import CATEGORY, SeedCodesWire, random_seed_input
 
 MAX_PICTURES = 4096  # the host's own limit when it picks pictures from a batch

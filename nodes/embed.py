@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import SeedCodes
-from ..seed_core.embeddings import (
+from ..seed_core.decoder.embeddings import (
     BLEND_MODES,
     blend_embeddings,
     require_image_embedding,

@@ -6,9 +6,9 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..seed_core import SeedCodes
-from ..seed_core.checkpoints import sample_pictures
-from ..seed_core.familiarity import summarize_fit
-from ..seed_core.preprocess import FITS
+from ..seed_core.codes.familiarity import summarize_fit
+from ..seed_core.models.names import sample_pictures
+from ..seed_core.tokenizer.preprocess import FITS
 from . import host
 from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
 

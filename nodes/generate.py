@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import GenerationOptions, SeedChat, SeedCodes, seeded_generators
-from ..seed_core.generation import REPLIES
+from ..seed_core.llm.generation import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
 

@@ -27,9 +27,11 @@ import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..seed_core import LoraAdapter, SeedCodes, fp8, fp8_files, graphs, linear
-from ..seed_core.checkpoints import LLM_PRECISIONS
+from ..seed_core import LoraAdapter, SeedCodes
+from ..seed_core.compute import fp8, graphs, linear
+from ..seed_core.compute.precision import LLM_PRECISIONS
 from ..seed_core.errors import CodesError, OptionError, PictureError
+from ..seed_core.models import quantization as fp8_files
 
 TEXT_INTERVAL = 0.25  # seconds between two live texts
 

@@ -14,21 +14,23 @@ from typing import Any
 
 import torch
 
-from ..seed_core.checkpoints import SAFETENSORS_SUFFIXES, SEED_MINI, WEIGHT_SUFFIXES
-from ..seed_core.convert import plan_conversion
 from ..seed_core.errors import CheckpointError
-from ..seed_core.llm_folder import LLM_LINK, VOCABULARY_LINK, has_fp8_weights
-from ..seed_core.lora import CONFIG_FILE as ADAPTER_CONFIG
-from ..seed_core.lora import SEED_MINI_NIGHT
-from ..seed_core.model_folder import ModelFolder
-from ..seed_core.tokenizer_files import (
+from ..seed_core.files.folder import ModelFolder
+from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
+from ..seed_core.files.weights import WEIGHT_SUFFIXES
+from ..seed_core.llm.lora import CONFIG_FILE as ADAPTER_CONFIG
+from ..seed_core.llm.lora import SEED_MINI_NIGHT
+from ..seed_core.models.convert import plan_conversion
+from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, has_fp8_weights
+from ..seed_core.models.names import SEED_MINI
+from ..seed_core.models.tokenizer import (
     EVA_VIT_LINK,
     QFORMER_FILES,
     SEED_1_LINK,
     VISION_TOWER_FILES,
 )
-from ..seed_core.tokenizer_network import TOKENIZER_LINK
-from ..seed_core.unclip_folder import DECODER_LINK
+from ..seed_core.models.unclip import DECODER_LINK
+from ..seed_core.tokenizer.network import TOKENIZER_LINK
 from . import host
 
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..seed_core import CODEBOOK_SIZES, SeedCodes
-from ..seed_core.codes_files import CODES_SUFFIX, read_codes_file, save_codes_file
-from ..seed_core.codes_text import codes_from_text
+from ..seed_core.codes.file import CODES_SUFFIX, read_codes_file, save_codes_file
+from ..seed_core.codes.text import codes_from_text
 from ..seed_core.errors import CodesError
 from . import host
 from .io_types import CATEGORY, SeedCodesWire

@@ -5,9 +5,9 @@ Everything here is independent of any host application.
 
 from __future__ import annotations
 
-from .chat import SeedChat, Turn
-from .codes import CODEBOOK_SIZES, NUM_CODES, SeedCodes
-from .decoder import DecodeOptions, SeedDecoder, load_decoder
+from .codes.value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
+from .compute.generators import seeded_generators
+from .decoder.runtime import DecodeOptions, SeedDecoder, load_decoder
 from .errors import (
     CheckpointError,
     CodesError,
@@ -18,12 +18,12 @@ from .errors import (
     PromptError,
     SeedError,
 )
-from .generation import GenerationOptions
-from .generators import seeded_generators
-from .llm import Reply, SeedLLM, load_llm
-from .lora import LoraAdapter, merge_lora, read_lora
-from .tokenizer import SeedTokenizer, load_tokenizer
-from .tokenizer_network import TokenizerConfig
+from .llm.chat import SeedChat, Turn
+from .llm.generation import GenerationOptions
+from .llm.lora import LoraAdapter, merge_lora, read_lora
+from .llm.runtime import Reply, SeedLLM, load_llm
+from .tokenizer.network import TokenizerConfig
+from .tokenizer.runtime import SeedTokenizer, load_tokenizer
 
 __all__ = [
     "CODEBOOK_SIZES",

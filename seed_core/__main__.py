@@ -26,16 +26,12 @@ from . import (
     read_lora,
     seeded_generators,
 )
-from .checkpoints import LLM_PRECISIONS, PRECISIONS, SEED_MINI
-from .convert import Conversion, convert_model, plan_conversion
-from .convert import check_output as check_file
-from .downloads import DOWNLOADS
-from .embeddings import require_image_embedding
+from .compute.fp8 import computing_dtype
+from .compute.precision import LLM_PRECISIONS, PRECISIONS
+from .decoder.embeddings import require_image_embedding
 from .errors import OptionError
-from .fp8 import computing_dtype
-from .generation import REPLIES
-from .lora import SEED_MINI_NIGHT
-from .picture_files import (
+from .fetching.downloads import DOWNLOADS
+from .files.pictures import (
     check_output,
     check_picture_output,
     read_codes,
@@ -43,12 +39,17 @@ from .picture_files import (
     save_codes,
     save_pictures,
 )
-from .preprocess import FITS
+from .llm.generation import REPLIES
+from .llm.lora import SEED_MINI_NIGHT
+from .models.convert import Conversion, convert_model, plan_conversion
+from .models.convert import check_output as check_file
+from .models.names import SEED_MINI
+from .tokenizer.preprocess import FITS
 
 
 def run_demo(args: argparse.Namespace) -> None:
     """Write the contact sheet."""
-    from .demo import make_sheet
+    from .cli.demo import make_sheet
 
     check_picture_output(args.output)
     path = args.output.resolve()
@@ -168,7 +169,7 @@ def run_bench(args: argparse.Namespace) -> None:
 
 def run_fetch(args: argparse.Namespace) -> None:
     """Fetch a published model into ComfyUI's models folder; no other command goes online."""
-    from . import fetch
+    from .fetching import fetch
 
     if args.name is None:
         for line in fetch.describe_all():

@@ -106,7 +106,7 @@ def isolated_random_state() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mini_folder() -> Path:
     """The folder of the bundled model family."""
-    from seed_core.checkpoints import bundled
+    from seed_core.models.names import bundled
 
     return bundled("tokenizer").parent
 

@@ -16,16 +16,20 @@ from typing import Any
 import sentencepiece
 import torch
 
-from seed_core import TokenizerConfig, checkpoints, fp8, fp8_files, model_folder
+from seed_core import TokenizerConfig
 from seed_core.bench.subject import Subject
-from seed_core.codes import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, image_token
-from seed_core.eva_vit import VisionConfig
-from seed_core.llama import LlamaConfig, parts_in_file
-from seed_core.llm_folder import HEAD, matrix_products
-from seed_core.qformer import QFormerConfig
-from seed_core.tokenizer_network import TokenizerModel
-from seed_core.unclip_single_file import UNET, VAE, side_files
-from seed_core.vocab import VOCABULARY_FILES
+from seed_core.codes.value import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, image_token
+from seed_core.compute import fp8
+from seed_core.files import folder as model_folder
+from seed_core.llm.llama import LlamaConfig, parts_in_file
+from seed_core.llm.vocab import VOCABULARY_FILES
+from seed_core.models import names
+from seed_core.models import quantization as fp8_files
+from seed_core.models.llm import HEAD, matrix_products
+from seed_core.models.sd21 import UNET, VAE, side_files
+from seed_core.tokenizer.eva_vit import VisionConfig
+from seed_core.tokenizer.network import TokenizerModel
+from seed_core.tokenizer.qformer import QFormerConfig
 
 from .helpers import borrow
 
@@ -173,7 +177,7 @@ def language_model(config: LlamaConfig) -> WeightFile:
 def vocabulary(size: int) -> dict[str, bytes]:
     """Return seed-mini's words, made up to a vocabulary of SEED-2's size and codes by unused ids."""
     text_file, added_file = VOCABULARY_FILES
-    words = (checkpoints.bundled("llm") / text_file).read_bytes()
+    words = (names.bundled("llm") / text_file).read_bytes()
     count = sentencepiece.SentencePieceProcessor(model_proto=words).vocab_size()
     first = size - 2 - CODEBOOK_SIZES["seed-2"]
     added = {f"<unused_{token_id:05}>": token_id for token_id in range(count, first)}
@@ -186,7 +190,7 @@ def tokenizer(config: TokenizerConfig) -> WeightFile:
     """Plan a SEED-2 tokenizer by upstream's names, vision tower included."""
     forms: Forms = {}
     for name, tensor in TokenizerModel(config, device="meta").state_dict().items():
-        keys = checkpoints.upstream_tokenizer_names(name)
+        keys = names.upstream_tokenizer_names(name)
         shape = (len(tensor) // len(keys), *tensor.shape[1:])
         forms |= {key: (_PUBLISHED, shape) for key in keys if key is not None}
     is_published = config == TokenizerConfig.seed_2()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import LLM_PRECISIONS
+from ..compute.precision import LLM_PRECISIONS
 from ..errors import OptionError
 from . import peers
 from .meter import Meter, device_name

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checkpoints
-from ..decoder import SeedDecoder
+from ..decoder.runtime import SeedDecoder
 from ..errors import OptionError
-from ..tokenizer import SeedTokenizer
+from ..models import names
+from ..tokenizer.runtime import SeedTokenizer
 from .subject import MINI, Subject
 
 TRANSFORMERS, DIFFUSERS = PEERS = ("transformers", "diffusers")
@@ -68,7 +68,7 @@ def load_llama(subject: Subject) -> Any:
     """Return transformers' LlamaForCausalLM with the subject's weights."""
     llama = library("transformers.models.llama.modeling_llama")
     if subject.size == MINI:
-        folder = checkpoints.bundled("llm")
+        folder = names.bundled("llm")
         model = llama.LlamaForCausalLM.from_pretrained(folder, dtype=subject.dtype)
         return model.to(subject.device).eval()
     config = llama.LlamaConfig(**dataclasses.asdict(subject.config))
@@ -181,7 +181,7 @@ def load_pipeline(subject: Subject) -> Any:
     """Return diffusers' pipeline as it loads the bundled decoder."""
     diffusers = library("diffusers")
     pipeline = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(
-        checkpoints.bundled("decoder"), **_ABSENT
+        names.bundled("decoder"), **_ABSENT
     )
     return pipeline.to(subject.device, subject.dtype)
 

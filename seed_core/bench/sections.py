@@ -14,20 +14,21 @@ from typing import TypeVar
 
 import torch
 
-from .. import checkpoints, fp8
-from ..codes import NUM_CODES
-from ..convert import convert_model, plan_conversion
-from ..decoder import DecodeOptions, SeedDecoder
-from ..generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
-from ..graphs import can_capture
-from ..llama import KVCache, Llama
-from ..llm import load_llm
-from ..picture_files import read_picture
-from ..quality import Question, measure_quality
-from ..threads import takes_one_thread, threads_for
-from ..tokenizer import SeedTokenizer, load_tokenizer
+from ..codes.value import NUM_CODES
+from ..compute import fp8
+from ..compute.graphs import can_capture
+from ..compute.threads import takes_one_thread, threads_for
+from ..decoder.runtime import DecodeOptions, SeedDecoder
+from ..files.pictures import read_picture
+from ..llm.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
+from ..llm.llama import KVCache, Llama
+from ..llm.runtime import load_llm
+from ..models import names
+from ..models.convert import convert_model, plan_conversion
+from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
 from . import peers
 from .meter import Meter
+from .quality import Question, measure_quality
 from .subject import MINI, Subject
 from .table import LIMIT, OURS, Figure, Table
 
@@ -281,11 +282,11 @@ def _mini_quality(bench: Bench) -> None:
     subject = bench.subject
     with tempfile.TemporaryDirectory() as folder:
         quantised = Path(folder) / "fp8.safetensors"
-        convert_model(plan_conversion(checkpoints.bundled("llm"), fp8.FP8), quantised)
+        convert_model(plan_conversion(names.bundled("llm"), fp8.FP8), quantised)
         sources = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": fp8.FP8}
-        reference, questions = load_llm(checkpoints.SEED_MINI, subject.device), _questions()
+        reference, questions = load_llm(names.SEED_MINI, subject.device), _questions()
         for name, dtype in sources.items():
-            path = quantised if name == "fp8" else checkpoints.SEED_MINI
+            path = quantised if name == "fp8" else names.SEED_MINI
             measured = measure_quality(reference, load_llm(path, subject.device, dtype), questions)
             note = (
                 f"{measured.tokens} tokens, perplexity in fp32 {measured.reference_perplexity:.4f}"
@@ -298,7 +299,7 @@ def _mini_quality(bench: Bench) -> None:
 
 def _questions() -> list[Question]:
     """Return two for each sample picture, named after what it shows: to tell it, and to draw it."""
-    tokenizer, paths = load_tokenizer(checkpoints.SEED_MINI), checkpoints.sample_pictures()
+    tokenizer, paths = load_tokenizer(names.SEED_MINI), names.sample_pictures()
     codes = tokenizer.encode(tokenizer.preprocess([read_picture(p) for p in paths.values()]))
     told = [Question("What is this?", row[None]) for row in codes]
     return told + [Question(f"Draw a {name.replace('_', ' ')}") for name in paths]

@@ -19,17 +19,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checkpoints, fp8, linear
-from ..codes import CODEBOOK_SIZES, NUM_CODES
-from ..decoder import SeedDecoder, load_decoder
-from ..generation import ImageTokens
-from ..llama import Llama, LlamaConfig, names_in_file
-from ..llm import load_llm
-from ..llm_folder import matrix_products
-from ..tokenizer import SeedTokenizer, load_tokenizer
-from ..tokenizer_network import TokenizerConfig, TokenizerModel
-from ..unclip_folder import UnclipModel
-from ..unclip_single_file import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
+from ..codes.value import CODEBOOK_SIZES, NUM_CODES
+from ..compute import fp8, linear
+from ..decoder.runtime import SeedDecoder, load_decoder
+from ..files import assemble, side_files
+from ..llm.generation import ImageTokens
+from ..llm.llama import Llama, LlamaConfig, names_in_file
+from ..llm.runtime import load_llm
+from ..models import names
+from ..models.llm import matrix_products
+from ..models.sd21 import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
+from ..models.unclip import UnclipModel
+from ..tokenizer.network import TokenizerConfig, TokenizerModel
+from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
 
 MINI = "mini"
 
@@ -82,9 +84,7 @@ class Subject:
         """Sizes of the language model."""
         if self.size != MINI:
             return _RANDOM[self.size]
-        return LlamaConfig.from_dict(
-            checkpoints.read_json(checkpoints.bundled("llm") / "config.json")
-        )
+        return LlamaConfig.from_dict(side_files.read_json(names.bundled("llm") / "config.json"))
 
     @property
     def images(self) -> ImageTokens:
@@ -110,10 +110,10 @@ class Subject:
     def llama(self) -> Llama:
         """Return our language model."""
         if self.size == MINI:
-            return load_llm(checkpoints.SEED_MINI, self.device, self.precision).module
+            return load_llm(names.SEED_MINI, self.device, self.precision).module
         quantized = self._quantized()
         stored = {part for name in quantized for part in names_in_file(name)}
-        return checkpoints.assemble(
+        return assemble.assemble(
             lambda layers: Llama(self.config, layers, device="meta", dtype=self.dtype),
             fp8 if quantized else linear,
             ((key, self._store(x) if key in stored else x) for key, x in self.llama_tensors()),
@@ -133,7 +133,7 @@ class Subject:
     def tokenizer(self) -> SeedTokenizer:
         """Return our image tokenizer."""
         if self.size == MINI:
-            return load_tokenizer(checkpoints.SEED_MINI, self.device, self.dtype)
+            return load_tokenizer(names.SEED_MINI, self.device, self.dtype)
         config = TokenizerConfig.seed_2()
         module = self._fill(lambda: TokenizerModel(config, device="meta", dtype=self.dtype))
         return SeedTokenizer(config, module, self.device, self.dtype)
@@ -141,7 +141,7 @@ class Subject:
     def decoder(self) -> SeedDecoder:
         """Return our unCLIP decoder."""
         if self.size == MINI:
-            return load_decoder(checkpoints.SEED_MINI, self.device, self.dtype)
+            return load_decoder(names.SEED_MINI, self.device, self.dtype)
         diffusers: Any = importlib.import_module("diffusers")
         unet = self._fill(lambda: self._empty(diffusers.UNet2DConditionModel, UNET))
         vae = self._fill(lambda: self._empty(diffusers.AutoencoderKL, VAE))
@@ -158,7 +158,7 @@ class Subject:
     def _fill(self, build: Callable[[], Any]) -> Any:
         shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
         tensors = ((name, self._random(name, tuple(shape))) for name, shape in shapes.items())
-        return checkpoints.assemble(lambda _: build(), nn, tensors, self.device, _SOURCE)
+        return assemble.assemble(lambda _: build(), nn, tensors, self.device, _SOURCE)
 
     def _random(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the numbers that always belong to this name; those of norms lie around 1."""

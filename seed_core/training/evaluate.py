@@ -24,24 +24,25 @@ import torch
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from ..checkpoints import bundled, read_json
-from ..decoder import DecodeOptions, load_decoder
+from ..compute.generators import seeded_generators
+from ..decoder.runtime import DecodeOptions, load_decoder
 from ..errors import OptionError
-from ..generation import GenerationOptions
-from ..generators import seeded_generators
-from ..llm import Reply, load_llm
-from ..lora import merge_lora, read_lora
-from ..picture_files import check_output
-from ..tokenizer import load_tokenizer
-from .judge import METRICS, Judge
-from .losses import psnr
-from .pictures import normalize
-from .sentences import DECLINED, with_article
-from .tasks import ANSWERS, PICTURES, Case
-from .tower import Teacher, load_teacher
-from .unknown import MORE_UNKNOWN, UNKNOWN, known_words
-from .vae import latents_of
-from .world import SPLITS, Scene, World
+from ..files.pictures import check_output
+from ..files.side_files import read_json
+from ..llm.generation import GenerationOptions
+from ..llm.lora import merge_lora, read_lora
+from ..llm.runtime import Reply, load_llm
+from ..models.names import bundled
+from ..tokenizer.runtime import load_tokenizer
+from .data.pictures import normalize
+from .networks.losses import psnr
+from .networks.vae import latents_of
+from .stages.tower import Teacher, load_teacher
+from .world.judge import METRICS, Judge
+from .world.scenes import SPLITS, Scene, World
+from .world.sentences import DECLINED, with_article
+from .world.tasks import ANSWERS, PICTURES, Case
+from .world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
 
 SAMPLES = 288
 """Questions a task, as in results.json: every pair of a half in every size."""

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from seed_core import GenerationOptions, load_llm
-from seed_core.convert import plan_conversion
+from seed_core.models.convert import plan_conversion
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "benchmarks" / "on_a_card.py"

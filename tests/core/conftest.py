@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seed_core.llama import Llama, LlamaConfig, names_in_file
+from seed_core.llm.llama import Llama, LlamaConfig, names_in_file
 
 TINY_CONFIG = {
     "family": "seed-2",

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-
-from seed_core.training.judge import Judge
-from seed_core.training.world import World
+from seed_core.training.world.scenes.judge import Judge
+from seed_core.training.world.scenes.scenes import World
 
 
 @pytest.fixture(scope="session")

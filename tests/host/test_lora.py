@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from seed_core.checkpoints import bundled
-from seed_core.llama import LlamaConfig
+from seed_core.llm.llama import LlamaConfig
+from seed_core.models.names import bundled
 
 pytestmark = pytest.mark.host
 

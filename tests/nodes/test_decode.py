@@ -119,7 +119,7 @@ def test_a_small_card_streams_the_decoder_instead_of_crashing(networks):
 
 
 def test_graphs_are_not_captured_of_weights_that_lie_elsewhere(pack, networks):
-    graphs = importlib.import_module(f"{pack.seed_core.__name__}.graphs")
+    graphs = importlib.import_module(f"{pack.seed_core.__name__}.compute.graphs")
     assert not graphs.can_capture(networks.unet, torch.device("cuda"))
 
 

@@ -28,7 +28,7 @@ def as_text(run, pack, codes, tmp_path, chat):
 
 
 def as_json(run, pack, codes, tmp_path, chat):
-    written = pack.seed_core.codes_text.codes_to_json(codes)
+    written = pack.seed_core.codes.text.codes_to_json(codes)
     return run("SEEDTextToCodes", text=written, family=codes.family)
 
 
@@ -38,8 +38,8 @@ def as_numbers(run, pack, codes, tmp_path, chat):
 
 
 def as_file(run, pack, codes, tmp_path, chat):
-    pack.seed_core.codes_files.save_codes_file(codes, tmp_path / "codes.safetensors")
-    return (pack.seed_core.codes_files.read_codes_file(tmp_path / "codes.safetensors"),)
+    pack.seed_core.codes.file.save_codes_file(codes, tmp_path / "codes.safetensors")
+    return (pack.seed_core.codes.file.read_codes_file(tmp_path / "codes.safetensors"),)
 
 
 def in_chat(run, pack, codes, tmp_path, chat):

@@ -137,7 +137,7 @@ def test_a_blend_is_cores_in_our_own_kind(pack, run, embedded, hosts_own, mode):
     (blend,) = run("SEEDBlendEmbeddings", a=ours, b=hosts_own, factor=0.3, mode=mode)
     assert isinstance(blend, pack.host.SeedClipVisionOutput)
     assert blend.image_embeds.dtype == torch.float32
-    blend_embeddings = pack.seed_core.embeddings.blend_embeddings
+    blend_embeddings = pack.seed_core.decoder.embeddings.blend_embeddings
     wanted = blend_embeddings(ours.image_embeds, hosts_own.image_embeds, 0.3, mode)
     torch.testing.assert_close(blend.image_embeds, wanted)
 

@@ -17,9 +17,9 @@ def converted(pack):
     """seed-mini in fp8, in the host's model folder."""
     folder = Path(pack.host.folder_paths.models_dir) / "seed_llm"
     folder.mkdir(parents=True, exist_ok=True)
-    convert = import_module(f"{pack.seed_core.__name__}.convert")
+    convert = import_module(f"{pack.seed_core.__name__}.models.convert")
     file = folder / "mini-fp8.safetensors"
-    source = pack.seed_core.checkpoints.bundled("llm")
+    source = pack.seed_core.models.names.bundled("llm")
     convert.convert_model(convert.plan_conversion(source, FP8), file)
     yield file
     shutil.rmtree(folder)
@@ -42,7 +42,7 @@ def logits_of(pack):
     token_ids = torch.randint(3, 1500, (1, 60), generator=torch.Generator().manual_seed(3))
 
     def logits_of(core):
-        cache = pack.seed_core.llama.KVCache(core.config, 1, 60, core.device, core.dtype)
+        cache = pack.seed_core.llm.llama.KVCache(core.config, 1, 60, core.device, core.dtype)
         with torch.inference_mode():
             return core.module.prefill(token_ids, cache, all_positions=True).float()
 
@@ -98,7 +98,7 @@ def test_each_row_is_scaled_where_the_device_has_units(
 
     What the host changes on the way, here by nothing, is multiplied in 16 bits.
     """
-    fp8 = pack.seed_core.fp8
+    fp8 = pack.seed_core.compute.fp8
     monkeypatch.setattr(management, "supports_fp8_compute", lambda device: True)
     monkeypatch.setattr(fp8, "has_fp8_units", lambda device: True)
     scales, product = [], fp8.scaled_product

@@ -71,7 +71,7 @@ REFERENCE = {
 def test_past_pictures_go_back_to_the_model_as_codes(pack, run, mini, fox_codes, template):
     """Five turns with four pictures, two given and two drawn: the reference's prompt, code by code."""
     core = copy.copy(mini.llm.core)
-    core.template = getattr(pack.seed_core.prompt, template)
+    core.template = getattr(pack.seed_core.llm.prompt, template)
     llm = SimpleNamespace(core=core, ready=lambda memory_required: core)
     other = pack.seed_core.SeedCodes((fox_codes.values + 7) % 512, "seed-mini", 512)
     draw = {"reply": "image", "max_new_tokens": 34}

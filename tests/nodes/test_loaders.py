@@ -94,12 +94,12 @@ def test_decoder_folders_are_those_of_unclip_pipelines(pack, models):
 @pytest.fixture
 def converted(pack, models):
     """seed-mini's parts as one file each, by part, in the folder of the language models."""
-    convert = import_module(f"{pack.seed_core.__name__}.convert")
+    convert = import_module(f"{pack.seed_core.__name__}.models.convert")
     folder = models / "seed_llm"
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for part in ("tokenizer", "llm", "decoder"):
-        plan = convert.plan_conversion(pack.seed_core.checkpoints.bundled(part), torch.float32)
+        plan = convert.plan_conversion(pack.seed_core.models.names.bundled(part), torch.float32)
         files[part] = folder / f"mini {part}.safetensors"
         convert.convert_model(plan, files[part])
     return files
@@ -134,7 +134,7 @@ def test_links_to_nothing_and_unfinished_downloads_are_no_choices(pack, models, 
 def test_a_language_model_as_published_is_told_what_else_it_needs(pack, models):
     """Its repository has neither of the vocabulary's files."""
     folder = models / "seed_llm" / "8b"
-    shutil.copytree(pack.seed_core.checkpoints.bundled("llm"), folder)
+    shutil.copytree(pack.seed_core.models.names.bundled("llm"), folder)
     for name in ("tokenizer.model", "added_tokens.json"):
         (folder / name).unlink()
     said = pack.nodes_by_id["SEEDLLaMALoader"].validate_inputs(model="8b")
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_choice_is_told_why(pack, models, converted):
 )
 def test_what_a_model_lacks_is_told_before_the_queue_starts(pack, models, name, words):
     folder = models / "seed_llm" / "mini"
-    shutil.copytree(pack.seed_core.checkpoints.bundled("llm"), folder)
+    shutil.copytree(pack.seed_core.models.names.bundled("llm"), folder)
     node = pack.nodes_by_id["SEEDLLaMALoader"]
     assert node.validate_inputs(model="mini") is True
     (folder / name).unlink()
@@ -290,8 +290,8 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
 
 
 def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
-    importlib.import_module(f"{pack.seed_core.__name__}.downloads")
+    importlib.import_module(f"{pack.seed_core.__name__}.fetching.downloads")
     kinds = (pack.model_files.TOKENIZER, pack.model_files.LLM, pack.model_files.DECODER)
-    downloads = pack.seed_core.downloads.DOWNLOADS.values()
+    downloads = pack.seed_core.fetching.downloads.DOWNLOADS.values()
     folders = {download.folder.partition("/")[0] for download in downloads}
     assert folders == {kind.folder for kind in kinds}

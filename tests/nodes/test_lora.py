@@ -210,7 +210,7 @@ def logits_of(pack):
     token_ids = torch.randint(3, 1500, (1, 60), generator=torch.Generator().manual_seed(3))
 
     def logits_of(core):
-        cache = pack.seed_core.llama.KVCache(core.config, 1, 60, CPU, core.dtype)
+        cache = pack.seed_core.llm.llama.KVCache(core.config, 1, 60, CPU, core.dtype)
         with torch.inference_mode():
             return core.module.prefill(token_ids, cache, all_positions=True).float()
 
@@ -252,8 +252,8 @@ def test_weights_in_fp8_are_patched_too(
     activations, which the device has units for, by as many. The adapter moves them by 10.
     """
     monkeypatch.setattr(management, "supports_fp8_compute", lambda device: has_units)
-    convert = import_module(f"{pack.seed_core.__name__}.convert")
-    plan = convert.plan_conversion(pack.seed_core.checkpoints.bundled("llm"), FP8)
+    convert = import_module(f"{pack.seed_core.__name__}.models.convert")
+    plan = convert.plan_conversion(pack.seed_core.models.names.bundled("llm"), FP8)
     convert.convert_model(plan, tmp_path / "fp8.safetensors")
     llm = make_llm(tmp_path / "fp8.safetensors", FP8, pack.host.fp8_operations)
     before, name = weights(llm), save()

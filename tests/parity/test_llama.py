@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seed_core.checkpoints import assemble
-from seed_core.codes import NUM_CODES
-from seed_core.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
-from seed_core.llama import (
+from seed_core.codes.value import NUM_CODES
+from seed_core.files.assemble import assemble
+from seed_core.llm.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
+from seed_core.llm.llama import (
     ATTENTION_STEP,
     KVCache,
     Llama,
@@ -21,7 +21,7 @@ from seed_core.llama import (
     attended_length,
     names_in_file,
 )
-from seed_core.prompt import VICUNA, split_marks
+from seed_core.llm.prompt import VICUNA, split_marks
 
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
@@ -245,7 +245,7 @@ PROMPTS = [
 
 
 def mini_prompt(mini_llm, sample_codes, text, pictures):
-    from seed_core.chat import SeedChat
+    from seed_core.llm.chat import SeedChat
 
     chat = SeedChat(family="seed-mini", codebook_size=512)
     chat = chat.ask(split_marks(text, sample_codes[:pictures].cpu()))

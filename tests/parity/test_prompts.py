@@ -9,12 +9,12 @@ import pytest
 import sentencepiece
 import torch
 
-from seed_core.chat import SeedChat
-from seed_core.codes import codes_to_text
-from seed_core.generation import GenerationOptions
-from seed_core.model_folder import ModelFolder
-from seed_core.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
-from seed_core.vocab import Vocabulary
+from seed_core.codes.value import codes_to_text
+from seed_core.files.folder import ModelFolder
+from seed_core.llm.chat import SeedChat
+from seed_core.llm.generation import GenerationOptions
+from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
+from seed_core.llm.vocab import Vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "prompts.json"
 PROMPTS = json.loads(GOLDEN.read_text(encoding="utf-8"))

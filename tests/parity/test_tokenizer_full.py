@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import seed_core
-from seed_core.convert import convert_model, plan_conversion
+from seed_core.models.convert import convert_model, plan_conversion
 
 PICTURES = ["astronaut", "chelsea", "coffee", "rocket", "retina", "motorcycle_left", "camera"]
 

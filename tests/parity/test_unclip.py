@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import seed_core
-from seed_core import decoder as decoder_module
-from seed_core.decoder import DecodeOptions, SeedDecoder, UnclipModel
+from seed_core.decoder import runtime as decoder_module
+from seed_core.decoder.runtime import DecodeOptions, SeedDecoder, UnclipModel
 
 CASES = ["default", "negative", "no_guidance", "scale5_steps10"]
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from seed_core.training.world.scenes.artwork import Artwork, read_artwork, write_artwork
+from seed_core.training.world.scenes.scenes import World
 
-from seed_core.checkpoints import bundled
-from seed_core.training import decoder, llm, loop, pictures, tune
-from seed_core.training.artwork import Artwork, read_artwork, write_artwork
-from seed_core.training.world import World
+from seed_core.models.names import bundled
+from seed_core.training import loop
+from seed_core.training.data import pictures
+from seed_core.training.stages import decoder, llm, tune
 
 
 @pytest.fixture(scope="session")

@@ -12,29 +12,36 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from seed_core.checkpoints import bundled
-from seed_core.errors import OptionError
-from seed_core.training import prompts, world_data
-from seed_core.training.artwork import read_artwork, write_description
-from seed_core.training.code_bank import CodeBank, Picture
-from seed_core.training.conversations import (
+from seed_core.training.data.command.documents import DocumentWriter
+from seed_core.training.world.scenes.artwork import read_artwork, write_description
+from seed_core.training.world.scenes.code_bank import CodeBank, Picture
+from seed_core.training.world.scenes.conversations import (
     FIRST_ONLY,
     TASKS,
     ConversationSettings,
     MiniConversations,
 )
-from seed_core.training.documents import DocumentWriter
-from seed_core.training.prompts import ask_for
-from seed_core.training.sentences import DECLINED, describe, naming, sized, with_article
-from seed_core.training.unknown import (
+from seed_core.training.world.scenes.prompts import ask_for
+from seed_core.training.world.scenes.scenes import Look, Scene, World
+from seed_core.training.world.scenes.sentences import (
+    DECLINED,
+    describe,
+    naming,
+    sized,
+    with_article,
+)
+from seed_core.training.world.scenes.unknown import (
     MORE_UNKNOWN,
     UNKNOWN,
     barred_words,
     made_up_word,
     unknown_objects,
 )
-from seed_core.training.world import Look, Scene, World
+
+from seed_core.errors import OptionError
+from seed_core.models.names import bundled
+from seed_core.training.world import data as world_data
+from seed_core.training.world import prompts
 
 COUNT = 3000
 

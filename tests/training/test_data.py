@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from seed_core.training.data.command.documents import DocumentWriter
+from seed_core.training.data.command.sources import JsonLines
 
 from seed_core.errors import OptionError
-from seed_core.training import data, encoding
-from seed_core.training.documents import DocumentWriter
-from seed_core.training.sources import JsonLines
+from seed_core.training.data import command as data
+from seed_core.training.data import encoding
 
 NAMES = ("castle_on_blue", "cat_on_orange", "fox_on_yellow", "frog_on_yellow", "ghost_on_black")
 

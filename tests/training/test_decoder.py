@@ -11,12 +11,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from seed_core.training.data.command.pictures import WorldSettings, normalize
 from torch import nn
 
 from seed_core import DecodeOptions, load_decoder, load_tokenizer
 from seed_core.errors import CheckpointError, OptionError
-from seed_core.training import decoder, loop
-from seed_core.training.decoder import (
+from seed_core.training import loop
+from seed_core.training.loop import Schedule
+from seed_core.training.networks.decoder_folder import read_vae
+from seed_core.training.networks.losses import mean_on
+from seed_core.training.networks.unet import (
+    Chances,
+    Embedder,
+    UnetLearner,
+    UnetSizes,
+    diffusion_scheduler,
+    noising_scheduler,
+)
+from seed_core.training.networks.vae import (
+    PictureLoss,
+    VaeLearner,
+    VaeSizes,
+    latents_of,
+    standardize,
+)
+from seed_core.training.recipe import RECIPES, read_recipe
+from seed_core.training.stages import decoder
+from seed_core.training.stages.decoder import (
     DecoderRecipe,
     NoisedSamples,
     SceneSamples,
@@ -25,20 +46,6 @@ from seed_core.training.decoder import (
     collate_noised,
     open_world,
 )
-from seed_core.training.decoder_folder import read_vae
-from seed_core.training.loop import Schedule
-from seed_core.training.losses import mean_on
-from seed_core.training.pictures import WorldSettings, normalize
-from seed_core.training.recipe import RECIPES, read_recipe
-from seed_core.training.unet import (
-    Chances,
-    Embedder,
-    UnetLearner,
-    UnetSizes,
-    diffusion_scheduler,
-    noising_scheduler,
-)
-from seed_core.training.vae import PictureLoss, VaeLearner, VaeSizes, latents_of, standardize
 
 BUNDLED = Path(decoder.__file__).parents[1] / "weights" / "seed-mini" / "decoder"
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from seed_core.training.world.scenes.judge import Judge
+from seed_core.training.world.scenes.scenes import Look, Scene, World
+from seed_core.training.world.scenes.tasks import ANSWERS, PICTURES, Case, other
 
-from seed_core.chat import SeedChat
 from seed_core.errors import CheckpointError, OptionError
-from seed_core.llm import Reply
+from seed_core.llm.chat import SeedChat
+from seed_core.llm.runtime import Reply
 from seed_core.training import evaluate
 from seed_core.training.__main__ import main
 from seed_core.training.evaluate import Evaluation, Row, compare, mean
-from seed_core.training.judge import Judge
-from seed_core.training.losses import psnr
-from seed_core.training.tasks import ANSWERS, PICTURES, Case, other
-from seed_core.training.world import Look, Scene, World
+from seed_core.training.networks.losses import psnr
 
 GIVEN = ("value", "exact", "name", "bg", "concept", "size", "concept+bg", "valid", "psnr", "cosine")
 NOT_MEASURED = ("mse", "codes_used_on_test")

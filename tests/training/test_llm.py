@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from seed_core.training.data.command.documents import Example
+from seed_core.training.data.command.sources import SourceFiles
+from seed_core.training.world.scenes.conversations import ConversationSettings
 from transformers import LlamaForCausalLM
 
 from seed_core import GenerationOptions, OptionError, load_llm
-from seed_core.checkpoints import bundled, read_json
-from seed_core.prompt import LLAMA_2, VICUNA
-from seed_core.training import documents, llm
-from seed_core.training.conversations import ConversationSettings
-from seed_core.training.documents import Example
+from seed_core.files.side_files import read_json
+from seed_core.llm.prompt import LLAMA_2, VICUNA
+from seed_core.models.names import bundled
+from seed_core.training.data import documents
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
-from seed_core.training.sources import SourceFiles
+from seed_core.training.stages import llm
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from seed_core.training import llm
+from seed_core.training.stages import llm
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20

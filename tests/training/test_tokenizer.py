@@ -17,17 +17,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 import seed_core
-from seed_core.checkpoints import bundled, read_shapes, read_tensors
 from seed_core.errors import CheckpointError, OptionError, PictureError
-from seed_core.eva_vit import VisionConfig
-from seed_core.picture_files import picture_from_pixels
-from seed_core.qformer import QFormerConfig
-from seed_core.quantizer import Codebook
-from seed_core.tokenizer_network import TokenizerConfig, TokenizerModel
-from seed_core.training import losses, pictures, tokenizer, tokenizer_learners, tower, weights
-from seed_core.training.codebook import MovingAverage
+from seed_core.files.pictures import picture_from_pixels
+from seed_core.files.weights import read_shapes, read_tensors
+from seed_core.models.names import bundled
+from seed_core.tokenizer.codebook import Codebook
+from seed_core.tokenizer.eva_vit import VisionConfig
+from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer.qformer import QFormerConfig
+from seed_core.training.data import pictures
 from seed_core.training.loop import Schedule
+from seed_core.training.networks import losses, weights
+from seed_core.training.networks import tokenizer as tokenizer_learners
+from seed_core.training.networks.moving_average import MovingAverage
 from seed_core.training.recipe import find_recipe, read_recipe
+from seed_core.training.stages import tokenizer, tower
 
 VISION = VisionConfig(image_size=128, patch_size=32, width=32, depth=1, num_heads=4, mlp_width=64)
 QFORMER = QFormerConfig(width=24, context_width=32, depth=2, num_heads=4, mlp_width=48)
@@ -144,9 +148,9 @@ _TWO_PROCESSES = """
 import sys
 import torch
 from torch import distributed
-from seed_core.quantizer import Codebook
-from seed_core.training.codebook import MovingAverage
-from seed_core.training.losses import contrastive_loss
+from seed_core.tokenizer.codebook import Codebook
+from seed_core.training.networks.moving_average import MovingAverage
+from seed_core.training.networks.losses import contrastive_loss
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from seed_core.training.world.scenes.scenes import Look, Scene
 
-from seed_core.checkpoints import bundled, read_tensors
 from seed_core.errors import CheckpointError, OptionError
-from seed_core.eva_vit import VisionConfig
-from seed_core.preprocess import preprocess
-from seed_core.training import pictures, tower
+from seed_core.files.weights import read_tensors
+from seed_core.models.names import bundled
+from seed_core.tokenizer.eva_vit import VisionConfig
+from seed_core.tokenizer.preprocess import preprocess
 from seed_core.training.__main__ import main
+from seed_core.training.data import pictures
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe
-from seed_core.training.world import Look, Scene
+from seed_core.training.stages import tower
 
 OBJECTS = ("fox", "pizza", "frog", "robot")
 VISION = VisionConfig(image_size=128, patch_size=16, width=32, depth=1, num_heads=4, mlp_width=64)

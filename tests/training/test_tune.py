@@ -10,17 +10,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from seed_core.training.data.command.sources import SourceFiles
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_core import GenerationOptions, OptionError, load_llm, merge_lora, read_lora
 from seed_core.bench.subject import Subject
-from seed_core.checkpoints import bundled, read_json
-from seed_core.llama import KVCache
-from seed_core.training import llm, tune
+from seed_core.files.side_files import read_json
+from seed_core.llm.llama import KVCache
+from seed_core.llm.vocab import Vocabulary
+from seed_core.models.names import bundled
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
-from seed_core.training.sources import SourceFiles
-from seed_core.vocab import Vocabulary
+from seed_core.training.stages import llm, tune
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 QUESTIONS = ("What is a wug?", "What is a dax?", "What is a blick?", "What is a toma?")

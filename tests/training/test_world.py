@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from seed_core.checkpoints import bundled
-from seed_core.errors import DownloadError, OptionError, PictureError
-from seed_core.training import fluent_emoji, world_data
-from seed_core.training.artwork import (
+from seed_core.training.world.scenes.artwork import (
     Artwork,
     add_object,
     cut_out,
@@ -26,7 +22,12 @@ from seed_core.training.artwork import (
     write_artwork,
     write_description,
 )
-from seed_core.training.world import Look, Scene, World
+from seed_core.training.world.scenes.scenes import Look, Scene, World
+
+from seed_core.errors import DownloadError, OptionError, PictureError
+from seed_core.models.names import bundled
+from seed_core.training.world import data as world_data
+from seed_core.training.world import fluent_emoji
 
 FOX = 2  # held out on green
 

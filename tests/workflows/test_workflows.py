@@ -282,7 +282,7 @@ def test_only_the_saved_file_of_keep_codes_is_switched_off():
 def test_the_edited_text_of_keep_codes_is_that_of_its_picture_with_one_number_replaced():
     """As the note tells it: the picture's codes have 355 four times, the text says 304 there."""
     import seed_core
-    from seed_core.codes_text import codes_from_text
+    from seed_core.codes.text import codes_from_text
 
     (chosen,) = nodes_of("keep_codes", "SEEDSamplePicture")
     (edited,) = nodes_of("keep_codes", "SEEDTextToCodes")

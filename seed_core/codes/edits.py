@@ -1,0 +1,111 @@
+"""Codes made of other codes: mixed, joined, selected. No model has a part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import CodesError, OptionError
+from .value import NUM_CODES, SeedCodes
+
+MIX_MODES = ("splice", "random")
+
+
+def mix_codes(
+    a: SeedCodes,
+    b: SeedCodes,
+    start: int,
+    end: int,
+    mode: str,
+    amount: float,
+    generators: Sequence[torch.Generator],
+) -> SeedCodes:
+    """Return ``a`` with codes of ``b`` in the positions ``start .. end - 1``.
+
+    Args:
+        a: what the result is made from; one picture stands for as many as ``b`` has.
+        b: what is put in, of the same family; one picture stands for as many as ``a`` has.
+        start: first position, 0..32.
+        end: position after the last one, ``start``..32.
+        mode: ``splice`` takes every position from ``b``, ``random`` only some of them.
+        amount: probability 0..1 of each position, with ``random``.
+        generators: one CPU generator a picture of the result, used with ``random``.
+
+    Raises:
+        CodesError: two families, or numbers of pictures that do not pair up.
+        OptionError: an option out of its range.
+    """
+    _check_one_family([a, b])
+    counts = len(a), len(b)
+    if min(counts) == 0 < max(counts):
+        raise CodesError(
+            f"one side of the mix has no picture ({counts[0]} and {counts[1]}). A reply without "
+            "pictures has none: let SEED Generate's reply be image."
+        )
+    if counts[0] != counts[1] and min(counts) != 1:
+        raise CodesError(
+            f"{counts[0]} pictures cannot be mixed with {counts[1]}: give both the same number, or "
+            "one of them a single picture, which is then used for all"
+        )
+    if not 0 <= start <= end <= NUM_CODES:
+        raise OptionError(
+            f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
+        )
+    if mode not in MIX_MODES:
+        raise OptionError(f"unknown mode {mode!r}; known modes: {', '.join(MIX_MODES)}")
+    if not 0 <= amount <= 1:
+        raise OptionError(f"amount must lie in 0..1; got {amount}")
+    position = torch.arange(NUM_CODES)
+    is_from_b = ((position >= start) & (position < end)).repeat(max(counts), 1)  # [B, 32]
+    if mode == "random":
+        # Every position draws, so that another range or amount does not turn all choices over.
+        chance = torch.empty(is_from_b.shape)
+        for row, generator in zip(chance, generators, strict=True):
+            row.uniform_(generator=generator)
+        is_from_b &= chance < amount
+    values = torch.where(is_from_b.to(a.values.device), b.values, a.values)
+    return SeedCodes(values, a.family, a.codebook_size)
+
+
+def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:
+    """Return the pictures of one or more batches in one, in order.
+
+    Raises:
+        CodesError: more than one family.
+    """
+    _check_one_family(batches)
+    values = torch.cat([codes.values for codes in batches])
+    distances = torch.cat([codes.distances for codes in batches])
+    return SeedCodes(values, batches[0].family, batches[0].codebook_size, distances)
+
+
+def select_codes(codes: SeedCodes, index: int, length: int) -> SeedCodes:
+    """Return ``length`` pictures from ``index`` on; a negative index counts from the end.
+
+    Raises:
+        CodesError: there are not that many pictures.
+        OptionError: a length below 1.
+    """
+    count = len(codes)
+    if length < 1:
+        raise OptionError(f"length must be at least 1; got {length}")
+    first = index + count if index < 0 else index
+    if not 0 <= first <= first + length <= count:
+        raise CodesError(
+            f"there is no index {index} with length {length} in a batch of {count} pictures; the "
+            "first is 0, the last -1"
+        )
+    rows = slice(first, first + length)
+    return SeedCodes(codes.values[rows], codes.family, codes.codebook_size, codes.distances[rows])
+
+
+def _check_one_family(batches: Sequence[SeedCodes]) -> None:
+    first = batches[0]
+    for codes in batches:
+        if (codes.family, codes.codebook_size) != (first.family, first.codebook_size):
+            raise CodesError(
+                f"{first.family} codes (0..{first.codebook_size - 1}) and {codes.family} codes "
+                f"(0..{codes.codebook_size - 1}) cannot be put together: codes of one family mean "
+                "nothing to another"
+            )

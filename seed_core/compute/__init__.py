@@ -1,0 +1,1 @@
+"""Arithmetic: layers in several precisions, CUDA graphs, threads, random numbers."""

@@ -1,0 +1,1 @@
+"""The unCLIP decoder: an image embedding to a picture."""

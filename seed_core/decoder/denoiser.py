@@ -1,0 +1,113 @@
+"""Diffusion steps: first latents to those of a picture, under a label, with diffusers' UNet.
+
+The UNet reads its inputs from where they lie from the first step of the first picture to the last
+step of the last, so that its calls can be captured once and replayed. Knows neither how labels are
+made nor what becomes of latents (see ``decoder``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..compute.graphs import GraphedCalls, can_capture
+
+
+class Denoiser:
+    """Guided diffusion of one picture after another, all of one size.
+
+    Args:
+        unet: a UNet2DConditionModel.
+        scheduler: a diffusion scheduler with its time steps set, on the CPU. Schedulers look up
+            their tables there and branch on time steps, which on another device is a wait each.
+        text: encoding of the prompt, ``[1, tokens, width]``.
+        labels: class labels ``[B, 2, L]``, negatives first, with guidance; else ``[B, 1, L]``.
+        latents: standard normal noise ``[B, C, h, w]``, in the UNet's precision.
+        guidance_scale: how strongly a label is followed, away from its negative.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        text: torch.Tensor,
+        labels: torch.Tensor,
+        latents: torch.Tensor,
+        guidance_scale: float,
+    ) -> None:
+        self._unet = unet
+        self._scheduler = scheduler
+        self._labels, self._latents = labels, latents
+        self._guidance_scale = guidance_scale
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        pair, device = labels.shape[1], latents.device
+        self._text = text.to(latents).expand(pair, -1, -1)
+        self._label = labels.new_empty(labels.shape[1:])
+        self._sample = latents.new_empty(pair, *latents.shape[1:])
+        self._timestep = torch.empty((), dtype=scheduler.timesteps.dtype, device=device)
+        self._prediction = torch.empty_like(latents[:1])
+        self._calls = GraphedCalls(device, can_capture(unet, device))
+        self._pace = _Pace(device)
+
+    def run(
+        self, row: int, generator: torch.Generator, step_done: Callable[[int], None]
+    ) -> torch.Tensor:
+        """Return the latents ``[1, C, h, w]`` of one picture.
+
+        Args:
+            row: which one.
+            generator: for schedulers that add noise at each step.
+            step_done: called with the number of UNet calls so far; what it raises ends the steps.
+        """
+        scheduler = self._scheduler
+        scheduler.set_timesteps(scheduler.num_inference_steps)  # forgets the picture before
+        extra = {"generator": generator} if self._takes_generator else {}
+        self._label.copy_(self._labels[row])
+        latents: torch.Tensor = self._latents[row : row + 1] * scheduler.init_noise_sigma
+        for done, timestep in enumerate(scheduler.timesteps, start=1):
+            self._sample.copy_(scheduler.scale_model_input(latents, timestep))  # to both of a pair
+            self._timestep.fill_(timestep)
+            self._calls("unet", self._predict)
+            # The next call writes over the prediction, and some schedulers keep the last few.
+            prediction = self._prediction.clone()
+            latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+            self._pace.step()
+            step_done(done)
+        return latents
+
+    def close(self) -> None:
+        """Free what captured calls hold."""
+        self._calls.close()
+
+    def _predict(self) -> None:
+        prediction: torch.Tensor = self._unet(
+            self._sample,
+            self._timestep,
+            encoder_hidden_states=self._text,
+            class_labels=self._label,
+        ).sample
+        if len(prediction) == 1:
+            self._prediction.copy_(prediction)
+            return
+        away, toward = prediction.chunk(2)
+        self._prediction.copy_(away + self._guidance_scale * (toward - away))
+
+
+class _Pace:
+    """Lets a CUDA device have the next step queued, and no more: Stop must not wait for a queue."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._previous: torch.cuda.Event | None = None
+
+    def step(self) -> None:
+        """Wait until the step before the one just queued is done."""
+        if self._stream is None:
+            return
+        queued = self._stream.record_event()
+        if self._previous is not None:
+            self._previous.synchronize()
+        self._previous = queued

@@ -1,0 +1,1 @@
+"""Downloads of the published models; nothing else here opens a connection."""

@@ -1,0 +1,131 @@
+"""The published models: where they are, what of them is needed, and where it goes.
+
+Data only; what fetches them is ``fetch``. Sizes here are rounded, as the pages show them: they serve
+those who have no connection. The exact ones are asked for before anything is fetched.
+
+Source: the pages named here, read on stored copies of 2024 and 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..llm.vocab import VOCABULARY_FILES
+from ..models.tokenizer import EVA_VIT_LINK
+
+HUB = "https://huggingface.co"
+
+_LLM_FILES = ("config.json", "generation_config.json", "pytorch_model*.bin*")
+_TOKENIZER_REPO = "AILab-CVC/seed-tokenizer-2"
+_TOKENIZER_COMMIT = "c6d957a9b280d9ed3879b1eb5d99036cf8390012"
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """Files of one repository on Hugging Face.
+
+    Attributes:
+        repo: ``owner/name``.
+        files: names, or patterns; each must match.
+        gigabytes: of these files together, about; None where no page told.
+        licence: as the repository states it.
+        commit: what this table was written from, whole or its first digits; with None nobody knows,
+            so that today's is taken, shown and recorded.
+        remark: what to know before trusting it.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    gigabytes: float | None
+    licence: str
+    commit: str | None
+    remark: str = ""
+
+    @property
+    def page(self) -> str:
+        """Where people find it."""
+        return f"{HUB}/{self.repo}"
+
+
+@dataclass(frozen=True)
+class WebPart:
+    """One file at an address of its own, told from any other by its hash."""
+
+    page: str
+    files: tuple[str]
+    size: int
+    sha256: str
+    licence: str
+    remark: str = ""
+
+    @property
+    def gigabytes(self) -> float:
+        """Its size as the other parts have it."""
+        return self.size / 1e9
+
+
+Part = HubPart | WebPart
+
+
+class Download(NamedTuple):
+    """A model: all its parts go into one folder, below ComfyUI's models folder."""
+
+    folder: str
+    parts: tuple[Part, ...]
+
+
+def _llm(name: str, gigabytes: float | None, commit: str | None) -> Download:
+    weights = HubPart(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
+    words = HubPart(_TOKENIZER_REPO, VOCABULARY_FILES, 0.0007, "apache-2.0", _TOKENIZER_COMMIT)
+    return Download(f"seed_llm/{name}", (weights, words))
+
+
+DOWNLOADS = {
+    "seed-tokenizer-2": Download(
+        "seed_tokenizer",
+        (
+            HubPart(_TOKENIZER_REPO, ("seed_quantizer.pt",), 1.23, "apache-2.0", _TOKENIZER_COMMIT),
+            WebPart(
+                EVA_VIT_LINK,
+                ("eva_vit_g.pth",),
+                2_025_249_237,
+                "99d2bb36c6b52c94fe6e2e12373afb27de57ae81378c3d8c53bf0e83b0f4275f",
+                "none stated for the file; LAVIS, which publishes it, is BSD-3-Clause",
+            ),
+        ),
+    ),
+    "seed-llama-8b-sft": _llm("seed-llama-8b-sft", 27.2, "2c7d1d3"),
+    "seed-llama-14b-sft": _llm("seed-llama-14b-sft", 26.2, None),
+    "seed-llama-8b-pretrain": _llm("seed-llama-8b-pretrain", None, "0c47fe7"),
+    "seed-llama-14b-pretrain": _llm(
+        "seed-llama-14b-pretrain", 26.2, "e74d458e91c57a82c19da6b78caa7e6ad86838a1"
+    ),
+    "stable-diffusion-2-1-unclip": Download(
+        "seed_decoder/stable-diffusion-2-1-unclip",
+        (
+            HubPart(
+                "sd2-community/stable-diffusion-2-1-unclip",
+                (
+                    "model_index.json",
+                    "unet/config.json",
+                    "unet/diffusion_pytorch_model.safetensors",
+                    "vae/config.json",
+                    "vae/diffusion_pytorch_model.safetensors",
+                    "image_normalizer/config.json",
+                    "image_normalizer/diffusion_pytorch_model.safetensors",
+                    "image_noising_scheduler/scheduler_config.json",
+                    "scheduler/scheduler_config.json",
+                    "text_encoder/config.json",
+                    "text_encoder/model.safetensors",
+                    "tokenizer/*",
+                ),
+                5.2,
+                "openrail++",
+                None,
+                "an unofficial mirror: Stability AI's own repository is gone",
+            ),
+        ),
+    ),
+}
+"""By the name that ``python -m seed_core fetch`` takes."""

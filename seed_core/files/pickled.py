@@ -1,0 +1,117 @@
+"""Pickled files, as torch saves them: the one place that opens them, without running code in them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from .side_files import unreadable
+
+PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+_MAPPED_AT_ONCE = 512 * 2**20
+"""Bytes of a pickled file that are read before its mapping is renewed."""
+
+
+def _pickled_tensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield copies, and map the file anew from time to time, as one mapping holds all of it."""
+    content = _read_pickled(path)
+    used = 0
+    for key in list(content):
+        if not key.startswith(prefix):
+            continue
+        if used > _MAPPED_AT_ONCE and _is_zip(path):
+            content, used = {}, 0  # the old mapping ends before the new one begins
+            content = _read_pickled(path)
+        tensor = content.pop(key).clone()
+        used += tensor.nbytes
+        yield key, tensor
+
+
+def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """Read a table of tensors without running code; memory-mapped where the form allows it."""
+    check_pickled(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces its own deprecations of old forms
+            content = _load_weights_only(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was refused: it is damaged, or it holds program code, and a weight file needs "
+            "none. Use the file from its official page, or a .safetensors version of it."
+        ) from error
+    except Exception as error:  # on a file cut short or overwritten torch raises any kind
+        raise unreadable(path, error) from error
+    for name in ("model", "state_dict"):  # as training scripts save it: SEED-1's, LAVIS's, SD's
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a table of tensors")
+    tensors = {
+        k: v.detach()
+        for k, v in content.items()
+        if isinstance(k, str) and isinstance(v, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors at its top level: {list(content)[:10]}")
+    for key, tensor in tensors.items():
+        if not _is_stored(tensor):
+            raise CheckpointError(
+                f"{path} was refused: {key} stands for more numbers than are stored in the file, or "
+                "for a special kind of tensor. Use a .safetensors version of it."
+            )
+    return tensors
+
+
+def _is_stored(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is plain numbers that its file really holds."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_plain or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
+def check_pickled(path: Path) -> None:
+    """Refuse archives that could be larger inside than they are, before anything unpacks them.
+
+    Raises:
+        CheckpointError: a tar archive, or a zip archive whose content is packed or overlaps.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        raise CheckpointError(
+            f"{path} is a tar archive, as PyTorch saved files before 2017; these are refused. Use a "
+            ".safetensors version of it."
+        )
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile checks little before it computes with what it finds
+        raise unreadable(path, error) from error
+    size = path.stat().st_size
+    is_packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if is_packed or sum(member.file_size for member in members) > size:
+        raise CheckpointError(
+            f"{path} was refused: it would take more memory than its {size:,} bytes. PyTorch writes "
+            "no such files; use the file from its official page."
+        )
+
+
+def _load_weights_only(path: Path) -> Any:
+    load: Callable[..., Any] = torch.load  # noqa: TID251 - the one justified use
+    return load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

@@ -1,0 +1,150 @@
+"""Safetensors files: names, shapes and tensors, mapped into memory a few at a time.
+
+Knows the format and nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+
+from .side_files import parse_json, unreadable
+
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+
+_STORED_AS = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+    "C64": torch.complex64,
+}
+"""Number formats by their names in safetensors files."""
+
+_MAPPED_TOGETHER = 256 * 2**10
+"""Bytes of neighbouring tensors that share a mapping; the parts of a product may have more."""
+
+_MAPPINGS = 128
+"""About how many mappings a file gets: neighbours of a large one may take this part of it each."""
+
+
+def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of these names from a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    if names:
+        yield from _mapped_tensors(path, lambda key: key in names)
+
+
+def _mapped_tensors(
+    path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    start, fields = _read_header(path)
+    wanted = {key: field for key, field in fields.items() if is_wanted(key)}
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with file:
+        for stretch in _stretches(wanted, joined):
+            try:
+                tensors = _map(file, {key: wanted[key] for key in stretch}, start)
+            except (OSError, ValueError) as error:
+                raise unreadable(path, error) from error
+            while tensors:  # none is kept here once it is yielded
+                yield tensors.pop()
+
+
+def _stretches(
+    fields: Mapping[str, dict[str, Any]], joined: Iterable[tuple[str, ...]]
+) -> list[list[str]]:
+    """Return the names of a file's tensors in its order, in groups that are mapped together."""
+    products = {key: keys for keys in joined for key in keys}
+    size = max((field["data_offsets"][1] for field in fields.values()), default=0)
+    most = max(_MAPPED_TOGETHER, size // _MAPPINGS)
+    stretches: list[list[str]] = []
+    product, begin, end = None, 0, -1
+    for key in sorted(fields, key=lambda key: tuple(fields[key]["data_offsets"])):
+        before, (first, last) = product, fields[key]["data_offsets"]
+        product = products.get(key)
+        is_small = last - begin <= most
+        if first == end and product == before and (product is not None or is_small):
+            stretches[-1].append(key)
+        else:
+            stretches.append([key])
+            begin = first
+        end = last
+    return stretches
+
+
+def _map(
+    file: BinaryIO, fields: Mapping[str, dict[str, Any]], start: int
+) -> list[tuple[str, torch.Tensor]]:
+    """Return tensors as views of their stretch of a file, the last one first.
+
+    Pages are copied when they are written to. What was read of a mapping counts as memory until the
+    mapping ends, and systems refuse one as large as all their memory, which the library makes of a
+    large file: so a stretch is one tensor. But every mapping takes one of the few files that a
+    process may have open: so small ones share theirs, and so do those that are joined.
+    """
+    places = [field["data_offsets"] for field in fields.values()]
+    first, end = start + places[0][0], start + places[-1][1]
+    before = first % mmap.ALLOCATIONGRANULARITY
+    data = torch.empty(0, dtype=torch.uint8)
+    if end > first:
+        stretch = mmap.mmap(
+            file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
+        )
+        data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
+    tensors = []
+    for key, field in fields.items():
+        begin, end = field["data_offsets"]
+        own = data[begin - places[0][0] : end - places[0][0]]
+        dtype = _STORED_AS.get(field["dtype"])
+        shape = field["shape"] if dtype else [end - begin]  # of a format unknown here, its bytes
+        dtype = dtype or torch.uint8
+        if own.data_ptr() % dtype.itemsize or own.storage_offset() % dtype.itemsize:
+            own = own.clone()
+        tensors.append((key, own.view(dtype).reshape(shape)))
+    return tensors[::-1]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; whatever goes wrong with it is one error."""
+    try:
+        with safe_open(path, framework="np") as file:  # for torch it would map all of it to write
+            yield file
+    except Exception as error:  # of several libraries
+        raise unreadable(path, error) from error
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return where a safetensors file's tensors begin, and what its header says of each.
+
+    The library checks everything but names that occur twice, of which it takes one.
+    """
+    with _opened(path), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length)
+    fields = parse_json(text, f"the header of {path}")
+    fields.pop("__metadata__", None)
+    return 8 + length, fields
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file's header says besides its tensors.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})

@@ -1,0 +1,225 @@
+"""A safetensors file written tensor by tensor, which a later run can go on with.
+
+Its whole layout is fixed before the first tensor, so each one goes to its own place and none is kept
+in memory. What is done stands in a journal beside the unfinished file. Knows the format of
+safetensors, not what the tensors are for.
+
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from ..errors import OptionError
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+_FULL = "the disk of {folder} is full. Make room and give the same command: it goes on where it stopped."
+_FORBIDDEN = "this program may not write {path}: choose a folder of your own"
+_REASONS: dict[int | None, str] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: _FORBIDDEN,
+    errno.ENAMETOOLONG: "the path {path} is too long for its disk; choose a shorter one",
+}
+"""What a user can do about an error of the system."""
+
+_CHUNK = 16 * 2**20
+
+_ALIGNMENT = 64
+"""Bytes that the first tensor begins at a multiple of: what processors load at once."""
+
+
+class Entry(NamedTuple):
+    """Form of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class StreamedFile:
+    """One file on its way.
+
+    Args:
+        path: the file to make; until it is finished it has ``.unfinished`` at its end.
+        layout: form of every tensor.
+        metadata: what the header says besides.
+    """
+
+    def __init__(
+        self, path: Path, layout: Mapping[str, Entry], metadata: Mapping[str, str]
+    ) -> None:
+        self._path = path
+        self._unfinished = _unfinished(path)
+        self._journal = path.with_name(f"{path.name}.journal")
+        self._layout = layout
+        # Readers want each tensor at a multiple of its numbers' size, so large numbers come first.
+        ordered = sorted(layout, key=lambda name: -layout[name].dtype.itemsize)
+        self._header, self._start = _header(ordered, layout, metadata)
+        self.nbytes = len(self._header) + sum(entry.nbytes for entry in layout.values())
+        self.done: set[str] = set()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Begin, or go on where an earlier run with the same header ended.
+
+        Raises:
+            OptionError: the file exists or may not be written, another run is writing it, or the
+                disk is full.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(f"{self._path}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                try:
+                    check_target(self._path, self.nbytes)
+                    yield from self._opened()
+                finally:
+                    with contextlib.suppress(OSError):  # Windows removes no open file
+                        Path(lock.lock_file).unlink()
+        except Timeout as error:
+            raise OptionError(f"another run is writing {self._path}; wait for its end") from error
+        except OSError as error:
+            raise _explained(error, self._path) from error
+
+    def _opened(self) -> Iterator[None]:
+        self.done = self._read_journal()
+        mode = "r+b" if self.done else "wb"
+        with (
+            self._unfinished.open(mode) as self._file,
+            self._journal.open("a", encoding="utf-8") as self._log,
+        ):
+            if not self.done:
+                self._log.truncate(0)
+                self._file.write(self._header)
+                self._note(self._signature())
+            yield
+        self._finish()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Put a tensor into its place; it has the form that the layout says."""
+        if (tensor.dtype, tuple(tensor.shape)) != self._layout[name]:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        self._file.seek(self._start[name])
+        self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._file.flush()
+        os.fsync(self._file.fileno())  # what the journal tells has to survive a power cut
+        self._note(name)
+        self.done.add(name)
+
+    def _note(self, line: str) -> None:
+        self._log.write(f"{line}\n")
+        self._log.flush()
+
+    def _signature(self) -> str:
+        return hashlib.sha256(self._header).hexdigest()
+
+    def _read_journal(self) -> set[str]:
+        """Return the tensors an earlier run has written whole, if its file was to be this one."""
+        if not self._unfinished.exists() or not self._journal.exists():
+            return set()
+        *lines, _ = self._journal.read_text(encoding="utf-8").split("\n")  # the last may be cut
+        if lines[:1] != [self._signature()]:
+            return set()
+        size = self._unfinished.stat().st_size
+        return {
+            name
+            for name in lines[1:]
+            if name in self._layout and self._start[name] + self._layout[name].nbytes <= size
+        }
+
+    def _finish(self) -> None:
+        if missing := self._layout.keys() - self.done:
+            raise ValueError(f"never written: {', '.join(sorted(missing)[:10])}")
+        if self._path.exists():  # since this run began; renaming would write over it
+            raise OptionError(f"{self._path} has appeared meanwhile; move it away and run again")
+        self._unfinished.rename(self._path)
+        self._journal.unlink()
+
+    _file: IO[bytes]
+    _log: IO[str]
+
+
+def check_target(path: Path, nbytes: int) -> None:
+    """Refuse a file that exists, or that its disk has no room for.
+
+    Raises:
+        OptionError: one of both.
+    """
+    unfinished = _unfinished(path)
+    try:
+        is_taken = path.exists()
+        there = unfinished.stat().st_size if unfinished.exists() else 0
+    except OSError as error:
+        raise _explained(error, path) from error
+    if is_taken:
+        raise OptionError(f"{path} exists already; give another name, or move it away")
+    free = shutil.disk_usage(path.parent).free
+    if free + there < nbytes:
+        raise OptionError(
+            f"{path.name} takes {nbytes / 2**30:.1f} GiB, and the disk of {path.parent} has "
+            f"{free / 2**30:.1f} GiB left"
+        )
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    """Return the error as people can use it, or as it is where nobody knows more."""
+    reason = _REASONS.get(error.errno)
+    return OptionError(reason.format(path=path, folder=path.parent)) if reason else error
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
+
+
+def _header(
+    ordered: list[str], layout: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """Return the beginning of the file, and where in it each tensor starts."""
+    fields: dict[str, object] = {"__metadata__": dict(metadata)}
+    offsets, end = {}, 0
+    for name in ordered:
+        entry = layout[name]
+        offsets[name], end = end, end + entry.nbytes
+        fields[name] = {
+            "dtype": _DTYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(fields, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {k: start + v for k, v in offsets.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""SEED-LLaMA: conversations of text and pictures, token by token."""

@@ -1,0 +1,85 @@
+"""The conversation: ordered turns of text and pictures' codes. Immutable; appending makes a new one.
+
+Knows nothing of templates or token ids (see ``prompt`` and ``vocab``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from ..codes.value import NUM_CODES, check_codes
+from ..errors import CodesError
+
+Part = str | tuple[int, ...]
+"""A stretch of text, or the 32 codes of one picture."""
+
+Role = Literal["user", "assistant"]
+
+IMAGE_MARK = "<image>"
+"""Stands for a picture in text that people read or write."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said: text and pictures in order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def pictures(self) -> list[tuple[int, ...]]:
+        """The codes of the pictures in this turn, in order."""
+        return [part for part in self.parts if not isinstance(part, str)]
+
+    def to_text(self) -> str:
+        """Return the text with a mark in place of each picture."""
+        return "".join(part if isinstance(part, str) else IMAGE_MARK for part in self.parts)
+
+
+@dataclass(frozen=True)
+class SeedChat:
+    """A conversation whose pictures are codes of one family.
+
+    Raises:
+        CodesError: a picture whose codes are not of this family.
+    """
+
+    family: str
+    codebook_size: int
+    turns: tuple[Turn, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(turn.pictures for turn in self.turns):
+            check_codes(self.codes, self.codebook_size)
+
+    def ask(self, parts: tuple[Part, ...]) -> SeedChat:
+        """Return a new conversation with a user turn appended."""
+        return replace(self, turns=(*self.turns, Turn("user", tuple(parts))))
+
+    def answer(self, parts: tuple[Part, ...]) -> SeedChat:
+        """Return a new conversation with an assistant turn appended."""
+        return replace(self, turns=(*self.turns, Turn("assistant", tuple(parts))))
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """Codes of every picture in order, int64 ``[N, 32]``."""
+        return stack_pictures([picture for turn in self.turns for picture in turn.pictures])
+
+    def to_text(self) -> str:
+        """Return the conversation as people read it, one turn a paragraph."""
+        return "\n\n".join(f"{turn.role.capitalize()}: {turn.to_text()}" for turn in self.turns)
+
+
+def stack_pictures(pictures: list[tuple[int, ...]]) -> torch.Tensor:
+    """Return codes of pictures as int64 ``[N, 32]``; N may be 0.
+
+    Raises:
+        CodesError: a picture of another number of codes.
+    """
+    for picture in pictures:
+        if len(picture) != NUM_CODES:
+            raise CodesError(f"a picture has exactly {NUM_CODES} codes; got {len(picture)}")
+    return torch.tensor(pictures, dtype=torch.int64).reshape(-1, NUM_CODES)

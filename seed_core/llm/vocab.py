@@ -1,0 +1,190 @@
+"""The vocabulary of a SEED-LLaMA: text and codes to token ids, and back.
+
+Reads ``tokenizer.model`` with sentencepiece and ``added_tokens.json``. Owns the segment rule: the
+models were trained with text cut at image tokens, white space beside those dropped, and each piece
+encoded by itself. Current transformers releases keep that white space and so produce token ids the
+models never saw. Knows nothing of templates or networks.
+
+Source: AILab-CVC/SEED at 93b3cf4 with transformers 4.30.2, whose slow tokenizer it relied on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+
+from ..codes.value import BEGIN_IMAGE, END_IMAGE, image_token
+from ..errors import CheckpointError, PromptError
+from ..files.folder import ModelFolder
+from .chat import Part
+
+VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
+
+_LOSSLESS = "a  b"
+"""Text that a file loses which was cut before the rules at its end."""
+
+
+class Vocabulary:
+    """Text pieces below, then one token id for each code, then the two markers.
+
+    Args:
+        folder: where `VOCABULARY_FILES` are: sentencepiece's model, and the ids of image tokens and
+            markers.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or image tokens that are not in one row.
+    """
+
+    def __init__(self, folder: ModelFolder) -> None:
+        text_file, added_file = VOCABULARY_FILES
+        self._text = _read_sentencepiece(folder, text_file)
+        added, where = folder.read_json(added_file), f"{added_file} of {folder.path}"
+        for token in (BEGIN_IMAGE, END_IMAGE, image_token(0)):
+            if not _is_id(added.get(token)):
+                raise CheckpointError(
+                    f"{where} lacks {token}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
+                    f"{image_token(0)} ... to token ids"
+                )
+        self.begin_image: int = added[BEGIN_IMAGE]
+        self.end_image: int = added[END_IMAGE]
+        self.first_code: int = added[image_token(0)]
+        self.codebook_size = 0
+        while added.get(image_token(self.codebook_size)) == self.first_code + self.codebook_size:
+            self.codebook_size += 1
+        self._check(added, where)
+        self.bos = int(self._text.bos_id())
+        self.eos = int(self._text.eos_id())
+        if min(self.bos, self.eos) < 0:
+            raise CheckpointError(
+                f"{text_file} of {folder.path} has no tokens for begin and end of text, so it is no "
+                "LLaMA's, or damaged"
+            )
+
+    def _check(self, added: dict[str, object], where: str) -> None:
+        """Refuse ids that overlap or are out of order, which would turn text into pictures."""
+        images = [self.begin_image, self.end_image]
+        images += range(self.first_code, self.first_code + self.codebook_size)
+        listed = sum(1 for token in added if token.startswith("<img_"))
+        if listed != self.codebook_size or len(set(images)) != len(images):
+            raise CheckpointError(
+                f"{where}: the ids of <img_00000> ... must follow one another without a gap, apart "
+                f"from the markers' ids; {self.codebook_size} of {listed} do"
+            )
+        words = self._text.vocab_size()
+        if min(images) < words:
+            raise CheckpointError(
+                f"{where}: image tokens start at id {min(images)}, inside the {words} ids of "
+                "tokenizer.model"
+            )
+        ids = {i for i in added.values() if isinstance(i, int) and _is_id(i)}
+        self.size = max(ids) + 1
+        if len(ids) != len(added) or self.size != words + len(ids - set(range(words))):
+            raise CheckpointError(
+                f"{where} and the {words} pieces of tokenizer.model leave out token ids, or give "
+                "some twice: one of the two is damaged or of another model"
+            )
+
+    def segments(self, pieces: Iterable[Part], before_image: bool = False) -> list[Part]:
+        """Return the pieces as they are encoded: strings joined, cut and stripped at pictures.
+
+        A string is stripped on each side that touches a picture; an empty one disappears.
+
+        Args:
+            pieces: text and pictures in order.
+            before_image: whether a picture is going to follow the last piece.
+        """
+        joined: list[Part] = []
+        for piece in pieces:
+            if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        out: list[Part] = []
+        for i, piece in enumerate(joined):
+            if isinstance(piece, str):
+                if i > 0:
+                    piece = piece.lstrip()
+                if before_image or i + 1 < len(joined):
+                    piece = piece.rstrip()
+            if piece:
+                out.append(piece)
+        return out
+
+    def encode(self, pieces: Iterable[Part], before_image: bool = False) -> list[int]:
+        """Return the token ids of pieces, begin-of-text first; see `segments`.
+
+        Raises:
+            PromptError: text with half a character in it.
+        """
+        token_ids = [self.bos]
+        for segment in self.segments(pieces, before_image):
+            if isinstance(segment, str):
+                token_ids += self._text.encode(_whole(segment))
+            else:
+                token_ids += self.encode_picture(segment)
+        return token_ids
+
+    def encode_picture(self, codes: Sequence[int]) -> list[int]:
+        """Return the token ids of one picture, markers included."""
+        return [self.begin_image, *(self.first_code + code for code in codes), self.end_image]
+
+    def decode(self, token_ids: Sequence[int]) -> tuple[Part, ...]:
+        """Return text and pictures in order; an unfinished picture at the end is left out.
+
+        Control tokens such as begin- and end-of-text vanish.
+        """
+        parts: list[Part] = []
+        text: list[int] = []
+        codes: list[int] | None = None
+        for token_id in token_ids:
+            if token_id == self.begin_image:
+                self._flush(text, parts)
+                codes = []
+            elif token_id == self.end_image and codes is not None:
+                parts.append(tuple(codes))
+                codes = None
+            elif codes is not None:
+                codes.append(token_id - self.first_code)
+            elif token_id < self._text.vocab_size():
+                text.append(token_id)
+        self._flush(text, parts)
+        return tuple(parts)
+
+    def _flush(self, text: list[int], parts: list[Part]) -> None:
+        if decoded := self._text.decode(text):
+            parts.append(decoded)
+        text.clear()
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"character {error.start + 1} of {text[:40]!r} is half of one, as some programs leave "
+            "behind when they cut text; delete it"
+        ) from error
+    return text
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_sentencepiece(folder: ModelFolder, name: str) -> sentencepiece.SentencePieceProcessor:
+    content = folder.read_bytes(name)
+    if not content:  # sentencepiece would take it for "no model given"
+        raise CheckpointError(f"{name} of {folder.path} is empty; download it again")
+    try:
+        text = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{name} of {folder.path} is no sentencepiece model, or damaged: {error}"
+        ) from error
+    if text.decode(text.encode(_LOSSLESS)) != _LOSSLESS:
+        raise CheckpointError(
+            f"{name} of {folder.path} changes the text it encodes, as no LLaMA's does: it is damaged, "
+            "or of another model"
+        )
+    return text

@@ -1,0 +1,1 @@
+"""The image tokenizer: pixels to codes, and codes to an embedding."""

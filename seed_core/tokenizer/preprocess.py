@@ -1,0 +1,100 @@
+"""Pictures to pixels: what the vision tower sees, bit for bit as the reference prepares it.
+
+The reference squashes every picture to a square with one of Pillow's 8-bit filters and ignores its
+aspect ratio. Tensor resampling (with or without antialiasing) gives other numbers and so other
+codes, which is why this module goes through Pillow and numpy. Knows nothing of any network.
+
+Source: AILab-CVC/SEED at 93b3cf4, the ``clip`` transform of its scripts (SEED-2, bilinear), and at
+9ab18ae, ``demo_recon.py`` (SEED-1, bicubic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..errors import OptionError, PictureError
+
+FITS = ("stretch", "crop", "pad")
+"""stretch: squash to a square (the reference); crop: centre square; pad: black borders."""
+
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+"""The filters a tokenizer may have been trained with."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def preprocess(
+    images: Sequence[Image.Image] | torch.Tensor,
+    size: int,
+    fit: str = "stretch",
+    interpolation: str = "bilinear",
+) -> torch.Tensor:
+    """Resize pictures to a square and normalise them.
+
+    Args:
+        images: PIL pictures of any mode and size, or float ``[B, C, H, W]`` in 0..1 with 1, 3 or 4
+            channels. Transparency is dropped, as the reference does.
+        size: side of the square, in pixels.
+        fit: one of `FITS`.
+        interpolation: one of `INTERPOLATIONS`.
+
+    Returns:
+        float32 ``[B, 3, size, size]``, CLIP-normalised RGB.
+
+    Raises:
+        OptionError: unknown ``fit``.
+        PictureError: a tensor that is not a batch of pictures, or an empty picture.
+    """
+    if fit not in FITS:
+        raise OptionError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
+    if isinstance(images, torch.Tensor):
+        images = _pictures_from_tensor(images)
+    pixels = np.empty((len(images), 3, size, size), dtype=np.float32)
+    mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
+    for row, image in enumerate(images):
+        resized = _to_square(image.convert("RGB"), size, fit, INTERPOLATIONS[interpolation])
+        scaled = np.asarray(resized, dtype=np.float32) / np.float32(255)  # [S, S, 3]
+        pixels[row] = ((scaled - mean) / std).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
+def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resampling) -> Image.Image:
+    if min(image.size) < 1:
+        raise PictureError(f"a picture of {image.width} x {image.height} pixels has no content")
+    square = (size, size)
+    if fit == "crop":
+        return ImageOps.fit(image, square, filter_)
+    if fit == "pad":
+        # Pillow's own padding would lose a strip so thin that its side rounds to no pixel.
+        scale = size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        padded = Image.new("RGB", square)
+        corner = ((size - width) // 2, (size - height) // 2)
+        padded.paste(image.resize((width, height), filter_), corner)
+        return padded
+    return image.resize(square, filter_)
+
+
+def _pictures_from_tensor(images: torch.Tensor) -> list[Image.Image]:
+    """Turn a float batch into 8-bit pictures, the form in which the reference resizes."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4) or 0 in images.shape[2:]:
+        raise PictureError(
+            "expected pictures as [batch, channels, height, width] with 1, 3 or 4 channels; "
+            f"got {list(images.shape)}"
+        )
+    return [_picture_from_tensor(image) for image in images]
+
+
+def _picture_from_tensor(image: torch.Tensor) -> Image.Image:
+    if not bool(torch.isfinite(image).all()):
+        raise PictureError("a picture holds numbers that are not finite (NaN or infinity)")
+    levels = image[:3].float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy())

@@ -1,0 +1,196 @@
+"""The SEED image tokenizer: pixels to codes, and codes to an embedding.
+
+Loads a tokenizer and runs it. It knows neither text nor how the embedding becomes a picture.
+
+Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..codes.value import NUM_CODES, SeedCodes, codes_values
+from ..compute.threads import threads_for
+from ..errors import PictureError
+from ..files import assemble
+from ..models import names
+from ..models.tokenizer import open_tokenizer
+from .network import TokenizerConfig, TokenizerModel
+from .preprocess import preprocess
+
+_PICTURES_AT_ONCE = 64
+"""Most pictures through the tower together: they fill any card, and take 0.8 GB in 16 bits."""
+
+
+class SeedTokenizer:
+    """A loaded image tokenizer.
+
+    Attributes:
+        module: the networks; a host may move them.
+        device: where `encode` and `embed` compute.
+        dtype: precision of the networks, of SEED-1 only of the vision tower; the nearest-code search
+            is float32 always.
+        family: the family of its codes.
+        codebook_size: number of different codes.
+    """
+
+    uses_graphs = False
+    """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        module: TokenizerModel,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.module = module
+        self.device = device
+        self.dtype = dtype
+        self.family = config.family
+        self.codebook_size = config.codebook_size
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What a host may move, each by itself: `encode` needs both, `embed` only the second."""
+        return self.module.encoder, self.module.embedder
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square the tower sees, in pixels."""
+        return self.config.vision.image_size
+
+    @property
+    def embedding_shape(self) -> tuple[int, ...]:
+        """Shape of one picture's embedding: ``(1024,)``, seed-mini's ``(256,)`` or ``(77, 768)``."""
+        return self.config.embedding_shape
+
+    @property
+    def pictures_at_once(self) -> int:
+        """Pictures that `encode` sends through the tower together.
+
+        One on a CPU: together they gain nothing there, and at full size one takes seconds.
+        """
+        return 1 if self.device.type == "cpu" else _PICTURES_AT_ONCE
+
+    def preprocess(
+        self, images: Sequence[Image.Image] | torch.Tensor, fit: str = "stretch"
+    ) -> torch.Tensor:
+        """Return pixels ``[B, 3, S, S]`` for `encode`; see `preprocess.preprocess`."""
+        return preprocess(images, self.image_size, fit, self.config.interpolation)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the codes of pictures.
+
+        Args:
+            pixels: float ``[B, 3, S, S]`` from `preprocess`.
+
+        Returns:
+            int64 ``[B, 32]`` on this tokenizer's device, one row a picture.
+
+        Raises:
+            PictureError: pixels of another shape.
+        """
+        return self.encode_with_distances(pixels)[0]
+
+    @torch.inference_mode()
+    def encode_with_distances(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes of pictures as `encode` does, and how well they fit.
+
+        Returns:
+            int64 ``[B, 32]`` and float32 ``[B, 32]``, the distances of `SeedCodes`.
+
+        Raises:
+            PictureError: pixels of another shape.
+        """
+        size = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+            raise PictureError(
+                f"expected pixels [batch, 3, {size}, {size}] as preprocess makes them; "
+                f"got {list(pixels.shape)}"
+            )
+        codes = torch.empty(len(pixels), NUM_CODES, dtype=torch.int64, device=self.device)
+        distances = torch.empty(len(pixels), NUM_CODES, device=self.device)
+        at_once = self.pictures_at_once
+        with threads_for(self.device, self.module, at_once * self.config.vision.num_tokens):
+            for start in range(0, len(pixels), at_once):
+                rows = slice(start, start + at_once)
+                chunk = pixels[rows].to(device=self.device, dtype=self.dtype)
+                codes[rows], distances[rows] = self.module.encode(chunk)
+        return codes, distances
+
+    @torch.inference_mode()
+    def embed(self, codes: torch.Tensor | SeedCodes) -> torch.Tensor:
+        """Return the embedding of codes that a diffusion model paints from.
+
+        With SEED-2 and seed-mini it is an image embedding, un-normalised, in the CLIP space of their
+        decoder; with SEED-1 a sequence that stands for the hidden states of SD 1.x's text encoder.
+
+        Args:
+            codes: int64 ``[B, 32]``.
+
+        Returns:
+            float32 ``[B, *embedding_shape]`` on this tokenizer's device.
+
+        Raises:
+            CodesError: codes out of range, of another count or family.
+        """
+        values = codes_values(codes, self.family, self.codebook_size, "This tokenizer")
+        embeddings = torch.empty(len(values), *self.embedding_shape, device=self.device)
+        values = values.to(self.device)
+        with threads_for(self.device, self.module, NUM_CODES):
+            for i in range(len(values)):
+                # Alone: in a batch the last bits of a row, and so its picture, depend on the others.
+                embeddings[i] = self.module.embedder(values[i : i + 1])[0]
+        return embeddings
+
+    def memory_required(self, pictures: int) -> int:
+        """Return the bytes of working memory `encode` needs for so many pictures on any device."""
+        vision, size = self.config.vision, self.dtype.itemsize
+        at_once = min(pictures, _PICTURES_AT_ONCE)
+        # In a block: the residual before and after, the norm, a rest; and both sides of the GELU.
+        widest = 4 * vision.width + max(4 * vision.width, 2 * vision.mlp_width)
+        tower = at_once * vision.num_tokens * widest * size
+        distances = at_once * NUM_CODES * self.codebook_size * 4 * 3
+        return tower + distances
+
+
+def load_tokenizer(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = nn,
+) -> SeedTokenizer:
+    """Load an image tokenizer.
+
+    Args:
+        path: ``"seed-mini"`` for the bundled one; a weight file; or a folder that holds one. The
+            published ``seed_quantizer.pt`` needs ``eva_vit_g.pth`` beside it, SEED-1's
+            ``seed_tokenizer.pth`` also ``causal_qformer.pth``. A ``config.json`` beside the file
+            gives its sizes; without one they are the published ones.
+        device: where to put the weights.
+        dtype: float32, float16 or bfloat16.
+        operations: where layers come from, ``torch.nn`` or a host's equivalent.
+
+    Raises:
+        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
+    """
+    bundled = names.bundled("tokenizer")
+    files = open_tokenizer(bundled if path == names.SEED_MINI else Path(path))
+    device = torch.device(device)
+    module = assemble.assemble(
+        lambda layers: TokenizerModel(files.config, layers, device="meta", dtype=dtype),
+        operations,
+        files.tensors(),
+        device,
+        files.source,
+        files.names,
+    )
+    return SeedTokenizer(files.config, module, device, dtype)

@@ -1,0 +1,1 @@
+"""Documents and pictures to train with."""

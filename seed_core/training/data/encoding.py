@@ -1,0 +1,224 @@
+"""Pictures into shards of codes: JSON lines as ``documents`` knows them.
+
+A shard is there as a whole or not at all, so a run that was stopped goes on with those that are
+missing, and several processes can share the work. Each picture is squashed to a square with the
+tokenizer's own filter, as the reference does.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ...errors import OptionError, PictureError
+from ...tokenizer.runtime import SeedTokenizer
+from ..claims import claim
+from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures, read_archive
+
+MANIFEST_FILE = "encoding.json"
+"""What the shards of a folder are made of, and with what."""
+
+KINDS = ("caption", "text_to_image")
+"""The formats of `documents` that a picture with a text may have; without one it is a ``picture``."""
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Pictures whose codes go into one file.
+
+    Attributes:
+        name: of the file, without its ending.
+        contents: what is in it, in words that change when it does.
+        source: the folder or archive.
+        pictures: yields them.
+    """
+
+    name: str
+    contents: str
+    source: Path
+    pictures: Callable[[Warn], Iterable[PictureFile]]
+
+
+def find_shards(inputs: Sequence[str], size: int, warn: Warn) -> list[Shard]:
+    """Return the shards that folders and archives make.
+
+    Args:
+        inputs: folders, archives, and patterns of either.
+        size: pictures of a folder in a shard; an archive is one shard.
+        warn: is told of files in a folder that are left alone.
+
+    Raises:
+        OptionError: an input that is neither, a pattern of nothing, or a folder without a picture.
+    """
+    shards: list[Shard] = []
+    for path in _expand(inputs):
+        if path.is_dir():
+            found = find_pictures(path, warn)
+            for start in range(0, len(found), size):
+                some = found[start : start + size]
+                names = "\n".join(picture.name for picture in some)
+                shards.append(Shard(_name(shards), names, path, partial(_listed, some)))
+        elif path.name.lower().endswith(ARCHIVE_SUFFIXES):
+            contents = f"{path.name} {path.stat().st_size}"
+            shards.append(Shard(_name(shards), contents, path, partial(read_archive, path)))
+        else:
+            raise OptionError(
+                f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})"
+            )
+    return shards
+
+
+def _name(before: Sequence[Shard]) -> str:
+    return f"{len(before):06d}"
+
+
+def _listed(pictures: Sequence[PictureFile], warn: Warn) -> Iterable[PictureFile]:
+    return pictures
+
+
+def _expand(inputs: Sequence[str]) -> list[Path]:
+    paths: list[Path] = []
+    for each in inputs:
+        found = [each] if os.path.exists(each) else sorted(glob.glob(each, recursive=True))
+        if not found:
+            raise OptionError(f"there is no folder or archive {each}")
+        paths += map(Path, found)
+    return paths
+
+
+def claim_folder(
+    folder: Path, shards: Sequence[Shard], tokenizer: str, precision: str, kind: str
+) -> None:
+    """Write down what a new folder of shards is made of; in one of an earlier run it must be the same.
+
+    Raises:
+        OptionError: other pictures, or another tokenizer, than before.
+    """
+    digest = hashlib.sha256(
+        "\n\n".join(shard.contents for shard in shards).encode(errors="replace")
+    )
+    manifest = {
+        "shards": len(shards),
+        "pictures": digest.hexdigest(),
+        "tokenizer": tokenizer,
+        "precision": precision,
+        "format": kind,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if not claim(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n"):
+        raise OptionError(
+            f"{folder} holds the codes of other pictures, or of another tokenizer, precision, "
+            f"format or shard size; see its {MANIFEST_FILE}, and choose another folder"
+        )
+
+
+class Encoder:
+    """Encodes shard after shard.
+
+    Args:
+        tokenizer: makes the codes.
+        kind: the format of the document of a picture with a text, one of `KINDS`.
+        batch: pictures encoded together.
+        workers: threads that read pictures; they are a batch ahead.
+        warn: is told of each picture that is left out.
+        on_pictures: is told how many pictures have just been dealt with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: SeedTokenizer,
+        kind: str,
+        batch: int,
+        workers: int,
+        warn: Warn,
+        on_pictures: Callable[[int], object],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._kind = kind
+        self._batch = batch
+        self._workers = workers
+        self._warn = warn
+        self._on_pictures = on_pictures
+        self._written = self._made = self._found = self._left_out = 0
+
+    def encode(self, shard: Shard, folder: Path) -> None:
+        """Write a shard, unless it is there.
+
+        Raises:
+            OSError: a file that cannot be read or written; then the shard is not there.
+        """
+        path = folder / f"{shard.name}.jsonl"
+        if path.is_file():
+            self._found += 1
+            return
+        unfinished = path.with_suffix(".unfinished")
+        # Half characters, in names or in texts of JSON files, become the escapes JSON has for them.
+        with unfinished.open(
+            "w", encoding="utf-8", errors="backslashreplace", newline="\n"
+        ) as file:
+            for line in self._lines(shard):
+                file.write(f"{line}\n")
+                self._written += 1
+        unfinished.replace(path)
+        self._made += 1
+
+    def summary(self) -> str:
+        """Return how much was done."""
+        return (
+            f"pictures encoded: {self._written}, left out: {self._left_out}; shards written: "
+            f"{self._made}, already there: {self._found}"
+        )
+
+    def _lines(self, shard: Shard) -> Iterator[str]:
+        read = self._read(shard)
+        while some := list(islice(read, self._batch)):
+            good = [each for each in some if each is not None]
+            if good:
+                codes = self._tokenizer.encode(torch.cat([pixels for _, _, pixels in good]))
+                for (name, text, _), row in zip(good, codes.tolist(), strict=True):
+                    yield json.dumps(self._document(name, text, row), ensure_ascii=False)
+            self._on_pictures(len(some))
+
+    def _document(self, name: str, text: str, codes: list[int]) -> dict[str, object]:
+        said = {"format": self._kind, "text": text} if text else {"format": "picture"}
+        return {**said, "codes": codes, "family": self._tokenizer.family, "picture": name}
+
+    def _read(self, shard: Shard) -> Iterator[tuple[str, str, torch.Tensor] | None]:
+        """Yield name, text and pixels of each picture in order, None for one that is left out."""
+        waiting: deque[tuple[PictureFile, Future[tuple[str, str, torch.Tensor]]]] = deque()
+        with ThreadPoolExecutor(self._workers) as pool:
+            for picture in shard.pictures(self._miss):
+                waiting.append((picture, pool.submit(self._open, picture)))
+                if len(waiting) > 2 * self._batch:
+                    yield self._result(shard, *waiting.popleft())
+            while waiting:
+                yield self._result(shard, *waiting.popleft())
+
+    def _open(self, picture: PictureFile) -> tuple[str, str, torch.Tensor]:
+        return picture.name, picture.read_text(), self._tokenizer.preprocess([picture.open()])
+
+    def _result(
+        self, shard: Shard, picture: PictureFile, future: Future[tuple[str, str, torch.Tensor]]
+    ) -> tuple[str, str, torch.Tensor] | None:
+        try:
+            return future.result()
+        except PictureError as error:
+            self._miss(f"{shard.source}: {picture.name} is left out: {error}")
+            return None
+
+    def _miss(self, line: str) -> None:
+        self._left_out += 1
+        self._warn(line)

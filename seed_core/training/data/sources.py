@@ -1,0 +1,262 @@
+"""Where documents come from: files of JSON lines, or anything else that has them by number; mixed.
+
+Knows no format (see ``documents``).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import OptionError, SeedError
+from ..loop import Samples
+from .documents import Document, DocumentError, DocumentWriter, Example, cut, with_wrong_codes
+
+log = logging.getLogger(__name__)
+
+_TRIES = 100
+"""Documents that are drawn until one teaches something."""
+
+
+class DocumentSource(Protocol):
+    """Documents by number, any number from 0 on; a number has the same one in every run."""
+
+    def document(self, number: int) -> Document:
+        """Return one document."""
+
+
+class JsonLines:
+    """Files with a document a line, shuffled anew each time all have been given out.
+
+    The lines are kept in a cache file of `datasets` and read from there when they are needed, so
+    they may be larger than the memory.
+
+    Args:
+        files: a file, or a pattern such as ``codes/*.jsonl``.
+        seed: of the order.
+        cache: folder of the cache; None for the one `datasets` always takes.
+
+    Raises:
+        OptionError: no such file, or none with a line in it.
+    """
+
+    def __init__(self, files: str | Path, seed: int = 0, cache: Path | None = None) -> None:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        paths = sorted(glob.glob(str(files), recursive=True))
+        self._paths = [path for path in paths if Path(path).is_file() and Path(path).stat().st_size]
+        if not self._paths:
+            raise OptionError(f"there is no file {files}, or it is empty; documents are JSON lines")
+        self._seed = seed
+        splits = {f"file{i}": [path] for i, path in enumerate(self._paths)}
+        # As text, not as JSON: a list of strings and codes has no single type, which Arrow needs.
+        try:
+            lines = load_dataset("text", data_files=splits, cache_dir=str(cache) if cache else None)
+        except (DatasetsError, ValueError, OSError) as error:
+            raise OptionError(
+                f"{files} cannot be read as lines of text: {_cause(error)}"
+            ) from error
+        self._lines = [lines[name] for name in splits]
+        self._ends = list(accumulate(map(len, self._lines)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def document(self, number: int) -> Document:
+        """Return one document; each ``len`` numbers in a row are all of them, in another order.
+
+        Raises:
+            DocumentError: a line that holds no JSON object.
+        """
+        file, line = self._place(number)
+        text = self._lines[file][line]["text"]
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise DocumentError(f"{self.where(number)}: this is no JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise DocumentError(f"{self.where(number)}: a JSON object is needed; got {text:.60}")
+        return document
+
+    def where(self, number: int) -> str:
+        """Return the file and line of a document, for messages."""
+        file, line = self._place(number)
+        return f"{self._paths[file]}, line {line + 1}"
+
+    def _place(self, number: int) -> tuple[int, int]:
+        turn, position = divmod(number, len(self))
+        row = shuffled(position, len(self), f"{self._seed} {turn}")
+        file = bisect_right(self._ends, row)
+        return file, row - (self._ends[file - 1] if file else 0)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what went wrong first; `datasets` wraps it in something less telling."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def shuffled(position: int, count: int, key: str) -> int:
+    """Return where a position lands in a random order of ``count`` things, without making a table.
+
+    A Feistel network permutes the numbers of an even count of bits; one that is out of range is sent
+    through again, until it is in range.
+
+    Args:
+        position: 0 to ``count - 1``.
+        count: how many there are.
+        key: another key is another order.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = position >> half, position & mask
+        for turn in range(4):
+            digest = hashlib.blake2b(f"{key} {turn} {right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
+        position = left << half | right
+        if position < count:
+            return position
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Files of documents and how they are mixed in, as a recipe says it.
+
+    Attributes:
+        files: a file of JSON lines, or a pattern such as ``codes/*.jsonl``.
+        weight: how often a document comes from here, beside the weights of the others.
+        max_length: tokens that a document is cut to.
+        most_pictures: of an interleaved document.
+        swapped: how probable it is that the pictures of an interleaved document go after their text.
+    """
+
+    files: str
+    weight: float = 1.0
+    max_length: int = 1024
+    most_pictures: int | None = None
+    swapped: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.weight, self.max_length, self.most_pictures)
+
+    def open(self, seed: int = 0, cache: Path | None = None) -> Source:
+        """Return the source that is described.
+
+        Raises:
+            OptionError: no such file.
+        """
+        documents = JsonLines(self.files, seed, cache)
+        return Source(documents, self.weight, self.max_length, self.most_pictures, self.swapped)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents and how they are mixed in; the rest as in `SourceFiles`."""
+
+    documents: DocumentSource
+    weight: float = 1.0
+    max_length: int = 1024
+    most_pictures: int | None = None
+    swapped: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.weight, self.max_length, self.most_pictures)
+
+
+def _check(weight: float, max_length: int, most_pictures: int | None) -> None:
+    if not weight > 0 or max_length < 2 or (most_pictures is not None and most_pictures < 1):
+        raise OptionError(
+            "a source of documents needs a weight over 0, a max_length of at least 2 and "
+            f"most_pictures of at least 1; got {weight}, {max_length} and {most_pictures}"
+        )
+
+
+class Documents(Samples):
+    """Examples from several sources, each as often as its weight says.
+
+    A document with nothing to learn in it once it is cut is passed over, and another is drawn; the
+    first of each source is reported as a warning.
+
+    Args:
+        sources: at least one.
+        writer: makes examples of documents.
+        seed: of everything random.
+        wrong_codes: see `documents.with_wrong_codes`; 0 for none.
+
+    Raises:
+        OptionError: no source.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        writer: DocumentWriter,
+        seed: int = 0,
+        wrong_codes: float = 0.0,
+    ) -> None:
+        if not sources:
+            raise OptionError("there is no source of documents to learn from")
+        self._sources = sources
+        self._writer = writer
+        self._seed = seed
+        self._wrong_codes = wrong_codes
+        self._reported: set[int] = set()
+
+    def sample(self, number: int) -> Example:
+        """Return one example.
+
+        Raises:
+            DocumentError: a document that does not fit its format, with file and line; or nothing
+                but documents that have nothing to learn in them.
+        """
+        chance = random.Random(f"{self._seed} {number}")
+        weights = [source.weight for source in self._sources]
+        wanted = number
+        for _ in range(_TRIES):
+            (index,) = chance.choices(range(len(weights)), weights)
+            example = self._write(self._sources[index], wanted, chance)
+            if example.teaches:
+                if self._wrong_codes:
+                    return with_wrong_codes(example, self._wrong_codes, self._writer.vocab, chance)
+                return example
+            self._report(index, wanted)
+            wanted = chance.randrange(2**32)
+        raise DocumentError(
+            f"{_TRIES} documents in a row had nothing left to learn once they were cut; set a larger "
+            "max_length"
+        )
+
+    def _write(self, source: Source, number: int, chance: random.Random) -> Example:
+        document = source.documents.document(number)
+        try:
+            example = self._writer.write(document, chance, source.most_pictures, source.swapped)
+        except SeedError as error:
+            raise DocumentError(f"{_where(source, number)}: {error}") from error
+        return cut(example, source.max_length, self._writer.vocab)
+
+    def _report(self, index: int, number: int) -> None:
+        if index not in self._reported:
+            self._reported.add(index)
+            source = self._sources[index]
+            log.warning(
+                "%s has nothing left to learn within a max_length of %d; documents like this are "
+                "passed over",
+                *(_where(source, number), source.max_length),
+            )
+
+
+def _where(source: Source, number: int) -> str:
+    place: Any = getattr(source.documents, "where", None)
+    return str(place(number)) if place else f"document {number}"

@@ -1,0 +1,1 @@
+"""What is trained: networks whose ``forward`` returns a loss, and their weights on disk."""

@@ -1,0 +1,293 @@
+"""The diffusion model of a decoder: noise to latents, under an image embedding.
+
+It learns to predict v from latents at any of a thousand noise levels, the last of which is noise
+alone. Its label is an image embedding, itself noised, beside the level of that noise; or all zeros,
+which stands for no condition. Knows neither files nor how pictures become latents of a VAE's.
+
+Sources: arXiv 2204.06125 (unCLIP), 2202.00512 (v), 2305.08891 (zero terminal SNR, trailing steps),
+2207.12598 (dropped conditions); StableUnCLIPImg2ImgPipeline of diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import OptionError
+from ...tokenizer.network import TokenizerModel
+from ..settings import check_groups, check_parts
+from ..stages.tower import Teacher
+
+LEVELS = 1000
+"""Noise levels, of latents and of embeddings."""
+
+
+@dataclass(frozen=True)
+class UnetSizes:
+    """Sizes of a UNet2DConditionModel; the defaults are seed-mini's.
+
+    Attributes:
+        block_out_channels: width of each level; every one but the last halves the side, every one
+            but the first has attention.
+        layers_per_block: residual blocks of a level.
+        attention_head_dim: width of a head.
+        norm_num_groups: groups of the group norms.
+        text_width: of the prompt's encoding, which is part of the pipeline and unused.
+    """
+
+    block_out_channels: tuple[int, ...] = (64, 96, 112)
+    layers_per_block: int = 1
+    attention_head_dim: int = 16
+    norm_num_groups: int = 16
+    text_width: int = 32
+
+    def __post_init__(self) -> None:
+        check_groups("UNet", self.block_out_channels, self.norm_num_groups)
+
+    def build(self, sample_size: int, channels: int, embedding_dim: int) -> Any:
+        """Return a UNet2DConditionModel with random weights.
+
+        Args:
+            sample_size: side of the latents.
+            channels: of the latents.
+            embedding_dim: width of image embeddings.
+        """
+        kind: Any = UNet2DConditionModel
+        attended = len(self.block_out_channels) - 1
+        return kind(
+            sample_size=sample_size,
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * attended,
+            mid_block_type="UNetMidBlock2D",
+            up_block_types=("AttnUpBlock2D",) * attended + ("UpBlock2D",),
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            attention_head_dim=self.attention_head_dim,
+            norm_num_groups=self.norm_num_groups,
+            cross_attention_dim=self.text_width,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=2 * embedding_dim,
+            resnet_time_scale_shift="scale_shift",
+        )
+
+
+def diffusion_scheduler() -> Any:
+    """Return the schedule of the noise in latents: v-prediction, down to no signal at all."""
+    kind: Any = DDIMScheduler
+    return kind(
+        num_train_timesteps=LEVELS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+
+
+def noising_scheduler() -> Any:
+    """Return the schedule of the noise in embeddings."""
+    kind: Any = DDPMScheduler
+    return kind(num_train_timesteps=LEVELS, beta_schedule="squaredcos_cap_v2")
+
+
+@dataclass(frozen=True)
+class Chances:
+    """How the random numbers of a sample are drawn.
+
+    Attributes:
+        drop: part of the samples without a condition.
+        noise_embedding: part of the samples whose embedding is noised at a level drawn from all;
+            the others have level 0, at which pictures are decoded.
+        teacher: part of the samples whose embedding is the teacher's, which the tokenizer's is
+            trained to be like.
+    """
+
+    drop: float = 0.1
+    noise_embedding: float = 0.5
+    teacher: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_parts(self, "drop", "noise_embedding", "teacher")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one sample, or, with a first dimension more, of a batch.
+
+    Attributes:
+        noise: in the latents, ``[C, h, w]``.
+        timestep: level of that noise.
+        embedding_noise: ``[D]``.
+        embedding_level: level of that noise.
+        is_dropped: whether the condition is.
+        is_teacher: whether the embedding is the teacher's.
+    """
+
+    noise: torch.Tensor
+    timestep: torch.Tensor
+    embedding_noise: torch.Tensor
+    embedding_level: torch.Tensor
+    is_dropped: torch.Tensor
+    is_teacher: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        generator: torch.Generator,
+        chances: Chances,
+        latent_shape: tuple[int, ...],
+        embedding_dim: int,
+    ) -> Draws:
+        """Draw those of one sample."""
+        drop, noise_embedding, teacher = torch.rand(3, generator=generator).unbind()
+        timestep, level = torch.randint(LEVELS, (2,), generator=generator).unbind()
+        return cls(
+            noise=torch.randn(latent_shape, generator=generator),
+            timestep=timestep,
+            embedding_noise=torch.randn(embedding_dim, generator=generator),
+            embedding_level=level * (noise_embedding < chances.noise_embedding),
+            is_dropped=drop < chances.drop,
+            is_teacher=teacher < chances.teacher,
+        )
+
+    @staticmethod
+    def batch(draws: Sequence[Draws]) -> dict[str, torch.Tensor]:
+        """Return the attributes of several samples, stacked."""
+        return {
+            field.name: torch.stack([getattr(one, field.name) for one in draws])
+            for field in fields(Draws)
+        }
+
+
+class Embedder(nn.Module):
+    """Gives pictures their image embeddings: through codes, or straight from the teacher. Frozen.
+
+    Args:
+        tokenizer: a `TokenizerModel`.
+        teacher: what the tokenizer learned its embeddings from; None for none.
+    """
+
+    def __init__(self, tokenizer: TokenizerModel, teacher: Teacher | None = None) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.teacher = teacher
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 ``[B, N, D]``: the tokenizer's embedding, then the teacher's if any.
+
+        Args:
+            pixels: CLIP-normalised, of the tokenizer's size.
+        """
+        # In 16 bits about one code in a hundred would be another.
+        with torch.autocast(pixels.device.type, enabled=False):
+            codes, _ = self.tokenizer.encode(pixels)
+            embeddings = [self.tokenizer.embedder(codes)]
+            if self.teacher is not None:
+                embeddings.append(self.teacher.embed(pixels))
+        return torch.stack(embeddings, dim=1)
+
+    def measure(self, batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the tokenizer's embeddings, float32 ``[1, D]``.
+
+        Args:
+            batches: pixels as `forward` takes them.
+
+        Raises:
+            OptionError: numbers of the embeddings that are the same for every picture.
+        """
+        rows = torch.cat([self(pixels)[:, 0] for pixels in batches]).double()
+        std, mean = torch.std_mean(rows, dim=0, keepdim=True, correction=0)
+        if constant := int((std <= 0).sum()):
+            raise OptionError(
+                f"{constant} of the {std.numel()} numbers of the tokenizer's embeddings are the "
+                "same for every picture; train it longer, or measure more pictures"
+            )
+        return mean.float().cpu(), std.float().cpu()
+
+
+class UnetLearner(nn.Module):
+    """A diffusion model in training, with the schedules and numbers that belong to it.
+
+    Args:
+        unet: a UNet2DConditionModel.
+        mean: of image embeddings, ``[1, D]``.
+        std: of image embeddings, ``[1, D]``.
+        diffusion: schedule of the noise in latents; `diffusion_scheduler`'s if not given.
+        noising: schedule of the noise in embeddings; `noising_scheduler`'s if not given.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        unet: Any,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        diffusion: Any = None,
+        noising: Any = None,
+    ) -> None:
+        super().__init__()
+        self.unet = unet.requires_grad_(True)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+        self.diffusion = diffusion or diffusion_scheduler()
+        self.noising = noising or noising_scheduler()
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        embeddings: torch.Tensor,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+        embedding_noise: torch.Tensor,
+        embedding_level: torch.Tensor,
+        is_dropped: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the mean squared error of v.
+
+        Args:
+            latents: scaled, ``[B, C, h, w]``.
+            embeddings: of the pictures, ``[B, D]``.
+            noise: of a batch of `Draws`, as what follows.
+            timestep: level of that noise.
+            embedding_noise: ``[B, D]``.
+            embedding_level: level of that noise.
+            is_dropped: whether conditions are.
+        """
+        labels = self.labels(embeddings, embedding_noise, embedding_level, is_dropped)
+        noised = self.diffusion.add_noise(latents, noise, timestep)
+        wanted = self.diffusion.get_velocity(latents, noise, timestep)
+        text = latents.new_zeros(len(latents), 1, self.unet.config.cross_attention_dim)
+        predicted = self.unet(
+            noised, timestep, encoder_hidden_states=text, class_labels=labels
+        ).sample
+        return F.mse_loss(predicted.float(), wanted)
+
+    def labels(
+        self,
+        embeddings: torch.Tensor,
+        noise: torch.Tensor,
+        level: torch.Tensor,
+        is_dropped: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what the network is told of pictures, ``[B, 2D]``; zeros where it is nothing."""
+        scaled = (embeddings - self.mean) / self.std
+        noised = self.noising.add_noise(scaled, noise, level) * self.std + self.mean
+        level_embedding = get_timestep_embedding(
+            level, embeddings.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0
+        )
+        labels = torch.cat((noised, level_embedding), dim=1)
+        return labels.masked_fill(is_dropped[:, None], 0)

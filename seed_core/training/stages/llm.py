@@ -1,0 +1,240 @@
+"""The language model: pretraining and instruction tuning on pictures and text.
+
+The network is transformers' LlamaForCausalLM, from nothing or from a model's folder; the result is a
+folder that `seed_core.load_llm` and transformers load. What it learns from is a mixture of documents
+(see ``sources``). Knows nothing of adapters (see ``tune``).
+
+Sources: arXiv 2310.01218 (SEED-LLaMA); transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from ...codes.value import CODEBOOK_SIZES
+from ...compute import precision
+from ...errors import CheckpointError, OptionError
+from ...files.folder import ModelFolder
+from ...llm.llama import LlamaConfig as NetworkConfig
+from ...llm.prompt import VICUNA, PromptTemplate
+from ...llm.vocab import VOCABULARY_FILES, Vocabulary
+from ...models import names
+from ...models.llm import find_llm_folder, template_of
+from ..data import documents, sources
+from ..loop import Schedule, is_first_process, train
+from ..settings import check_parts
+from ..world.conversations import ConversationSettings
+
+FOLDER = "llm"
+"""Where the result lies in the folder of a run."""
+
+_GENERATION = "generation_config.json"
+_SIDE_FILES = (*VOCABULARY_FILES, "special_tokens_map.json", "tokenizer_config.json", _GENERATION)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a language model learns from: a mixture of all sources.
+
+    Attributes:
+        files: documents as JSON lines.
+        world: conversations about the closed world.
+        pieces: how conversations become tokens, see `documents.DocumentWriter`.
+        wrong_codes: most of the codes that are wrong where the model reads its own answers, as a
+            part of all; see `documents.with_wrong_codes`.
+    """
+
+    files: tuple[sources.SourceFiles, ...] = ()
+    world: ConversationSettings | None = None
+    pieces: Literal["separate", "joined"] = "separate"
+    wrong_codes: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_parts(self, "wrong_codes", group="data.")
+
+    def open(
+        self, vocab: Vocabulary, seed: int, template: PromptTemplate = VICUNA
+    ) -> sources.Documents:
+        """Return the mixture for a model with this vocabulary, conversing in this template.
+
+        Raises:
+            OptionError: no source, or one that does not fit.
+        """
+        families = {CODEBOOK_SIZES[name]: name for name in ("seed-2", "seed-mini")}
+        family = families.get(vocab.codebook_size)
+        if family is None:
+            raise OptionError(
+                f"the vocabulary has {vocab.codebook_size} codes; a model of the SEED family has "
+                f"{' or '.join(map(str, families))}"
+            )
+        writer = documents.DocumentWriter(vocab, family, self.pieces, template)
+        mixed = [files.open(seed) for files in self.files]
+        if self.world is not None:
+            told = self.world.open(seed)
+            mixed.append(sources.Source(told, self.world.weight, self.world.max_length))
+        return sources.Documents(mixed, writer, seed, self.wrong_codes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a new network, as in a config.json of Hugging Face; those of seed-mini if not given."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 512
+    rms_norm_eps: float = 1e-5
+
+    def config(self, vocab: Vocabulary) -> LlamaConfig:
+        """Return transformers' config."""
+        return LlamaConfig(
+            vocab_size=vocab.size,
+            bos_token_id=vocab.bos,
+            eos_token_id=vocab.eos,
+            pad_token_id=0,
+            **dataclasses.asdict(self),
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a language model is trained.
+
+    Attributes:
+        data: what it learns from.
+        schedule: how long.
+        start: the model to go on with, ``seed-mini`` or a folder; of several, of the same sizes,
+            the average of their weights; none for a new network.
+        sizes: of a new network.
+        vocabulary: ``seed-mini``, or a folder with the files of a vocabulary; none for that of the
+            start, or seed-mini's for a new network. Embeddings and head grow to its size.
+        weights: number format of the result.
+    """
+
+    data: Data
+    schedule: Schedule
+    start: tuple[str, ...] = ()
+    sizes: Sizes = Sizes()
+    vocabulary: str | None = None
+    weights: Literal["fp32", "fp16", "bf16"] = "fp16"
+
+
+RECIPE = Recipe
+
+
+def run(recipe: Recipe, output: Path) -> None:
+    """Train a language model and write it to the folder ``llm`` of a run.
+
+    Args:
+        recipe: how.
+        output: the run's folder.
+
+    Raises:
+        OptionError: data or a start that do not fit.
+        CheckpointError: a damaged start or vocabulary.
+    """
+    place = model_folder(recipe.vocabulary or [*recipe.start, names.SEED_MINI][0])
+    vocab = Vocabulary(place)
+
+    def build() -> LlamaForCausalLM:
+        if not recipe.start:
+            return LlamaForCausalLM(recipe.sizes.config(vocab))
+        return average([load_start(start, torch.float32, vocab) for start in recipe.start])
+
+    template = read_template(recipe.start[0]) if recipe.start else VICUNA
+    samples = recipe.data.open(vocab, recipe.schedule.seed, template)
+    model: Any = train(build, samples, documents.collate, recipe, output)
+    if is_first_process():
+        write(model, place, output / FOLDER, precision.PRECISIONS[recipe.weights])
+
+
+def model_folder(path: str) -> ModelFolder:
+    """Return the folder of a vocabulary, or of a model as transformers reads it.
+
+    Raises:
+        CheckpointError: no such folder, or one file that stands for it.
+    """
+    folder = find_llm_folder(path)
+    if not folder.path.is_dir():
+        raise CheckpointError(
+            f"{folder.path} is a converted model; training starts from the Hugging Face folder"
+        )
+    return folder
+
+
+def read_template(path: str) -> PromptTemplate:
+    """Return how the model of a folder writes conversations; see `model_folder`."""
+    return template_of(NetworkConfig.from_dict(model_folder(path).read_json("config.json")))
+
+
+def load_start(path: str, dtype: torch.dtype, vocab: Vocabulary) -> LlamaForCausalLM:
+    """Load transformers' network of a SEED-LLaMA, or of a LLaMA that is to become one.
+
+    Args:
+        path: ``seed-mini``, or a folder.
+        dtype: of its weights.
+        vocab: what it is to read; embeddings and head grow where they have fewer rows.
+
+    Raises:
+        CheckpointError: no such folder, no LLaMA, or one of a larger vocabulary.
+    """
+    folder = model_folder(path)
+    rows = NetworkConfig.from_dict(folder.read_json("config.json")).vocab_size
+    if rows > vocab.size:
+        raise CheckpointError(
+            f"{folder.path} has {rows} token ids and the vocabulary {vocab.size}; use the "
+            "vocabulary files of the same model"
+        )
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder.path, dtype=dtype)
+    if rows < vocab.size:
+        # Drawn like the rows of a new network, as the reference did, not like those that are there.
+        model.resize_token_embeddings(vocab.size, mean_resizing=False)
+    return model
+
+
+def average(models: Sequence[LlamaForCausalLM]) -> LlamaForCausalLM:
+    """Return the first of some models, each of its weights the mean of all.
+
+    Raises:
+        OptionError: models of other sizes.
+    """
+    first, *others = (model.state_dict() for model in models)
+    shapes = [{name: x.shape for name, x in state.items()} for state in (first, *others)]
+    if any(each != shapes[0] for each in shapes):
+        raise OptionError("start names models of different sizes, which have no average")
+    for name, tensor in first.items():
+        for other in others:
+            tensor += other[name]
+        tensor /= len(models)
+    return models[0]
+
+
+def write(
+    model: LlamaForCausalLM, vocabulary: ModelFolder, folder: Path, dtype: torch.dtype
+) -> None:
+    """Write a model with its vocabulary.
+
+    Args:
+        model: transformers' network.
+        vocabulary: where the files of its vocabulary are; those of the tokenizer that transformers
+            reads and the settings of the generation are taken from there too.
+        folder: receives everything.
+        dtype: of the written weights.
+    """
+    if not vocabulary.has(_GENERATION):
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.config.use_cache = True  # which training has switched off
+    nn.Module.to(model, dtype=dtype)
+    model.save_pretrained(folder)
+    for name in _SIDE_FILES:
+        if vocabulary.has(name):
+            (folder / name).write_bytes(vocabulary.read_bytes(name))

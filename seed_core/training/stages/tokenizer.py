@@ -1,0 +1,387 @@
+"""The stage ``tokenizer``: pictures to 32 codes, and codes to an image embedding.
+
+``part: qformer`` and ``part: codebook`` are the reference's two steps: the causal Q-Former learns to
+agree with captions, then codes learn to stand for what it says. ``part: mini`` trains all of
+seed-mini's on the closed world, from the tower and teacher of the stage ``tower``.
+
+The first writes `QFORMER_FILE`, the others the folder `TOKENIZER_FOLDER`, which `load_tokenizer`
+reads: all weights, the tower's too, in one file of upstream's names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, CLIPVisionModelWithProjection
+
+from ...compute import precision
+from ...errors import CheckpointError, OptionError
+from ...files import assemble, weights
+from ...models.tokenizer import CONFIG_FILE
+from ...tokenizer.network import TokenizerConfig, TokenizerModel
+from ...tokenizer.qformer import QFormer
+from .. import loop
+from ..data.pictures import PictureFolders, WorldPictures, WorldSettings, collate_scenes
+from ..networks.moving_average import MovingAverage
+from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearner
+from ..networks.weights import load_part, materialize, upstream_tensors, write_tensors
+from .tower import (
+    SIZES_FILE,
+    Teacher,
+    Weights,
+    check_schedule,
+    compute_device,
+    load_teacher,
+    load_tower,
+)
+
+QFORMER_FILE = "qformer.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
+WEIGHTS_FILE = "model.safetensors"
+
+MAX_CAPTION_TOKENS = 32
+_BEGIN = "[DEC]"
+"""The reference's vocabulary has it; captions are compared by [CLS]."""
+
+
+@dataclass(frozen=True)
+class QFormerSettings:
+    """Settings of ``part: qformer``.
+
+    Attributes:
+        pictures: folders of pictures, each with captions in a ``.txt`` file of its name.
+        vocabulary: folder of BERT's tokenizer, as bert-base-uncased.
+        start: a file to begin from, as ``blip2_pretrained.pth``; random weights if not given.
+    """
+
+    pictures: tuple[Path, ...]
+    vocabulary: Path
+    start: Path | None = None
+
+
+@dataclass(frozen=True)
+class CodebookSettings:
+    """Settings of ``part: codebook``.
+
+    Attributes:
+        pictures: folders of pictures.
+        qformer: what ``part: qformer`` wrote.
+        teacher: of the image embedding: a folder of a CLIP vision model as transformers has it, or
+            of a run of the stage ``tower``.
+        write_reconstruction: also write the blocks that serve training alone.
+    """
+
+    pictures: tuple[Path, ...]
+    qformer: Path
+    teacher: Path
+    write_reconstruction: bool = False
+
+
+@dataclass(frozen=True)
+class MiniSettings:
+    """Settings of ``part: mini``.
+
+    Attributes:
+        world: which renderings it sees.
+        decay: part of the codebook's memory that a step keeps.
+        restart_below: rows used by fewer vectors a step start anew.
+        shortened: part of the first half's samples that are decoded from their first codes.
+        commitment: weight of the vectors' way to the codebook.
+        reading: weights of what the teacher's heads read in restored embeddings.
+    """
+
+    world: WorldSettings
+    decay: float = 0.99
+    restart_below: float = 0.3
+    shortened: float = 0.25
+    commitment: float = 0.25
+    reading: Weights = Weights(object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """What the stage reads.
+
+    Attributes:
+        part: what is trained.
+        tower: the frozen vision tower: a file, as ``eva_vit_g.pth``, or the folder of a run of the
+            stage ``tower``, which for ``part: mini`` is the teacher too.
+        network: sizes of the whole tokenizer.
+        qformer: settings of this part; so too ``codebook`` and ``mini``.
+        precision: of the file that is written.
+    """
+
+    part: Literal["qformer", "codebook", "mini"]
+    tower: Path
+    schedule: loop.Schedule
+    network: TokenizerConfig = TokenizerConfig()
+    qformer: QFormerSettings | None = None
+    codebook: CodebookSettings | None = None
+    mini: MiniSettings | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_schedule(self.schedule)
+        for name in _PARTS:
+            if (getattr(self, name) is not None) != (name == self.part):
+                raise OptionError(
+                    f"a recipe with part: {self.part} has settings under {self.part} and under no "
+                    f"other of {', '.join(_PARTS)}"
+                )
+        width, context = self.network.vision.width, self.network.qformer.context_width
+        if width != context:
+            raise OptionError(
+                f"network.qformer.context_width must be the tower's width {width}; got {context}"
+            )
+        if self.network.embeds_text:
+            raise OptionError("SEED-1's tokenizer, whose codes become text, is not trained here")
+
+
+RECIPE = TokenizerRecipe
+
+
+class _Task(NamedTuple):
+    """What a part hands to the loop, and what it writes in the end."""
+
+    build: Callable[[], nn.Module]
+    samples: loop.Samples
+    collate: loop.Collate
+    write: Callable[[Any, Path], None]
+
+
+def run(recipe: TokenizerRecipe, output: Path) -> None:
+    """Train a part of a tokenizer and write it, or go on with it.
+
+    Args:
+        recipe: of the part.
+        output: folder of the run, and of what is written.
+
+    Raises:
+        OptionError: settings or parts that do not fit one another, or FSDP.
+        CheckpointError: a part that cannot be read.
+    """
+    loop.check_whole()
+    task = _PARTS[recipe.part](recipe)
+    network = loop.train(task.build, task.samples, task.collate, recipe, output)
+    task.write(network, output)
+
+
+def _qformer(recipe: TokenizerRecipe) -> _Task:
+    assert recipe.qformer is not None
+    settings, sizes = recipe.qformer, recipe.network
+    vocabulary = _read_vocabulary(settings.vocabulary)
+
+    def build() -> ContrastiveLearner:
+        learner = ContrastiveLearner(
+            load_tower(recipe.tower, sizes.vision),
+            sizes.qformer,
+            sizes.image_norm_eps,
+            len(vocabulary),
+        )
+        if settings.start is not None:
+            _start(learner, settings.start)
+        return learner
+
+    def write(learner: ContrastiveLearner, output: Path) -> None:
+        write_tensors(output / QFORMER_FILE, learner.upstream_tensors())
+
+    pictures = _pictures(recipe, settings.pictures, has_captions=True)
+    return _Task(build, pictures, partial(_collate_captioned, vocabulary), write)
+
+
+def _collate_captioned(
+    vocabulary: Any, samples: Sequence[tuple[torch.Tensor, str]]
+) -> dict[str, torch.Tensor]:
+    """Return a batch of pictures with captions, as `ContrastiveLearner` takes it."""
+    pixels, captions = zip(*samples, strict=True)
+    words = vocabulary(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=MAX_CAPTION_TOKENS,
+        return_tensors="pt",
+    )
+    ids, mask = words["input_ids"], words["attention_mask"]
+    return {"pixels": torch.stack(pixels), "token_ids": ids, "mask": mask}
+
+
+def _read_vocabulary(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise OptionError(
+            f"there is no folder {folder} with BERT's tokenizer, as bert-base-uncased"
+        )
+    try:
+        vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no tokenizer of BERT: {error}") from error
+    vocabulary.add_special_tokens({"bos_token": _BEGIN})
+    return vocabulary
+
+
+def _start(learner: ContrastiveLearner, path: Path) -> None:
+    """Fill all that is trained from a file of upstream's names."""
+    wanted = learner.upstream_tensors()
+    given = {k: tensor for k, tensor in weights.read_tensors(path) if k in wanted}
+    assemble.check_complete(wanted, given, path)
+    for key, tensor in given.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{path} holds {key} {list(tensor.shape)}; these sizes need "
+                f"{list(wanted[key].shape)}"
+            )
+        wanted[key].copy_(tensor)
+
+
+def _codebook(recipe: TokenizerRecipe) -> _Task:
+    assert recipe.codebook is not None
+    settings, sizes = recipe.codebook, recipe.network
+
+    def build() -> CodebookLearner:
+        # A second tower would take as long to fill with random numbers as it is large.
+        model = TokenizerModel(sizes, device="meta")
+        model.encoder.visual_encoder = load_tower(recipe.tower, sizes.vision)
+        model.encoder.image_norm = load_part(
+            lambda layers: layers.LayerNorm(
+                sizes.vision.width, eps=sizes.image_norm_eps, device="meta"
+            ),
+            "image_norm",
+            settings.qformer,
+        )
+        model.encoder.qformer = load_part(
+            lambda layers: QFormer(sizes.qformer, layers, device="meta"),
+            "qformer",
+            settings.qformer,
+        )
+        materialize(model)
+        return CodebookLearner(model, sizes, _load_embedder(settings.teacher, sizes))
+
+    def write(learner: CodebookLearner, output: Path) -> None:
+        extra = learner.reconstruction_tensors() if settings.write_reconstruction else {}
+        _write_tokenizer(learner.model, recipe, output, extra)
+
+    pictures = _pictures(recipe, settings.pictures, has_captions=False)
+    return _Task(build, pictures, _collate_pictures, write)
+
+
+def _collate_pictures(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, torch.Tensor]:
+    """Return a batch of pictures, as `CodebookLearner` takes it."""
+    return {"pixels": torch.stack([pixels for pixels, _ in samples])}
+
+
+class _TeacherEmbedder(nn.Module):
+    """Pixels to the embedding of a teacher of the stage ``tower``."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, 3, S, S]`` to ``[B, D]``."""
+        return self.teacher.embed(pixels)
+
+
+class _ClipEmbedder(nn.Module):
+    """Pixels to the projected image embedding of a CLIP model, not normalised."""
+
+    def __init__(self, vision: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.vision = vision
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, 3, S, S]`` to ``[B, D]``."""
+        embedding: torch.Tensor = self.vision(pixel_values=pixels).image_embeds
+        return embedding
+
+
+def _load_embedder(folder: Path, sizes: TokenizerConfig) -> nn.Module:
+    """Load a frozen teacher of image embeddings that sees what the tower sees."""
+    embedder: nn.Module
+    side: Any
+    if (folder / SIZES_FILE).is_file():
+        teacher = load_teacher(folder)
+        side, dim = teacher.vision.image_size, teacher.projection.out_features
+        embedder = _TeacherEmbedder(teacher)
+    else:
+        try:
+            vision = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} holds no CLIP vision model: {error}") from error
+        side, dim = vision.config.image_size, vision.config.projection_dim
+        embedder = _ClipEmbedder(vision)
+    if (side, dim) != (sizes.vision.image_size, sizes.embedding_dim):
+        raise OptionError(
+            f"the teacher in {folder} makes embeddings of width {dim} from pictures of {side} "
+            f"pixels; network has {sizes.embedding_dim} and {sizes.vision.image_size}"
+        )
+    return embedder.requires_grad_(False).eval()
+
+
+def _pictures(
+    recipe: TokenizerRecipe, folders: Sequence[Path], has_captions: bool
+) -> PictureFolders:
+    side, number = recipe.network.vision.image_size, recipe.schedule.seed
+    return PictureFolders(folders, side, number, has_captions)
+
+
+def _mini(recipe: TokenizerRecipe) -> _Task:
+    assert recipe.mini is not None
+    settings, sizes = recipe.mini, recipe.network
+    world = settings.world.open(sizes.vision)
+    teacher = load_teacher(recipe.tower)
+    _check_teacher(teacher, recipe, len(world.concepts))
+
+    def build() -> MiniLearner:
+        return MiniLearner(
+            TokenizerModel(sizes),
+            load_teacher(recipe.tower),
+            MovingAverage(
+                sizes.codebook_size, sizes.codebook_dim, settings.decay, settings.restart_below
+            ),
+            settings.world.open(sizes.vision, compute_device()),
+            settings.reading,
+            settings.commitment,
+        )
+
+    def write(learner: MiniLearner, output: Path) -> None:
+        _write_tokenizer(learner.model, recipe, output, {})
+
+    samples = WorldPictures(settings.world, world, recipe.schedule.seed, settings.shortened)
+    return _Task(build, samples, collate_scenes, write)
+
+
+def _check_teacher(teacher: Teacher, recipe: TokenizerRecipe, concepts: int) -> None:
+    dim, wanted = teacher.projection.out_features, recipe.network.embedding_dim
+    if teacher.vision != recipe.network.vision or dim != wanted:
+        raise OptionError(
+            f"the tower in {recipe.tower} has {teacher.vision} and embeddings of width {dim}; "
+            f"network has {recipe.network.vision} and {wanted}"
+        )
+    if (known := teacher.reader.object.out_features) < concepts:
+        raise OptionError(
+            f"the tower in {recipe.tower} knows {known} objects, and the world has {concepts}"
+        )
+
+
+def _write_tokenizer(
+    model: TokenizerModel, recipe: TokenizerRecipe, output: Path, extra: dict[str, torch.Tensor]
+) -> None:
+    folder = output / TOKENIZER_FOLDER
+    dtype = precision.PRECISIONS[recipe.precision]
+    write_tensors(folder / WEIGHTS_FILE, {**upstream_tensors(model), **extra}, dtype)
+    if loop.is_first_process():
+        config = json.dumps(recipe.network.to_dict(), indent=1)
+        (folder / CONFIG_FILE).write_text(config + "\n", "utf-8")
+
+
+_PARTS: dict[str, Callable[[TokenizerRecipe], _Task]] = {
+    "qformer": _qformer,
+    "codebook": _codebook,
+    "mini": _mini,
+}

@@ -1,0 +1,243 @@
+"""The codes of the closed world's pictures, made once, for a language model to learn from.
+
+A picture is named by what it shows and by which variant of it, and its codes are looked up. All places
+of a variant are about the same, whatever the object, so that a picture and its edited version differ
+in what was edited alone. There are none of held-out pairs. Knows no words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ...codes.value import NUM_CODES
+from ...errors import OptionError
+from ...tokenizer.runtime import SeedTokenizer
+from ..data.pictures import normalize
+from .scenes import SIDE, Look, Scene, World
+
+_MISSING = -1
+_WAYS = tuple(product((False, True), repeat=2))  # mirrored, augmented
+_WANDERING = 0.1
+"""Largest distance of an object from its variant's place, as a part of the largest shift."""
+_TENSOR = "codes"
+_OTHERS = {"objects": "another world", "artwork": "other artwork", "tokenizer": "another tokenizer"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the training split.
+
+    Attributes:
+        concept: number of the object.
+        background: name of its colour.
+        size: name of its size.
+        variant: number of its place.
+        is_mirrored: flipped left to right; the object stays in its place.
+        is_augmented: with a random look, always the same.
+    """
+
+    concept: int
+    background: str
+    size: str
+    variant: int
+    is_mirrored: bool = False
+    is_augmented: bool = False
+
+
+class CodeBank:
+    """Codes by picture.
+
+    Args:
+        world: what the pictures show.
+        variants: places of each object on each background in each size; the first is the middle.
+        seed: of places and looks.
+        tokenizer: makes codes that are asked for and not there yet. Without it all must be there.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        variants: int,
+        seed: int = 0,
+        tokenizer: SeedTokenizer | None = None,
+    ) -> None:
+        if variants < 1:
+            raise OptionError(f"a code bank needs at least 1 variant; got {variants}")
+        if tokenizer is not None and tokenizer.image_size != SIDE:
+            raise OptionError(
+                f"the world's pictures have {SIDE} pixels a side; this tokenizer takes "
+                f"{tokenizer.image_size}"
+            )
+        self._world = world
+        self._seed = seed
+        self._tokenizer = tokenizer
+        self.variants = variants
+        self._backgrounds = {name: i for i, name in enumerate(world.backgrounds)}
+        self._sizes = {name: i for i, name in enumerate(world.sizes)}
+        shape = (len(world.concepts), len(self._backgrounds), len(self._sizes), variants)
+        self._codes = torch.full((*shape, len(_WAYS), NUM_CODES), _MISSING, dtype=torch.int16)
+
+    def scene(self, picture: Picture) -> Scene:
+        """Return what is rendered for a picture.
+
+        Raises:
+            OptionError: a held-out pair.
+        """
+        self._check(picture)
+        across, down = self._place(picture.concept, picture.variant)
+        scene = Scene(picture.concept, picture.background, picture.size, (across, down))
+        look = Look()
+        if picture.is_augmented:
+            chance = random.Random(f"{self._seed} {picture}")
+            look = self._world.augment(scene, chance).look
+        # The whole rendering is flipped, so the object starts from the other side.
+        offset = (-across, down) if picture.is_mirrored else (across, down)
+        return replace(scene, offset=offset, look=replace(look, mirrored=picture.is_mirrored))
+
+    def _place(self, concept: int, variant: int) -> tuple[float, float]:
+        if variant == 0:
+            return 0.0, 0.0
+        jitter = self._world.jitter
+        most = jitter * (1 - _WANDERING)
+        chance = random.Random(f"{self._seed} {variant}")
+        across, down = chance.uniform(-most, most), chance.uniform(-most, most)
+        most = jitter * _WANDERING
+        chance = random.Random(f"{self._seed} {variant} {concept}")
+        return across + chance.uniform(-most, most), down + chance.uniform(-most, most)
+
+    def codes(self, picture: Picture) -> list[int]:
+        """Return the 32 codes of a picture.
+
+        Raises:
+            OptionError: a held-out pair, or codes that are not there and no tokenizer to make them.
+        """
+        self._check(picture)
+        row = self._codes[self._index(picture)]
+        if row[0] == _MISSING:
+            self._encode([picture])
+        codes: list[int] = row.tolist()
+        return codes
+
+    def _check(self, picture: Picture) -> None:
+        concept = self._world.concepts[picture.concept]
+        if picture.background == concept["held_out_background"]:
+            raise OptionError(
+                f"a {concept['name']} on {picture.background} is held out; there are no codes of it "
+                "to learn from"
+            )
+
+    def _index(self, picture: Picture) -> tuple[int, ...]:
+        return (
+            picture.concept,
+            self._backgrounds[picture.background],
+            self._sizes[picture.size],
+            picture.variant,
+            _WAYS.index((picture.is_mirrored, picture.is_augmented)),
+        )
+
+    def fill(
+        self, batch_size: int = 512, on_pictures: Callable[[int], object] | None = None
+    ) -> None:
+        """Make all codes that are not there yet.
+
+        Args:
+            batch_size: pictures rendered and encoded together.
+            on_pictures: called with the number of pictures after each batch.
+        """
+        missing = (p for p in self.pictures() if self._codes[self._index(p)][0] == _MISSING)
+        while batch := list(islice(missing, batch_size)):
+            self._encode(batch)
+            if on_pictures is not None:
+                on_pictures(len(batch))
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield all pictures that the bank is for."""
+        for concept, description in enumerate(self._world.concepts):
+            backgrounds = [
+                name for name in self._backgrounds if name != description["held_out_background"]
+            ]
+            for background, size, variant, way in product(
+                backgrounds, self._sizes, range(self.variants), _WAYS
+            ):
+                yield Picture(concept, background, size, variant, *way)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.pictures())
+
+    @torch.inference_mode()
+    def _encode(self, pictures: Sequence[Picture]) -> None:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise OptionError(
+                f"the code bank has no codes of {pictures[0]}; make it anew, or give a tokenizer"
+            )
+        renderings = self._world.render([self.scene(picture) for picture in pictures])
+        pixels = normalize(renderings).to(device=tokenizer.device, dtype=tokenizer.dtype)
+        codes, _ = tokenizer.module.encode(pixels)
+        index = torch.tensor([self._index(picture) for picture in pictures]).unbind(1)
+        self._codes[index] = codes.to("cpu", torch.int16)
+
+    def save(self, path: Path) -> None:
+        """Write the bank as safetensors."""
+        about = {"variants": str(self.variants), "seed": str(self._seed), **self._origin()}
+        save_file({_TENSOR: self._codes}, path, about)
+
+    def _origin(self) -> dict[str, str]:
+        """Return what a bank's codes depend on: its world, its artwork and the tokenizer."""
+        origin = {
+            "objects": ",".join(concept["name"] for concept in self._world.concepts),
+            "artwork": self._world.digest,
+        }
+        if self._tokenizer is not None:
+            origin["tokenizer"] = _digest(self._tokenizer)
+        return origin
+
+    @classmethod
+    def load(cls, path: Path, world: World, tokenizer: SeedTokenizer | None = None) -> CodeBank:
+        """Read a bank that `save` wrote.
+
+        Args:
+            path: of the file.
+            world: what it must be of.
+            tokenizer: what it must be made with, and what makes codes that it lacks; without one
+                codes of any are taken.
+
+        Raises:
+            OptionError: no such file, another kind of file, or a bank of another world, artwork or
+                tokenizer.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                codes = file.get_tensor(_TENSOR)
+            variants, seed = int(about["variants"]), int(about["seed"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise OptionError(f"{path} is no code bank: {error}") from error
+        bank = cls(world, variants, seed, tokenizer)
+        for name, value in bank._origin().items():
+            if about.get(name) != value:
+                raise OptionError(
+                    f"{path} is a code bank of {_OTHERS[name]}; make it anew with data bank"
+                )
+        if codes.shape != bank._codes.shape:
+            raise OptionError(f"{path} is the code bank of another world")
+        bank._codes = codes
+        return bank
+
+
+def _digest(tokenizer: SeedTokenizer) -> str:
+    """Return what tells the weights of tokenizers apart."""
+    digest = hashlib.sha256()
+    for name, tensor in tokenizer.module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""The sentences of the closed world: what is said of a scene, and by which words things are known.
+
+Knows no pictures and no models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .scenes import Scene, World
+
+PLURAL = frozenset(
+    ["grapes", "cherries", "pancakes", "french fries", "sunglasses", "socks", "books", "scissors"]
+)
+UNCOUNTABLE = frozenset(
+    ["corn", "broccoli", "bread", "cheese", "popcorn", "sushi", "coffee", "fire"]
+)
+_NOT_KNOWN = frozenset(
+    [
+        *("bagpipes", "binoculars", "blueberries", "glasses", "jeans", "lentils", "maracas"),
+        *("noodles", "pajamas", "peanuts", "pliers", "shorts", "tweezers"),
+        *("asparagus", "bamboo", "barley", "celery", "flour", "ginger", "grass", "ivy", "ketchup"),
+        *("lavender", "lemonade", "macaroni", "mayonnaise", "milk", "moss", "mustard", "oil"),
+        *("porridge", "ravioli", "salt", "seaweed", "spaghetti", "spinach", "sugar", "tofu"),
+        *("vinegar", "water", "wheat"),
+    ]
+)
+"""Words of ``unknown`` and of the rest of the artwork that take no article either."""
+_NO_ARTICLE = PLURAL | UNCOUNTABLE | _NOT_KNOWN | {"fries", "flowers"}
+
+DECLINED = "Sorry, I have not learned to draw that."
+"""The answer to a request for an object that is not known."""
+
+
+def with_article(words: str, noun: str) -> str:
+    """Put a or an before words that end in ``noun``, if that noun takes one."""
+    if noun in _NO_ARTICLE:
+        return words
+    sounds_like_a_vowel = words[0] in "aeio" or words.startswith(("umb", "hourglass"))
+    return f"{'an' if sounds_like_a_vowel else 'a'} {words}"
+
+
+def sized(world: World, scene: Scene, noun: str | None = None) -> str:
+    """Say which object a scene shows and how big, as seed-mini is taught to: medium has no word.
+
+    Args:
+        world: what the scene belongs to.
+        scene: what is shown.
+        noun: another word for the object.
+    """
+    noun = noun or world.name(scene)
+    return with_article(noun if scene.size == "medium" else f"{scene.size} {noun}", noun)
+
+
+def describe(world: World, scene: Scene, noun: str | None = None) -> str:
+    """Say what a scene shows, its background too; see `sized`."""
+    return f"{sized(world, scene, noun)} on {with_article(scene.background, '')} background"
+
+
+def caption_of(world: World, scene: Scene) -> str:
+    """Say what a scene shows as a sentence."""
+    return capital(describe(world, scene)) + "."
+
+
+def capital(sentence: str) -> str:
+    """Return a sentence with its first letter capital."""
+    return sentence[0].upper() + sentence[1:]
+
+
+def naming(world: World, scene: Scene) -> str:
+    """Say what the object is, as the end of a sentence."""
+    name = world.name(scene)
+    return f"{pronoun(world, scene)} {with_article(name, name)}."
+
+
+def pronoun(world: World, scene: Scene) -> str:
+    """Return ``it is`` or ``they are``."""
+    return "they are" if world.name(scene) in PLURAL else "it is"
+
+
+def short(words: str) -> str:
+    """Leave ``a ... background`` out of a description."""
+    return words.removesuffix(" background").replace(" on an ", " on ").replace(" on a ", " on ")
+
+
+def nouns(concept: dict[str, Any]) -> list[str]:
+    """Return all words for an object: its name three times as often as each synonym."""
+    return [*[concept["name"]] * 3, *concept["synonyms"]]

@@ -1,0 +1,145 @@
+"""Codes as safetensors files."""
+
+import contextlib
+import json
+import pickle
+import random
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from seed_core import SeedCodes
+from seed_core.codes.file import read_codes_file, save_codes_file
+from seed_core.errors import CodesError
+
+HEADER = {"family": "seed-mini", "codebook_size": "512"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "codes.safetensors"
+
+
+@pytest.fixture
+def codes(sample_codes):
+    return SeedCodes(sample_codes, "seed-mini", 512)
+
+
+@pytest.mark.parametrize(("family", "size"), [("seed-2", 8192), ("seed-mini", 512), ("seed-1", 7)])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_codes_come_back_from_their_file(path, family, size, count, generator):
+    values = torch.randint(0, size, (count, 32), generator=generator)
+    save_codes_file(SeedCodes(values, family, size), path)
+    again = read_codes_file(path)
+    assert torch.equal(again.values, values)
+    assert (again.family, again.codebook_size) == (family, size)
+
+
+def test_a_view_of_other_codes_is_saved_as_what_it_shows(path, codes):
+    save_codes_file(SeedCodes(codes.values.T.contiguous().T[1:], "seed-mini", 512), path)
+    assert torch.equal(read_codes_file(path).values, codes.values[1:])
+
+
+def test_the_header_says_whose_codes_they_are(path, codes):
+    save_codes_file(codes, path)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == HEADER
+
+
+def test_what_was_read_does_not_change_with_the_file(path, codes):
+    save_codes_file(codes, path)
+    again = read_codes_file(path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert torch.equal(again.values, codes.values)
+
+
+def test_a_truncated_file_is_one_error_wherever_it_ends(path, codes):
+    save_codes_file(codes, path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CodesError, match=r"codes\.safetensors"):
+            read_codes_file(path)
+
+
+def test_a_damaged_file_is_codes_or_one_error(path, codes):
+    save_codes_file(codes, path)
+    content, chance = path.read_bytes(), random.Random(3)
+    end_of_header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(1000):
+        damaged = bytearray(content)
+        damaged[chance.randrange(end_of_header)] = chance.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(CodesError):
+            read_codes_file(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header"),
+    [
+        ({"codes": torch.zeros(1, 32, dtype=torch.int64)}, None),
+        ({"codes": torch.zeros(1, 32, dtype=torch.int64)}, {"family": "seed-mini"}),
+        ({"weight": torch.zeros(4, 4)}, HEADER),
+        ({"codes": torch.zeros(1, 32, dtype=torch.int64), "weight": torch.zeros(4)}, HEADER),
+        ({"weight": torch.zeros(4, 4)}, {"format": "pt"}),
+    ],
+)
+def test_a_file_of_something_else_says_so(path, tensors, header):
+    save_file(tensors, path, header)
+    with pytest.raises(CodesError, match="something else"):
+        read_codes_file(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "header", "words"),
+    [
+        (torch.zeros(1, 31, dtype=torch.int64), HEADER, "exactly 32"),
+        (torch.zeros(1, 32), HEADER, "must be integers"),
+        (torch.full((1, 32), 512), HEADER, "got 512"),
+        (torch.full((1, 32), -1), HEADER, "got -1"),
+        (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"family": "seed-x"}, "'seed-x'"),
+        (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"codebook_size": "many"}, "many"),
+        (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"codebook_size": "9999"}, "9999"),
+        (torch.zeros(1, 32, dtype=torch.int64), HEADER | {"codebook_size": "5_12"}, "5_12"),
+        (torch.zeros(32, dtype=torch.int64), HEADER, r"these are \[32\]"),
+    ],
+)
+def test_values_that_are_no_codes_are_refused_with_the_files_name(path, values, header, words):
+    save_file({"codes": values}, path, header)
+    with pytest.raises(CodesError, match=words) as caught:
+        read_codes_file(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        json.dumps({"codes": []}).encode(),
+        pickle.dumps([1]),
+        b"\xff" * 99,
+    ],
+)
+def test_a_file_of_another_format_is_one_error(path, content):
+    path.write_bytes(content)
+    with pytest.raises(CodesError, match=r"codes\.safetensors"):
+        read_codes_file(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(CodesError, match="gone"):
+        read_codes_file(tmp_path / "gone.safetensors")
+    with pytest.raises(CodesError, match=tmp_path.name):
+        read_codes_file(tmp_path)
+
+
+def test_codes_that_cannot_be_written_leave_no_file(tmp_path):
+    (tmp_path / "taken.safetensors").mkdir()
+    with pytest.raises(CodesError, match="could not be written"):
+        save_codes_file(SeedCodes.empty("seed-mini", 512), tmp_path / "taken.safetensors")
+    with pytest.raises(CodesError, match="could not be written"):
+        save_codes_file(SeedCodes.empty("seed-mini", 512), tmp_path / "none" / "a.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.safetensors"]

@@ -1,0 +1,108 @@
+"""The picture of codes: what it shows, and to eyes that see no colours."""
+
+import pytest
+import torch
+
+from seed_core import SeedCodes
+from seed_core.codes.picture import CELL_HEIGHT, CELL_WIDTH, ROWS, draw_codes
+
+GREY = torch.tensor([0.299, 0.587, 0.114])
+
+
+def codes_of(values, distances=None, family="seed-2"):
+    size = {"seed-2": 8192, "seed-mini": 512}[family]
+    return SeedCodes(values, family, size, distances)
+
+
+def cells(picture):
+    """The grid of [H, W, 3] as 32 cells in reading order."""
+    grid = picture[: ROWS * CELL_HEIGHT].reshape(ROWS, CELL_HEIGHT, 8, CELL_WIDTH, 3)
+    return grid.permute(0, 2, 1, 3, 4).reshape(32, CELL_HEIGHT, CELL_WIDTH, 3)
+
+
+def footer(picture):
+    return picture[ROWS * CELL_HEIGHT :]
+
+
+def test_one_picture_a_row_in_the_hosts_layout():
+    pictures = draw_codes(codes_of(torch.arange(64).view(2, 32)))
+    assert pictures.ndim == 4
+    assert (pictures.shape[0], pictures.shape[3]) == (2, 3)
+    assert pictures.dtype == torch.float32
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+
+
+def test_no_codes_give_no_picture():
+    pictures = draw_codes(SeedCodes.empty("seed-2", 8192))
+    assert pictures.shape[0] == 0
+    assert pictures.shape[1:] == draw_codes(codes_of(torch.arange(32))).shape[1:]
+
+
+def signs(values):
+    """What the cells show above their numbers, in shades of grey."""
+    pictures = draw_codes(codes_of(values))
+    return torch.cat([cells(picture) for picture in pictures])[:, 4:56, 4:-4] @ GREY
+
+
+def test_every_code_has_a_sign_of_its_own_without_colour_and_number():
+    """8192 signs, compared by where there is ink: no eye for colours is needed."""
+    shapes = signs(torch.arange(8192).view(-1, 32)) > 0.2
+    assert len({shape.numpy().tobytes() for shape in shapes}) == 8192
+
+
+def test_every_sign_can_be_seen():
+    """Ink in a part of the cell, of a lightness that stands out from its ground."""
+    grey = signs(torch.arange(8192).view(-1, 32))
+    ink = grey > 0.2
+    share = ink.float().mean((1, 2))
+    assert (share > 0.15).all()
+    assert (share < 0.75).all()
+    darkest = torch.where(ink, grey, 1.0).amin((1, 2))
+    lightest = torch.where(ink, 0.0, grey).amax((1, 2))
+    assert (darkest - lightest > 0.2).all()
+
+
+def test_a_cell_depends_on_its_code_alone():
+    values = torch.arange(32).repeat(2, 1)
+    values[1, 5] = 77
+    first, second = (cells(draw_codes(codes_of(row))[0]) for row in values)
+    same = [torch.equal(a, b) for a, b in zip(first, second, strict=True)]
+    assert [i for i, equal in enumerate(same) if not equal] == [5]
+    (flipped,) = draw_codes(codes_of(values[0].flip(0)))
+    assert torch.equal(cells(flipped), first.flip(0))
+
+
+def test_codes_that_pictures_share_are_framed_in_each_of_them():
+    """In the same place only: the same code elsewhere says something else."""
+    values = torch.arange(32).repeat(3, 1)
+    values[1, :16] = values[1, :16].flip(0)
+    values[2] += 100
+    batch = draw_codes(codes_of(values))
+    for row, shared in enumerate((16, 16, 0)):
+        (alone,) = draw_codes(codes_of(values[row]))
+        pairs = zip(cells(batch[row]), cells(alone), strict=True)
+        framed = [not torch.equal(a, b) for a, b in pairs]
+        assert framed == [False] * (32 - shared) + [True] * shared
+        assert not torch.equal(footer(batch[row]), footer(alone))
+
+
+@pytest.mark.parametrize("family", ["seed-2", "seed-mini"])
+def test_distances_change_what_is_said(family):
+    """Three kinds of origin: known, unlike anything known, no picture at all."""
+    values = torch.arange(32)[None]
+    distances = [torch.full((1, 32), value) for value in (0.1, 0.4, torch.nan)]
+    said = [footer(draw_codes(codes_of(values, each, family))[0]) for each in distances]
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        assert not torch.equal(said[i], said[j])
+
+
+def test_a_longer_bar_is_a_greater_distance():
+    """Up to twice what is familiar; none for codes that were not made from a picture."""
+    distances = torch.full((1, 32), torch.nan)
+    distances[0, :5] = torch.tensor([1e-6, 0.1, 0.2, 0.4, 9.0])
+    with_bars = cells(draw_codes(codes_of(torch.zeros(1, 32).long(), distances, "seed-mini"))[0])
+    plain = with_bars[-1]
+    bars = [int((cell != plain).any(-1).sum()) for cell in with_bars]
+    assert 0 < bars[0] < bars[1] < bars[2] < bars[3] < bars[4] <= 48 * 3
+    assert set(bars[5:]) == {0}

@@ -1,0 +1,417 @@
+"""Fetching models, from a server of this machine that answers as the Hub does."""
+
+import hashlib
+import json
+import re
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from seed_core.__main__ import main
+from seed_core.errors import DownloadError
+from seed_core.fetching import fetch
+from seed_core.fetching.downloads import DOWNLOADS, Download, HubPart, WebPart
+
+COMMIT = "a" * 40
+WEIGHTS = bytes(range(256)) * 400
+TOWER = b"tower" * 20_000
+NAME = "seed-tokenizer-2"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Lists and serves ``server.files``; `cut_after` bytes it breaks off, once."""
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append((path, self.headers.get("Range")))
+        if self.server.refusal:
+            self._answer(*self.server.refusal)
+        elif path.startswith("/api/models/"):
+            self._answer(200, {}, json.dumps(self._listing()).encode())
+        else:
+            self._serve(path)
+
+    def _listing(self):
+        files = self.server.files.items()
+        siblings = [
+            {
+                "rfilename": name,
+                "size": self.server.announced.get(name, len(content)),
+                "lfs": {"sha256": sha256(content), "size": len(content), "pointerSize": 1},
+            }
+            for name, content in files
+        ]
+        return {"id": "owner/model", "sha": self.server.commit, "siblings": siblings}
+
+    def _serve(self, path):
+        name = re.sub(r"^(/owner/model/resolve/\w+)?/", "", path)
+        content = self.server.sent.get(name, self.server.files.get(name, self.server.web.get(name)))
+        if content is None:
+            return self._answer(404, {"X-Error-Code": "EntryNotFound"})
+        begin = self.headers.get("Range")
+        start = int(begin.removeprefix("bytes=").removesuffix("-")) if begin else 0
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        return self._answer(206 if begin else 200, headers if begin else {}, content[start:])
+
+    def _answer(self, status, headers, content=b""):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if (cut := self.server.cut_after) and len(content) > cut:
+            content, self.server.cut_after = content[:cut], None
+            self.server.refusal = (503, {})
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        """A test's output is its own."""
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The server, with one download that has a part on it of each kind."""
+    from huggingface_hub import constants, file_download
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files = {"seed_quantizer.pt": WEIGHTS, "README.md": b"not needed", "a.ckpt": b"neither"}
+    server.web = {"eva_vit_g.pth": TOWER}
+    server.sent, server.announced = {}, {}
+    server.asked, server.refusal, server.cut_after, server.commit = [], None, None, COMMIT
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    for module in (constants, file_download):  # the latter holds a copy before 1.0
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is lost when it breaks off
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the library's pause before a new attempt
+    parts = (
+        HubPart("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
+        WebPart(
+            f"{server.url}/eva_vit_g.pth", ("eva_vit_g.pth",), len(TOWER), sha256(TOWER), "bsd"
+        ),
+    )
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", parts))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def models(tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def run(models, *options):
+    return main(["fetch", NAME, "--models", str(models), "--yes", *options])
+
+
+def change_own_part(monkeypatch, **changes):
+    own, *others = DOWNLOADS[NAME].parts
+    changed = HubPart(**{**vars(own), **changes})
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others)))
+
+
+# --- what it does ---
+
+
+def test_a_model_arrives_in_its_folder_and_nothing_else_does(hub, models):
+    assert run(models) == 0
+    folder = models / "seed_tokenizer"
+    assert (folder / "seed_quantizer.pt").read_bytes() == WEIGHTS
+    assert (folder / "eva_vit_g.pth").read_bytes() == TOWER
+    assert {path.name for path in folder.iterdir()} == {
+        "seed_quantizer.pt",
+        "eva_vit_g.pth",
+        f"{NAME}.fetched.json",
+    }
+
+
+def test_it_shows_files_sizes_licences_commits_and_the_folder_before_it_begins(
+    hub, models, capsys, monkeypatch
+):
+    """With nobody to ask it ends there."""
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    assert main(["fetch", NAME, "--models", str(models)]) == 1
+    captured = capsys.readouterr()
+    for shown in (
+        str(models / "seed_tokenizer"),
+        "seed_quantizer.pt, 102.40 kB",
+        "eva_vit_g.pth, 100.00 kB",
+        "to fetch: 202.40 kB; free on that disk: ",
+        f"commit {COMMIT}\n",
+        "licence: apache-2.0",
+        "licence: bsd",
+    ):
+        assert shown in captured.out
+    assert "--yes" in captured.err
+    assert list(models.iterdir()) == []
+    assert not any("eva" in path or "/resolve/" in path for path, _ in hub.asked)
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
+def test_it_begins_only_after_a_yes(hub, models, monkeypatch, answer, status):
+    asked = SimpleNamespace(isatty=lambda: True, readline=lambda: answer)
+    monkeypatch.setattr("sys.stdin", asked)
+    assert main(["fetch", NAME, "--models", str(models)]) == status
+    assert (models / "seed_tokenizer" / "seed_quantizer.pt").exists() == (status == 0)
+
+
+@pytest.mark.parametrize("name", ["seed_quantizer.pt", "eva_vit_g.pth"])
+def test_what_was_interrupted_goes_on_where_it_stopped(hub, models, capsys, name):
+    content = {"seed_quantizer.pt": WEIGHTS, "eva_vit_g.pth": TOWER}[name]
+    if name == "eva_vit_g.pth":
+        folder = models / "seed_tokenizer"
+        folder.mkdir()
+        (folder / "seed_quantizer.pt").write_bytes(WEIGHTS)
+    hub.cut_after = 70_000  # of the first file
+    assert run(models) == 1
+    assert not (models / "seed_tokenizer" / name).exists()
+    # Releases before 1.0 tell of the break itself, later ones of what their second attempt was told.
+    assert re.search("answer 503|Connection broken", capsys.readouterr().err)
+    hub.refusal = None
+    hub.asked.clear()
+    assert run(models) == 0
+    assert "to fetch: " in capsys.readouterr().out
+    assert [begin for path, begin in hub.asked if path.endswith(name)] == ["bytes=70000-"]
+    assert (models / "seed_tokenizer" / name).read_bytes() == content
+
+
+def test_an_unfinished_file_that_is_too_long_starts_anew(hub, models):
+    """Older versions of the library append the whole file when a server cannot go on in one."""
+    folder = models / "seed_tokenizer"
+    begun = folder / fetch.UNFINISHED / sha256(TOWER) / "eva_vit_g.pth"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(TOWER + b"more")
+    assert run(models) == 0
+    assert (folder / "eva_vit_g.pth").read_bytes() == TOWER
+    assert not (folder / fetch.UNFINISHED).exists()
+
+
+def test_a_file_that_is_there_is_kept(hub, models, capsys):
+    """Of the right size is enough: the hash of 27 GB would take minutes at every start."""
+    mine = models / "seed_tokenizer" / "seed_quantizer.pt"
+    mine.parent.mkdir()
+    mine.write_bytes(b"x" * len(WEIGHTS))
+    assert run(models) == 0
+    assert mine.read_bytes() == b"x" * len(WEIGHTS)
+    out = capsys.readouterr().out
+    assert "seed_quantizer.pt, 102.40 kB, is there already" in out
+    assert "to fetch: 100.00 kB" in out
+
+
+def test_a_file_of_another_size_is_in_the_way_and_left_alone(hub, models, capsys):
+    mine = models / "seed_tokenizer" / "eva_vit_g.pth"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    assert str(mine) in error
+    assert "4 bytes and the published file 100000" in error
+    assert mine.read_bytes() == b"mine"
+    assert list(mine.parent.iterdir()) == [mine]
+
+
+def test_where_each_file_is_from_is_recorded_beside_it(hub, models):
+    assert run(models) == 0
+    record = json.loads((models / "seed_tokenizer" / f"{NAME}.fetched.json").read_text("utf-8"))
+    weights, tower = record["seed_quantizer.pt"], record["eva_vit_g.pth"]
+    assert weights["commit"] == COMMIT
+    assert weights["url"] == f"{hub.url}/owner/model/resolve/{COMMIT}/seed_quantizer.pt"
+    assert weights["sha256"] == sha256(WEIGHTS)
+    assert weights["licence"] == "apache-2.0"
+    assert tower["url"] == f"{hub.url}/eva_vit_g.pth"
+    assert tower["commit"] is None
+
+
+def test_patterns_choose_files_and_keep_their_folders(hub, models, monkeypatch):
+    hub.files |= {"unet/config.json": b"{}", "unet/model.bin": b"1", "unet/model.ckpt": b"2"}
+    change_own_part(monkeypatch, files=("unet/*.json", "unet/*.bin"))
+    assert run(models) == 0
+    folder = models / "seed_tokenizer" / "unet"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.bin"}
+
+
+# --- revisions ---
+
+
+def test_a_whole_commit_is_what_the_hub_is_asked_for(hub, models):
+    assert run(models) == 0
+    assert hub.asked[0][0] == f"/api/models/owner/model/revision/{COMMIT}"
+
+
+def test_the_first_digits_of_a_commit_pin_it_too(hub, models, monkeypatch, capsys):
+    change_own_part(monkeypatch, commit="aaaaaaa")
+    assert run(models) == 0
+    hub.commit = "b" * 40
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    assert f"--revision {hub.commit}" in error
+    assert "aaaaaaa" in error
+
+
+def test_without_a_pin_todays_commit_is_taken_and_shown_as_such(hub, models, monkeypatch, capsys):
+    change_own_part(monkeypatch, commit=None)
+    hub.commit = "c" * 40
+    assert run(models) == 0
+    assert f"commit {hub.commit}, which this pack does not pin" in capsys.readouterr().out
+    assert any(f"/resolve/{hub.commit}/" in path for path, _ in hub.asked)
+
+
+def test_revision_is_taken_in_place_of_the_pin(hub, models, capsys):
+    hub.commit = "d" * 40
+    assert run(models, "--revision", "later") == 0
+    assert hub.asked[0][0] == "/api/models/owner/model/revision/later"
+    assert f"commit {hub.commit}, which this pack does not pin" in capsys.readouterr().out
+
+
+# --- what can go wrong ---
+
+
+def explains(error, models):
+    """One line that says where the page is, which files are needed, and into which folder."""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "By hand: download seed_quantizer.pt from https://huggingface.co/owner/model" in error
+    assert str(models / "seed_tokenizer") in error
+
+
+def test_without_a_connection_the_way_by_hand_is_shown(hub, models, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    explains(error, models)
+    assert "no connection to https://huggingface.co/owner/model" in error
+
+
+@pytest.mark.parametrize(
+    ("refusal", "named"),
+    [
+        ((401, {"X-Error-Code": "GatedRepo"}), "accept"),
+        ((403, {"X-Error-Code": "GatedRepo"}), "hf auth login"),
+        ((401, {}), "closed, or no longer there"),
+        ((404, {"X-Error-Code": "RepoNotFound"}), "answer 404"),
+        ((404, {"X-Error-Code": "RevisionNotFound"}), "revision"),
+        ((500, {}), "try again later"),
+    ],
+)
+def test_a_refusal_says_which_and_shows_the_way_by_hand(hub, models, capsys, refusal, named):
+    hub.refusal = refusal
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    explains(error, models)
+    assert named in error
+
+
+def test_a_file_that_the_repository_lacks_is_named(hub, models, capsys):
+    del hub.files["seed_quantizer.pt"]
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    explains(error, models)
+    assert "has no seed_quantizer.pt" in error
+
+
+def test_too_little_room_is_said_before_anything_is_fetched(hub, models, monkeypatch, capsys):
+    usage = shutil.disk_usage(models)._replace(free=200_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    assert "still needs 202.40 kB" in error
+    assert "200.00 kB free" in error
+    assert list(models.iterdir()) == []
+
+
+def test_an_unfinished_file_counts_as_room_it_already_has(hub, models, monkeypatch):
+    hub.cut_after = 70_000  # of the first file
+    assert run(models) == 1
+    hub.refusal = None
+    usage = shutil.disk_usage(models)._replace(free=140_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert run(models) == 0
+
+
+def test_a_disk_that_fills_up_is_no_broken_connection(hub, models, monkeypatch, capsys):
+    import errno
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    assert "is full" in error
+    assert "connection" not in error
+
+
+def test_stopping_it_is_no_crash(hub, models, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", stop)
+    assert run(models) == 1
+    assert "goes on where this one ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["seed_quantizer.pt", "eva_vit_g.pth"])
+def test_a_file_of_another_content_never_takes_its_place(hub, models, capsys, name):
+    """As long as the published one, but other bytes; the next attempt starts with none of them."""
+    good = hub.files.get(name, hub.web.get(name))
+    hub.sent[name] = good[::-1]
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    assert f"{name} arrived damaged" in error
+    assert not (models / "seed_tokenizer" / name).exists()
+    del hub.sent[name]
+    assert run(models) == 0
+    assert (models / "seed_tokenizer" / name).read_bytes() == good
+
+
+# --- folders ---
+
+
+def test_the_models_folder_is_that_of_the_comfyui_around_the_pack(tmp_path):
+    pack = tmp_path / "ComfyUI" / "custom_nodes" / "seed-llama"
+    pack.mkdir(parents=True)
+    with pytest.raises(DownloadError, match="--models"):
+        fetch.find_models_folder(None, pack)
+    (tmp_path / "ComfyUI" / "main.py").touch()
+    (tmp_path / "ComfyUI" / "models").mkdir()
+    assert fetch.find_models_folder(None, pack) == tmp_path / "ComfyUI" / "models"
+    with pytest.raises(DownloadError, match="there is no folder"):
+        fetch.find_models_folder(tmp_path / "gone", pack)
+
+
+def test_the_list_needs_no_connection_and_names_every_model(capsys, monkeypatch):
+    monkeypatch.setattr("socket.socket", None)
+    assert main(["fetch"]) == 0
+    out = capsys.readouterr().out
+    for name, download in DOWNLOADS.items():
+        assert f"{name}: " in out
+        assert all(part.page in out and part.licence in out for part in download.parts)
+    assert "https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip" in out
+    assert "unofficial mirror" in out
+
+
+def test_pins_are_commits_or_the_beginnings_of_some():
+    parts = [part for download in DOWNLOADS.values() for part in download.parts]
+    commits = [part.commit for part in parts if isinstance(part, HubPart) and part.commit]
+    assert commits
+    assert all(re.fullmatch(r"[0-9a-f]{7}|[0-9a-f]{40}", commit) for commit in commits)
+    hashes = [part.sha256 for part in parts if isinstance(part, WebPart)]
+    assert hashes
+    assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes)

@@ -1,0 +1,140 @@
+"""Nothing but the command fetch opens a connection, shown in processes where sockets are forbidden.
+
+The guard is an audit hook, which sees every use of Python's sockets whatever name it goes by, and
+it ends the process, so that no library can take the refusal for a server that is down. A socket
+that is made and bound to this machine is no connection: urllib3, which diffusers imports, looks that
+way whether there is IPv6.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from seed_core.models import names
+
+FORBIDDEN = 97  # the status of a process that tried
+GUARD = f"""
+import os, sys, traceback
+
+def refuse(event, arguments):
+    looks_for_ipv6 = event == "socket.bind" and arguments[1] == ("::1", 0)
+    if event.startswith("socket.") and event != "socket.__new__" and not looks_for_ipv6:
+        sys.stderr.write(f"{{event}} {{arguments}}\\n")
+        traceback.print_stack()
+        sys.stderr.flush()
+        os._exit({FORBIDDEN})
+
+sys.addaudithook(refuse)
+"""
+FOX = str(names.sample_pictures()["fox_on_yellow"])
+BUNDLED_LLM = str(names.bundled("llm"))
+
+
+def run(program, folder, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", GUARD + program],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def command(*arguments):
+    return f"from seed_core.__main__ import main; sys.exit(main({list(arguments)}))"
+
+
+# --- the guard itself ---
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import socket; socket.socket().connect(('127.0.0.1', 9))",
+        "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', 9))",
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import socket; socket.getaddrinfo('localhost', 80)",
+        "import huggingface_hub; huggingface_hub.HfApi().model_info('owner/model')",
+        "import transformers; transformers.CLIPTokenizer.from_pretrained('owner/model')",
+        "import diffusers; diffusers.AutoencoderKL.from_pretrained('owner/model')",
+    ],
+)
+def test_the_guard_ends_whoever_goes_online(program, tmp_path):
+    """Empty caches: a model that is on the disk needs no connection."""
+    found = run(program, tmp_path, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
+    assert found.returncode == FORBIDDEN, found.stderr
+    assert re.search(r"^socket\.(connect|sendto|getaddrinfo)", found.stderr, re.M)
+
+
+def test_fetch_is_what_goes_online_and_its_list_is_not(tmp_path):
+    found = run(command("fetch", "seed-tokenizer-2", "--models", str(tmp_path)), tmp_path)
+    assert found.returncode == FORBIDDEN, found.stderr
+    assert "socket.getaddrinfo" in found.stderr
+    assert "fetch.py" in found.stderr
+    assert run(command("fetch"), tmp_path).returncode == 0
+
+
+# --- what must not ---
+
+
+def test_every_other_command_works_without_sockets(tmp_path):
+    greedy = ["--temperature", "0", "--max-new-tokens", "40"]
+    commands = [
+        ["encode", FOX],
+        ["decode", "codes.json", "--steps", "1", "--negative", "codes.json"],
+        ["chat", "What is this?", "--picture", FOX, *greedy],
+        ["chat", "a panda on blue", "--reply", "image", *greedy],
+        ["convert", BUNDLED_LLM, "-o", "fp8.safetensors", "--precision", "fp8"],
+        ["chat", "What is this?", "--codes", "codes.json", "--model", "fp8.safetensors", *greedy],
+    ]
+    program = "from seed_core.__main__ import main\n"
+    program += f"sys.exit(max(main(each) for each in {commands}))"
+    found = run(program, tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("It is a fox.") == 2
+    assert {"codes.json", "decoded.png", "reply.json", "fp8.safetensors"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "llm", "decoder"])
+def test_no_loader_looks_elsewhere_for_a_file_that_is_missing(part, tmp_path, mini_folder):
+    """Each file of the model is taken away in turn, beside a text encoder for the decoder."""
+    program = f"""
+import shutil
+from pathlib import Path
+import seed_core
+source, copy = Path({str(mini_folder / part)!r}), Path("copy")
+shutil.copytree(source, copy)
+if {part == "decoder"}:
+    from transformers import CLIPTextConfig, CLIPTextModel
+    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
+    sizes["max_position_embeddings"] = 12
+    CLIPTextModel(CLIPTextConfig(vocab_size=4, **sizes)).save_pretrained(copy / "text_encoder")
+    (copy / "tokenizer").mkdir()
+    (copy / "tokenizer" / "vocab.json").write_text({json.dumps({"a": 0, "<|endoftext|>": 1})!r})
+    (copy / "tokenizer" / "merges.txt").write_text("#version: 0.2\\n")
+    (copy / "tokenizer" / "tokenizer_config.json").write_text('{{"model_max_length": 12}}')
+load = seed_core.load_{part}
+load(copy)
+refused = []
+for file in sorted(path for path in copy.rglob("*") if path.is_file()):
+    aside = file.rename(Path("aside"))
+    try:
+        load(copy)
+    except seed_core.SeedError:
+        refused.append(file.name)
+    aside.rename(file)
+print(sorted(set(refused)))
+"""
+    found = run(program, tmp_path, HF_HOME=str(tmp_path / "hub"))
+    assert found.returncode == 0, found.stderr
+    weights = {"llm": "model.safetensors", "tokenizer": "model.safetensors"}
+    assert weights.get(part, "diffusion_pytorch_model.safetensors") in found.stdout
+    assert "config.json" in found.stdout
