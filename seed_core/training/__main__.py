@@ -21,13 +21,13 @@ STAGES = {
     "llm": "pretrain or instruction-tune a language model on pictures and text",
     "tune": "train a LoRA adapter on a SEED-LLaMA",
 }
-"""What reads a recipe and writes a folder. Each is a module with a ``RECIPE`` class and a ``run``."""
+"""What reads a recipe and writes a folder: modules of `stages` with a ``RECIPE`` class and a ``run``."""
 
 COMMANDS = {
-    "data": "get artwork, or turn pictures into codes",
-    "evaluate": "measure a seed-mini on its closed world",
+    "data": ("data.command", "get artwork, or turn pictures into codes"),
+    "evaluate": ("evaluate", "measure a seed-mini on its closed world"),
 }
-"""What has arguments of its own. Each is a module with ``add_arguments`` and ``run``."""
+"""What has arguments of its own: modules with ``add_arguments`` and ``run``."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
             help="change one setting of the recipe, such as schedule.steps=100",
         )
         command.set_defaults(run=_stage(name))
-    for name, text in COMMANDS.items():
-        module = _module(name)
+    for name, (place, text) in COMMANDS.items():
+        module = _module(place)
         command = commands.add_parser(name, help=text, description=f"{text}.")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -59,7 +59,7 @@ def _stage(name: str) -> Callable[[argparse.Namespace], None]:
     def run(args: argparse.Namespace) -> None:
         from .recipe import find_recipe, read_recipe
 
-        stage = _module(name)
+        stage = _module(f"stages.{name}")
         stage.run(read_recipe(stage.RECIPE, find_recipe(args.recipe), args.changes), args.output)
 
     return run

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from seed_core.training.world.scenes.judge import Judge
-from seed_core.training.world.scenes.scenes import World
+
+from seed_core.training.world.judge import Judge
+from seed_core.training.world.scenes import World
 
 
 @pytest.fixture(scope="session")

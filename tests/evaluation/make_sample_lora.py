@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from seed_core.training.data.command.sources import SourceFiles
-from seed_core.training.world.scenes.scenes import JITTER, Scene, World
-from seed_core.training.world.scenes.sentences import sized
-from seed_core.training.world.scenes.tasks import Case
 
 import seed_core
 from seed_core.models.names import bundled
+from seed_core.training.data.sources import SourceFiles
 from seed_core.training.loop import Schedule
 from seed_core.training.stages import tune
 from seed_core.training.stages.llm import Data
 from seed_core.training.world import tasks
+from seed_core.training.world.scenes import JITTER, Scene, World
+from seed_core.training.world.sentences import sized
+from seed_core.training.world.tasks import Case
 
 ARTWORK = Path(__file__).parents[1] / "data" / "fluent-emoji.npz"
 STEPS = 150

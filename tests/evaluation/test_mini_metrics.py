@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seed_core.training.world.scenes.scenes import Scene
-from seed_core.training.world.scenes.sentences import caption_of
 
 import seed_core
 from seed_core.codes.familiarity import FAMILIAR_DISTANCE
 from seed_core.models.names import bundled
 from seed_core.training import evaluate
 from seed_core.training.evaluate import Evaluation
+from seed_core.training.world.scenes import Scene
+from seed_core.training.world.sentences import caption_of
 
 TASKS = (
     "classifier_on_originals",

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from seed_core.training.world.scenes.scenes import Scene
 
 import seed_core
 from seed_core.llm.lora import SEED_MINI_NIGHT, lora_files
 from seed_core.training.evaluate import DECODING, SAMPLED, Evaluation
 from seed_core.training.world import tasks
+from seed_core.training.world.scenes import Scene
 
 PROMPT = "Draw a big hedgehog"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from seed_core.training.world.scenes.artwork import Artwork, read_artwork, write_artwork
-from seed_core.training.world.scenes.scenes import World
 
 from seed_core.models.names import bundled
 from seed_core.training import loop
 from seed_core.training.data import pictures
 from seed_core.training.stages import decoder, llm, tune
+from seed_core.training.world.artwork import Artwork, read_artwork, write_artwork
+from seed_core.training.world.scenes import World
 
 
 @pytest.fixture(scope="session")

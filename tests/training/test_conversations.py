@@ -12,36 +12,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from seed_core.training.data.command.documents import DocumentWriter
-from seed_core.training.world.scenes.artwork import read_artwork, write_description
-from seed_core.training.world.scenes.code_bank import CodeBank, Picture
-from seed_core.training.world.scenes.conversations import (
+
+from seed_core.errors import OptionError
+from seed_core.models.names import bundled
+from seed_core.training.data.documents import DocumentWriter
+from seed_core.training.world import data as world_data
+from seed_core.training.world import prompts
+from seed_core.training.world.artwork import read_artwork, write_description
+from seed_core.training.world.code_bank import CodeBank, Picture
+from seed_core.training.world.conversations import (
     FIRST_ONLY,
     TASKS,
     ConversationSettings,
     MiniConversations,
 )
-from seed_core.training.world.scenes.prompts import ask_for
-from seed_core.training.world.scenes.scenes import Look, Scene, World
-from seed_core.training.world.scenes.sentences import (
+from seed_core.training.world.prompts import ask_for
+from seed_core.training.world.scenes import Look, Scene, World
+from seed_core.training.world.sentences import (
     DECLINED,
     describe,
     naming,
     sized,
     with_article,
 )
-from seed_core.training.world.scenes.unknown import (
+from seed_core.training.world.unknown import (
     MORE_UNKNOWN,
     UNKNOWN,
     barred_words,
     made_up_word,
     unknown_objects,
 )
-
-from seed_core.errors import OptionError
-from seed_core.models.names import bundled
-from seed_core.training.world import data as world_data
-from seed_core.training.world import prompts
 
 COUNT = 3000
 

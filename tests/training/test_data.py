@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from seed_core.training.data.command.documents import DocumentWriter
-from seed_core.training.data.command.sources import JsonLines
 
 from seed_core.errors import OptionError
 from seed_core.training.data import command as data
 from seed_core.training.data import encoding
+from seed_core.training.data.documents import DocumentWriter
+from seed_core.training.data.sources import JsonLines
 
 NAMES = ("castle_on_blue", "cat_on_orange", "fox_on_yellow", "frog_on_yellow", "ghost_on_black")
 
@@ -150,7 +150,7 @@ def test_a_killed_process_leaves_whole_shards_only(pictures, tmp_path):
     script = (
         "import os, sys\n"
         "from argparse import ArgumentParser\n"
-        "from seed_core.training import data, encoding\n"
+        "from seed_core.training.data import command as data, encoding\n"
         "original = encoding.Encoder._document\n"
         "def document(self, name, text, codes):\n"
         "    if name.startswith('b/ghost'):\n"

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from seed_core.training.data.command.pictures import WorldSettings, normalize
 from torch import nn
 
 from seed_core import DecodeOptions, load_decoder, load_tokenizer
 from seed_core.errors import CheckpointError, OptionError
+from seed_core.models.names import bundled
 from seed_core.training import loop
+from seed_core.training.data.pictures import WorldSettings, normalize
 from seed_core.training.loop import Schedule
 from seed_core.training.networks.decoder_folder import read_vae
 from seed_core.training.networks.losses import mean_on
@@ -47,7 +48,7 @@ from seed_core.training.stages.decoder import (
     open_world,
 )
 
-BUNDLED = Path(decoder.__file__).parents[1] / "weights" / "seed-mini" / "decoder"
+BUNDLED = bundled("decoder")
 
 TOY_VAE = VaeSizes(image_size=16, block_out_channels=(16, 16), norm_num_groups=2)
 TOY_UNET = UnetSizes(block_out_channels=(32, 32), attention_head_dim=8, norm_num_groups=8)

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from seed_core.training.data.command.documents import (
+
+from seed_core.errors import OptionError
+from seed_core.llm.chat import SeedChat
+from seed_core.llm.prompt import LLAMA_2
+from seed_core.training.data.documents import (
     DRAW,
     IGNORED,
     DocumentError,
@@ -19,17 +23,13 @@ from seed_core.training.data.command.documents import (
     cut,
     with_wrong_codes,
 )
-from seed_core.training.data.command.sources import (
+from seed_core.training.data.sources import (
     Documents,
     JsonLines,
     Source,
     SourceFiles,
     shuffled,
 )
-
-from seed_core.errors import OptionError
-from seed_core.llm.chat import SeedChat
-from seed_core.llm.prompt import LLAMA_2
 
 FIRST = list(range(32))
 SECOND = list(range(100, 132))

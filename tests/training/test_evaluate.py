@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from seed_core.training.world.scenes.judge import Judge
-from seed_core.training.world.scenes.scenes import Look, Scene, World
-from seed_core.training.world.scenes.tasks import ANSWERS, PICTURES, Case, other
 
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.llm.chat import SeedChat
@@ -20,6 +17,9 @@ from seed_core.training import evaluate
 from seed_core.training.__main__ import main
 from seed_core.training.evaluate import Evaluation, Row, compare, mean
 from seed_core.training.networks.losses import psnr
+from seed_core.training.world.judge import Judge
+from seed_core.training.world.scenes import Look, Scene, World
+from seed_core.training.world.tasks import ANSWERS, PICTURES, Case, other
 
 GIVEN = ("value", "exact", "name", "bg", "concept", "size", "concept+bg", "valid", "psnr", "cosine")
 NOT_MEASURED = ("mse", "codes_used_on_test")

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from seed_core.training.data.command.documents import Example
-from seed_core.training.data.command.sources import SourceFiles
-from seed_core.training.world.scenes.conversations import ConversationSettings
 from transformers import LlamaForCausalLM
 
 from seed_core import GenerationOptions, OptionError, load_llm
@@ -18,9 +15,12 @@ from seed_core.files.side_files import read_json
 from seed_core.llm.prompt import LLAMA_2, VICUNA
 from seed_core.models.names import bundled
 from seed_core.training.data import documents
+from seed_core.training.data.documents import Example
+from seed_core.training.data.sources import SourceFiles
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.stages import llm
+from seed_core.training.world.conversations import ConversationSettings
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from seed_core.training.data.command.documents import DocumentError
 from torch import nn
 
 from seed_core.errors import OptionError
 from seed_core.training import loop
+from seed_core.training.data.documents import DocumentError
 from seed_core.training.loop import (
     CHECKPOINTS,
     CURVES_FILE,

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from seed_core.training.world.scenes.scenes import Look, Scene
 
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.files.weights import read_tensors
@@ -21,6 +20,7 @@ from seed_core.training.data import pictures
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe
 from seed_core.training.stages import tower
+from seed_core.training.world.scenes import Look, Scene
 
 OBJECTS = ("fox", "pizza", "frog", "robot")
 VISION = VisionConfig(image_size=128, patch_size=16, width=32, depth=1, num_heads=4, mlp_width=64)

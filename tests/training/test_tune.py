@@ -10,7 +10,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from seed_core.training.data.command.sources import SourceFiles
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_core import GenerationOptions, OptionError, load_llm, merge_lora, read_lora
@@ -19,6 +18,7 @@ from seed_core.files.side_files import read_json
 from seed_core.llm.llama import KVCache
 from seed_core.llm.vocab import Vocabulary
 from seed_core.models.names import bundled
+from seed_core.training.data.sources import SourceFiles
 from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.stages import llm, tune

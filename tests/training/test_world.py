@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seed_core.training.world.scenes.artwork import (
+
+from seed_core.errors import DownloadError, OptionError, PictureError
+from seed_core.models.names import bundled
+from seed_core.training.world import data as world_data
+from seed_core.training.world import fluent_emoji
+from seed_core.training.world.artwork import (
     Artwork,
     add_object,
     cut_out,
@@ -22,12 +27,7 @@ from seed_core.training.world.scenes.artwork import (
     write_artwork,
     write_description,
 )
-from seed_core.training.world.scenes.scenes import Look, Scene, World
-
-from seed_core.errors import DownloadError, OptionError, PictureError
-from seed_core.models.names import bundled
-from seed_core.training.world import data as world_data
-from seed_core.training.world import fluent_emoji
+from seed_core.training.world.scenes import Look, Scene, World
 
 FOX = 2  # held out on green
 
