@@ -1,6 +1,7 @@
 """What every layer of tests shares: seeded generators, seed-mini, and a watch over global state."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
+
+# Servers and other processes that tests start compute with one thread too; see `one_thread`.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def load_beside(path: Path) -> ModuleType:
@@ -167,12 +171,20 @@ def sample_codes(mini_tokenizer, mini_folder: Path) -> torch.Tensor:
 # --- a real ComfyUI ---------------------------------------------------------------------------
 
 
+def _shared_by(item: pytest.Item) -> str:
+    """Where the fixtures that a test shares with others are made: in its file, or in its folder."""
+    file = item.path.relative_to(TESTS)
+    return "card" if "card" in file.parts else file.as_posix()
+
+
 def _needs_comfyui(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("host", "browser"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs ComfyUI where there is none; each skip says so."""
+    """Give each worker whole files, and skip what needs ComfyUI where there is none."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_shared_by(item)))
     if load_beside(TESTS / "comfy_server.py").find_checkout() is None:
         skip = pytest.mark.skip(reason="no ComfyUI found: set COMFYUI_PATH to a checkout")
         for item in filter(_needs_comfyui, items):
