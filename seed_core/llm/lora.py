@@ -24,7 +24,8 @@ from ..compute import fp8
 from ..errors import CheckpointError
 from ..files import side_files, weights
 from ..models import names
-from .llama import LlamaConfig, WeightPart, parts_in_file
+from .config import LlamaConfig
+from .layout import WeightPart, parts_in_file
 
 CONFIG_FILE = "adapter_config.json"
 

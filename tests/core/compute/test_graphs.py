@@ -10,8 +10,10 @@ import torch
 
 from seed_core.compute import graphs
 from seed_core.compute.graphs import GraphedCalls, can_capture
-from seed_core.llm.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
-from seed_core.llm.llama import Llama, LlamaConfig
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.generation import DecodeRequest, generate_tokens
+from seed_core.llm.llama import Llama
+from seed_core.llm.sampling import GenerationOptions, ImageTokens
 
 CPU = torch.device("cpu")
 
