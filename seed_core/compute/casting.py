@@ -1,4 +1,4 @@
-"""Layers that compute where their input lies and in its precision, and how a built network gets them.
+"""Layers that compute where their input lies, in its precision, and how a built network gets them.
 
 diffusers builds its networks of torch's layers. A host such as ComfyUI can keep weights in main
 memory, and bring them to the card layer by layer, only if the layers are its own: `adopt` puts the
@@ -61,8 +61,8 @@ def _like(x: torch.Tensor, layer: Any) -> tuple[torch.Tensor, torch.Tensor | Non
 def adopt(network: Module, operations: Any) -> Module:
     """Give a network the layers of ``operations`` in place of torch's, and return it.
 
-    Weights stay as they are. ``operations`` has layers under the names of ``torch.nn``: a host, this
-    module, or ``torch.nn`` itself, which changes nothing.
+    ``operations`` has layers under the names of ``torch.nn``: a host, this module, or ``torch.nn``
+    itself, which changes nothing. Weights stay as they are.
     """
     if operations.Linear is not nn.Linear:
         for module in _units(network):

@@ -1,6 +1,6 @@
-"""The language model's layers where no host provides them: torch's, quick on a CPU, fp8 where stored.
+"""The language model's layers where a host does not bring its own: quick on a CPU, and in fp8.
 
-Networks take the place that layers come from as ``operations``: this module, or a host's equivalent.
+Networks take the place that layers come from as ``operations``: this module, or a host's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a decoder's UNet is told of a picture: its image embedding, noised, and how much noise it has.
+"""What a decoder's UNet is told of a picture: its noised image embedding, and the level of noise.
 
-Source: arXiv 2204.06125 (unCLIP); StableUnCLIPImg2ImgPipeline of diffusers.
+Sources: arXiv 2204.06125 (unCLIP); StableUnCLIPImg2ImgPipeline of diffusers.
 """
 
 from __future__ import annotations
@@ -11,23 +11,14 @@ import torch
 
 
 def noised_labels(
-    embeddings: torch.Tensor,
-    noise: torch.Tensor,
-    level: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    schedule: Any,
+    embeddings: torch.Tensor,  # [B, D], un-normalised
+    noise: torch.Tensor,  # standard normal, [B, D]
+    level: torch.Tensor,  # of that noise, int64 [B] or, for all rows, [1]; 0 still adds a trace
+    mean: torch.Tensor,  # of image embeddings, [1, D]
+    std: torch.Tensor,  # of image embeddings, [1, D]
+    schedule: Any,  # diffusers' scheduler of that noise
 ) -> torch.Tensor:
-    """Return class labels ``[B, 2D]``: noised embeddings, each beside the embedding of its level.
-
-    Args:
-        embeddings: ``[B, D]``, un-normalised.
-        noise: standard normal, ``[B, D]``.
-        level: of that noise, int64 ``[B]``, or ``[1]`` for all rows; level 0 still adds a trace.
-        mean: of image embeddings, ``[1, D]``; noise is added to normalised ones.
-        std: of image embeddings, ``[1, D]``.
-        schedule: diffusers' scheduler of that noise.
-    """
+    """Return class labels ``[B, 2D]``: noised embeddings, each beside that of its level."""
     from diffusers.models.embeddings import get_timestep_embedding
 
     normalised = (embeddings - mean) / std

@@ -1,4 +1,4 @@
-"""The VAE: latents to pixels, large pictures in tiles, and again in float32 where float16 overflows.
+"""The VAE: latents to pixels, in tiles if large, and again in float32 where float16 overflows.
 
 Source: AutoencoderKL of diffusers.
 """
@@ -17,19 +17,16 @@ from ..errors import GenerationError
 
 log = logging.getLogger(__name__)
 
-# Pictures of more than so many times the decoder's own area go through the VAE in tiles. A tile knows
-# nothing of the others, and its colors may differ a little, so moderately large pictures stay whole:
-# with SD 2.1 (own 768) up to 1086 pixels square, 3.6 GB in 16 bits. 2048 would be 13 GB.
+# Pictures of more than so many times the decoder's own area go through the VAE in tiles. A tile
+# knows nothing of the others, and its colors may differ a little, so moderately large pictures stay
+# whole: with SD 2.1 (own 768) up to 1086 pixels square, 3.6 GB in 16 bits. 2048 would be 13 GB.
 _TILED_ABOVE = 2.0
 
 
 class Painter:
-    """Paints pictures from latents.
+    """Paints pictures with an AutoencoderKL, whose weights are of ``dtype``.
 
-    Args:
-        vae: an AutoencoderKL.
-        latent_size: side of the latents of a picture of the decoder's own size.
-        dtype: precision of the VAE's weights.
+    ``latent_size`` is the side of the latents of a picture of the decoder's own size.
     """
 
     def __init__(self, vae: Any, latent_size: int, dtype: torch.dtype) -> None:
@@ -51,16 +48,11 @@ class Painter:
 
     def mend(
         self,
-        pixels: torch.Tensor,
-        latents: torch.Tensor,
-        make_room: Callable[[int], Any] | None = None,
+        pixels: torch.Tensor,  # [B, 3, H, W]
+        latents: torch.Tensor,  # [B, C, h, w], from which they were painted
+        make_room: Callable[[int], Any] | None = None,  # called with the bytes that this needs
     ) -> None:
         """Paint again, in ``pixels``, the pictures that overflowed float16.
-
-        Args:
-            pixels: ``[B, 3, H, W]``, painted from ``latents``.
-            latents: ``[B, C, h, w]``.
-            make_room: called with the bytes of working memory that this needs, before it starts.
 
         Raises:
             GenerationError: a picture holds numbers that are not finite in any precision.
@@ -124,10 +116,8 @@ def _not_finite(batch: torch.Tensor) -> list[int]:
 
 @contextmanager
 def _kept_precise(vae_decoder: Any) -> Iterator[None]:
-    """Have diffusers' VAE decoder hand on between its blocks what it computed.
-
-    By itself it rounds what comes out of the middle block to the precision of the weights.
-    """
+    """Have diffusers' VAE decoder hand on between its blocks what it computed."""
+    # By itself it rounds what comes out of the middle block to the precision of the weights.
     kept: list[torch.Tensor] = []
     hooks = (
         vae_decoder.mid_block.register_forward_hook(lambda _, given, made: kept.append(made)),

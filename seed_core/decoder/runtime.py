@@ -3,7 +3,7 @@
 Does what the reference's pipeline does, step for step, with three differences: random numbers come
 from the caller's CPU generators, a row's picture never depends on its neighbours (rows are decoded
 one at a time, which also keeps memory that of one picture), and the encoding of the empty prompt is
-made once at load, after which the text encoder is gone. Knows nothing of codes.
+made once at load, after which the text encoder is gone.
 
 Sources: arXiv 2204.06125 (unCLIP); StableUnCLIPImg2ImgPipeline of diffusers; AILab-CVC/SEED at
 93b3cf4 for the negative image embedding and the defaults.
@@ -37,15 +37,7 @@ _FIT_ODD_SIZES = {"CrossAttnUpBlock2D", "UpBlock2D"}
 
 
 class SeedDecoder(LoadedCore):
-    """A loaded unCLIP decoder.
-
-    Args:
-        module: the networks; a host may move them.
-        scheduler: the diffusion scheduler of its folder; copied for every picture.
-        noising_scheduler: the schedule of the noise added to embeddings.
-        device: where `decode` computes.
-        dtype: precision of the networks.
-    """
+    """A loaded unCLIP decoder."""
 
     module: UnclipModel
     uses_graphs = True
@@ -53,8 +45,8 @@ class SeedDecoder(LoadedCore):
     def __init__(
         self,
         module: UnclipModel,
-        scheduler: Any,
-        noising_scheduler: Any,
+        scheduler: Any,  # of diffusion; each call copies it
+        noising_scheduler: Any,  # of the noise added to embeddings
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -87,22 +79,17 @@ class SeedDecoder(LoadedCore):
 
         Args:
             image_embedding: ``[B, embedding_dim]``, un-normalised.
-            negative: what to steer away from, ``[B, embedding_dim]`` or one row for all; without
-                it, a label of zeros.
+            negative: what to steer away from, likewise or one row for all; None is a zero label.
             options: how pictures are made.
-            generator: CPU generators, one a row; or one for all rows in order. None is the same as
-                one seeded with 0.
-            on_step: called with network calls done and in total, over all rows; what it raises ends
-                the decoding.
-            make_room: called with the bytes of working memory that painting again needs, before it
-                starts; a host may then move weights away.
+            generator: CPU generators, one a row, or one for all in order; None is seeded with 0.
+            on_step: called with network calls done and in total, over all rows; may raise to stop.
+            make_room: called with the bytes that painting again needs, before it starts.
 
         Returns:
             float32 ``[B, 3, H, W]`` in 0..1, on the decoder's device.
 
         Raises:
-            OptionError: the embeddings have another width, counts do not match, or the options ask
-                for more steps or noise than the decoder's schedulers have.
+            OptionError: widths or counts do not match, or there are too many steps or noise levels.
             GenerationError: a picture holds numbers that are not finite in any precision.
         """
         options = options or DecodeOptions()
@@ -116,30 +103,20 @@ class SeedDecoder(LoadedCore):
         times = _TIMES * latents.shape[-2:].numel()
         with threads_for(self.device, self.module.unet, times):
             labels = self._labels(positives, negatives, noise, options)
+        unet, text, latents = self.module.unet, self.module.text, latents.to(self.dtype)
+        denoiser = Denoiser(unet, scheduler, text, labels, latents, options.guidance_scale)
+        finished = torch.empty_like(latents)
         pixels = torch.empty(len(positives), 3, height, width, device=self.device)
-        finished = torch.empty_like(latents, dtype=self.dtype)
-        module, calls = self.module, len(scheduler.timesteps)
-        denoiser = Denoiser(
-            module.unet,
-            scheduler,
-            module.text,
-            labels,
-            latents.to(self.dtype),
-            options.guidance_scale,
-        )
+        calls = len(scheduler.timesteps)
         try:
-            for i, row_generator in enumerate(generators):
-
-                def step_done(done: int, first: int = i * calls) -> None:
-                    if on_step is not None:
-                        on_step(first + done, calls * len(positives))
-
-                with threads_for(self.device, module.unet, times):
-                    finished[i] = denoiser.run(i, row_generator, step_done)[0]
-                    pixels[i] = self._painter.paint(finished[i : i + 1])[0]
+            for row, row_generator in enumerate(generators):
+                step_done = _counting_from(row * calls, len(positives) * calls, on_step)
+                with threads_for(self.device, unet, times):
+                    finished[row] = denoiser.run(row, row_generator, step_done)[0]
+                    pixels[row] = self._painter.paint(finished[row : row + 1])[0]
         finally:
             denoiser.close()
-        with threads_for(self.device, module.unet, times):
+        with threads_for(self.device, unet, times):
             self._painter.mend(pixels, finished, make_room)
         return pixels.div_(2).add_(0.5).clamp_(0, 1)
 
@@ -205,18 +182,18 @@ class SeedDecoder(LoadedCore):
     ) -> list[torch.Tensor]:
         """Return the noise of embeddings, of negatives if there are any, and the first latents.
 
-        Each float32, one row a generator, drawn on the CPU: every device and precision starts from
-        the same noise.
+        Each float32, one row a generator.
         """
         factor, channels = self._painter.factor, self.module.unet.config.in_channels
         shapes: list[tuple[int, ...]] = [(self.embedding_dim,)] * (2 if has_negatives else 1)
         shapes.append((channels, height // factor, width // factor))
         draws = [torch.empty(len(generators), *shape) for shape in shapes]
         # All of a row before the next row, and of every row before the first step, at which some
-        # schedulers draw more.
+        # schedulers draw more. On the CPU and in float32, so that every device and precision starts
+        # from the same noise.
         for row, generator in enumerate(generators):
             for drawn, shape in zip(draws, shapes, strict=True):
-                drawn[row] = torch.randn((1, *shape), generator=generator, dtype=torch.float32)[0]
+                drawn[row] = _randn((1, *shape), generator)[0]
         return [drawn.to(self.device) for drawn in draws]
 
     def _labels(
@@ -245,6 +222,18 @@ class SeedDecoder(LoadedCore):
         return noised_labels(embeddings, noise, level, mean, std, self.noising_scheduler)
 
 
+def _counting_from(
+    before: int, total: int, on_step: Callable[[int, int], None] | None
+) -> Callable[[int], None]:
+    """Return what tells ``on_step`` of the steps of one row, after those of the rows before."""
+
+    def step_done(done: int) -> None:
+        if on_step is not None:
+            on_step(before + done, total)
+
+    return step_done
+
+
 def _row_generators(
     generator: torch.Generator | Sequence[torch.Generator] | None, rows: int
 ) -> Sequence[torch.Generator]:
@@ -255,6 +244,10 @@ def _row_generators(
     if len(generator) != rows:
         raise OptionError(f"there are {len(generator)} generators for {rows} pictures")
     return generator
+
+
+def _randn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def load_decoder(

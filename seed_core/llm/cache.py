@@ -80,11 +80,9 @@ class KVCache:
 
 
 def _rotations(config: LlamaConfig, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return cosines and signed sines ``[length, 2, head_dim]``, computed in float32.
-
-    A head is turned by ``x * cos + halves of x swapped * sin``, so the first half of the sines is
-    negative.
-    """
+    """Return cosines and signed sines ``[length, 2, head_dim]``, computed in float32."""
+    # A head is turned by x * cos + halves of x swapped * sin, so the first half of the sines is
+    # negative.
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
     angle = torch.outer(positions.float(), frequency)  # [length, head_dim / 2]
@@ -94,11 +92,10 @@ def _rotations(config: LlamaConfig, positions: torch.Tensor, dtype: torch.dtype)
 
 
 class _Turns:
-    """Rotations as matrices, one a group of heads; the groups are as wide as the keys.
+    """Rotations as matrices, one a group of heads; the groups are as wide as the keys."""
 
-    The last group is that of the values, which the identity leaves as they are. So one product
-    turns all heads and leaves keys and values next to each other.
-    """
+    # The last group is that of the values, which the identity leaves as they are. So one product
+    # turns all heads and leaves keys and values next to each other.
 
     def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
         width = config.head_dim

@@ -1,7 +1,7 @@
 """The decode loop: from the token ids of a prompt to those of replies.
 
-Knows token ids only; texts and codes never reach it. Random numbers come from CPU generators alone
-and are drawn before the loop: row i uses the same ones on every device and in every batch.
+Random numbers come from CPU generators alone and are drawn before the loop: row i uses the same
+ones on every device and in every batch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .cache import KVCache, attended_length
 from .llama import Llama
 from .sampling import GenerationOptions, ImageTokens, PictureGrammar, sample
 
-# Steps that a card is given beyond the newest token that was looked at: enough to keep it busy while
-# the CPU looks. A reply runs so many steps past its end.
+# Steps that a card is given beyond the newest token that was looked at: enough to keep it busy
+# while the CPU looks. A reply runs so many steps past its end.
 QUEUED_STEPS = 2
 
 _NOT_FINITE = -1  # in the place of a token id whose logits were not all finite
@@ -69,11 +69,10 @@ def reply_length(request: DecodeRequest, context: int) -> int:
 
 
 class DecodeLoop:
-    """Replies that grow together, all of their state on the device and changed in place.
+    """Replies that grow together, all of their state on the device and changed in place."""
 
-    A step neither asks the device for a value nor makes a tensor that outlives it, so steps can be
-    queued ahead of the device, and captured in a graph.
-    """
+    # A step neither asks the device for a value nor makes a tensor that outlives it, so steps can be
+    # queued ahead of the device, and captured in a graph.
 
     def __init__(
         self, model: Llama, request: DecodeRequest, device: torch.device, dtype: torch.dtype
@@ -146,11 +145,7 @@ class _Arrival:
         self._event = torch.cuda.current_stream(device).record_event() if is_cuda else None
 
     def wait(self) -> torch.Tensor:
-        """Return the tokens, int64 ``[rows]``.
-
-        Raises:
-            GenerationError: some of the logits were not finite.
-        """
+        """Return the tokens, int64 ``[rows]``, unless some of the logits were not finite."""
         if self._event is not None:
             self._event.synchronize()
         if bool((self._token_ids == _NOT_FINITE).any()):
@@ -187,19 +182,13 @@ def generate_tokens(
     device: torch.device,
     dtype: torch.dtype,
     on_step: Callable[[torch.Tensor, int], None] | None = None,
-    use_graphs: bool | None = None,
+    use_graphs: bool | None = None,  # None means wherever steps can run as CUDA graphs
 ) -> list[list[int]]:
     """Continue a prompt, once for each generator, as one batch that shares the prompt's pass.
 
-    Args:
-        model: the network.
-        request: prompt, grammar, options and generators.
-        device: where to compute.
-        dtype: the network's precision.
-        on_step: called with each token, in order: the token ids so far, int64 ``[rows, steps]`` on
-            the CPU, and the most steps there can be. A card may be `QUEUED_STEPS` further by then.
-            What it raises ends the generation.
-        use_graphs: whether steps run as CUDA graphs; None means wherever they can.
+    ``on_step`` is called with each token, in order: the token ids so far, int64 ``[rows, steps]``
+    on the CPU, and the most steps there can be. A card may be `QUEUED_STEPS` further by then. What
+    it raises ends the generation.
 
     Returns:
         The new token ids of each row, its end token included if it came.

@@ -1,8 +1,7 @@
 """The LLaMA network: token ids to logits.
 
 Parameter names are Hugging Face's, but for the products that are fused here: query, key and value
-into one, gate and up into one (see `layout`). Knows token ids only, neither text nor codes, nor how
-the next token is chosen.
+into one, gate and up into one (see `layout`).
 
 Sources: arXiv 2302.13971 (LLaMA), 2104.09864 (RoPE); agrees with transformers' LlamaForCausalLM.
 """
@@ -33,7 +32,6 @@ class _Place:
 
 
 def _add_product(residual: torch.Tensor, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return ``residual + layer(x)``; may write over ``residual``."""
     add_to = getattr(layer, "add_to", None)  # our layers and our host's do both at once
     out: torch.Tensor = residual + layer(x) if add_to is None else add_to(residual, x)
     return out
@@ -91,7 +89,7 @@ class LlamaAttention(nn.Module):
     def _turn_by_product(
         self, product: torch.Tensor, place: _Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same for one token a row."""
+        # The same for one token a row.
         assert place.matrices is not None
         rows, groups = len(product), len(place.matrices)
         heads = product.view(rows, groups, self.key_heads, self.head_dim).transpose(0, 1)
@@ -164,15 +162,11 @@ class Llama(nn.Module):
     def prefill(
         self, token_ids: torch.Tensor, cache: KVCache, all_positions: bool = False
     ) -> torch.Tensor:
-        """Read a prompt in one pass; return the logits of the token that follows.
-
-        Args:
-            token_ids: int64 ``[B, T]``, standing at positions 0 to T - 1.
-            cache: what remembers them; a prompt of one row fills every row of it.
-            all_positions: whether to return the logits at the earlier positions too.
+        """Read a prompt ``[B, T]`` in one pass, into the cache; one row fills every row of it.
 
         Returns:
-            ``[B, vocab_size]``, or ``[B, T, vocab_size]`` with ``all_positions``.
+            Logits of the token that follows, ``[B, vocab_size]``; with ``all_positions`` those at
+            the earlier positions too, ``[B, T, vocab_size]``.
         """
         length = token_ids.shape[1]
         cos, sin = cache.rotations[:length, :, None].unbind(1)
@@ -183,13 +177,10 @@ class Llama(nn.Module):
     def decode(
         self, token_ids: torch.Tensor, cache: KVCache, position: torch.Tensor, length: int
     ) -> torch.Tensor:
-        """Go on by one token a row, without waiting for the device.
+        """Go on by one token a row, ``[B]``, without waiting for the device.
 
-        Args:
-            token_ids: int64 ``[B]``.
-            cache: holds every earlier position and receives these.
-            position: where the tokens stand, int64 ``[1]``.
-            length: how much of the cache to look at, `attended_length` of ``position + 1``.
+        The cache holds every earlier position and receives this one, int64 ``[1]``. ``length`` is
+        how much of it to look at: `attended_length` of ``position + 1``.
 
         Returns:
             Logits of the token that follows, ``[B, vocab_size]``.

@@ -1,7 +1,6 @@
 """SEED-LLaMA: a prompt with pictures in, a reply with pictures out.
 
-Ties vocabulary, template, network and decode loop together. Pictures are codes here; how they come
-from pixels and go back is not known (see ``tokenizer`` and ``decoder``).
+Ties vocabulary, template, network and decode loop together. Pictures are codes here.
 
 Source: arXiv 2310.01218 (SEED-LLaMA).
 """
@@ -71,7 +70,7 @@ class GenerationProgress:
 
 
 class SeedLLM(CodesCore):
-    """A loaded SEED-LLaMA; ``generate`` and ``generate_batch`` are `plan` and `answer` in one."""
+    """A loaded SEED-LLaMA; `generate` and `generate_batch` are `plan` and `answer` in one."""
 
     module: Llama
     uses_graphs = True
@@ -130,12 +129,11 @@ class SeedLLM(CodesCore):
         """Prepare a generation, without computing anything on the device.
 
         Args:
-            prompt: what the user says; ``<image>`` marks where each picture goes, pictures without
-                a mark go first.
+            prompt: what the user says; ``<image>`` marks where each picture goes, others go first.
             codes: the pictures, int64 ``[N, 32]``.
             chat: the conversation so far.
             options: how tokens are chosen.
-            generators: CPU generators, one a variation; none is the same as one seeded with 0.
+            generators: CPU generators, one a variation; without any, one seeded with 0.
 
         Raises:
             PromptError: the prompt is empty, or has marks without pictures.
@@ -153,15 +151,10 @@ class SeedLLM(CodesCore):
     def answer(
         self, plan: GenerationPlan, on_token: Callable[[GenerationProgress], None] | None = None
     ) -> list[Reply]:
-        """Return one reply for each generator of a plan, in order.
+        """Return one reply for each generator of a plan, which is used up by it.
 
-        In float32 a reply is the one that its generator gives alone, up to rounding. In 16 bits it
-        may well be another: rounding depends on how many replies are made together.
-
-        Args:
-            plan: from `plan`; its generators are used up.
-            on_token: called with each token, in order; the card may be some tokens further by then.
-                What it raises ends the generation.
+        ``on_token`` is called with each token, in order, when a card may be some tokens further
+        already; what it raises ends the generation.
 
         Raises:
             GenerationError: the network computed numbers that are not finite.
@@ -171,6 +164,8 @@ class SeedLLM(CodesCore):
             if on_token is not None:
                 on_token(GenerationProgress(token_ids.shape[1], total, token_ids[0], self))
 
+        # In float32 a reply is the one that its generator gives alone, up to rounding. In 16 bits it
+        # may well be another: rounding depends on how many replies are made together.
         start = time.perf_counter()
         rows = generate_tokens(self.module, plan.request, self.device, self.dtype, on_step)
         seconds = time.perf_counter() - start
@@ -185,20 +180,11 @@ class SeedLLM(CodesCore):
         chat: SeedChat | None = None,
         options: GenerationOptions | None = None,
     ) -> int:
-        """Return the most tokens a generation will hold at once, prompt and reply.
-
-        Raises:
-            SeedError: see `plan`.
-        """
+        """Return the most tokens a generation will hold at once; raises what `plan` raises."""
         return self.plan(prompt, codes, chat, options).tokens
 
     def memory_required(self, tokens: int, variations: int = 1) -> int:
-        """Return the bytes of working memory a generation needs besides the weights.
-
-        Args:
-            tokens: prompt and reply together, see `count_tokens`.
-            variations: replies made at once.
-        """
+        """Return the bytes a generation of so many tokens needs at once besides the weights."""
         config, size = self.config, self.dtype.itemsize
         cache = KVCache.bytes_needed(config, variations, tokens, self.dtype)
         # Beside the residual and its norm: q, k, v and the rotated ones, or gate, up and products.
@@ -246,7 +232,8 @@ class SeedLLM(CodesCore):
         tokens = sum(len(reply.token_ids) for reply in replies)
         pictures = sum(len(reply.codes) for reply in replies)
         log.info(
-            "SEED-LLaMA: %d tokens in %.2f s (%.1f tokens/s), pictures: %d, device: %s, precision: %s",
+            "SEED-LLaMA: %d tokens in %.2f s (%.1f tokens/s), pictures: %d, device: %s, "
+            "precision: %s",
             *(tokens, seconds, tokens / seconds, pictures, self.device, self.precision),
         )
 

@@ -1,7 +1,4 @@
-"""How the next token is chosen: the options, the grammar that keeps pictures whole, the draw itself.
-
-Knows token ids only.
-"""
+"""How the next token is chosen: options, the grammar that keeps pictures whole, the draw itself."""
 
 from __future__ import annotations
 
@@ -93,10 +90,7 @@ class PictureGrammar:
             self._kinds[: max(last + 1, 0), 0] = self._ANY
 
     def forbidden(self, step: torch.Tensor) -> torch.Tensor:
-        """Return what may not come next, bool ``[rows, vocab_size]``.
-
-        ``step`` is how many tokens every reply has so far, int64 ``[1]``.
-        """
+        """Return what may not come next, bool ``[rows, vocab_size]``; ``step`` is int64 ``[1]``."""
         kinds = self._kinds.index_select(0, step)[0].index_select(0, self._remaining)
         return self._forbidden.index_select(0, kinds)
 
@@ -109,10 +103,8 @@ class PictureGrammar:
 def sample(logits: torch.Tensor, options: GenerationOptions, uniform: torch.Tensor) -> torch.Tensor:
     """Choose one token a row, int64 ``[rows]``, by temperature, top-k and top-p in that order.
 
-    Args:
-        logits: ``[rows, vocab_size]``, minus infinity where a token may not come.
-        options: how tokens are chosen.
-        uniform: one number in 0..1 a row, ``[rows]``; the same number gives the same token.
+    ``logits`` are ``[rows, vocab_size]``, minus infinity where a token may not come. ``uniform`` is
+    one number in 0..1 a row; the same number gives the same token.
     """
     if options.temperature == 0:
         return logits.argmax(-1)
