@@ -21,8 +21,8 @@ import torch
 from seed_core import load_decoder, load_llm, load_tokenizer
 from seed_core.bench.meter import device_name
 from seed_core.compute import threads
-from seed_core.decoder.runtime import DecodeOptions
-from seed_core.llm.generation import GenerationOptions
+from seed_core.decoder.options import DecodeOptions
+from seed_core.llm.sampling import GenerationOptions
 
 REPEAT = 5
 PROMPT = "Draw a fox on yellow"

@@ -11,6 +11,7 @@ import torch
 
 from seed_core.bench import subject
 from seed_core.decoder.runtime import SeedDecoder
+from seed_core.llm.cache import KVCache
 from seed_core.llm.llama import Llama
 from seed_core.models.llm import HEAD, matrix_products
 from seed_core.models.sd21 import UNET, VAE
@@ -46,7 +47,7 @@ def language_model(name, size):
     config = subject.Subject(size, CPU, HALF).config
     full, half = (Llama(config, device="meta", dtype=dtype) for dtype in (FULL, HALF))
     quantised = set(matrix_products(config)) - {HEAD}
-    cache = config.cache_bytes(1, LONGEST, HALF)
+    cache = KVCache.bytes_needed(config, 1, LONGEST, HALF)
     sizes = [stored(full), stored(half), stored(half, quantised)]
     return row(name, sizes, f"{cache / GIB:.1f} for {LONGEST} tokens")
 

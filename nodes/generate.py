@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import GenerationOptions, SeedChat, SeedCodes, seeded_generators
-from ..seed_core.llm.generation import REPLIES
+from ..seed_core.llm.sampling import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
 
@@ -148,22 +148,15 @@ class SeedGenerate(io.ComfyNode):
             top_p=top_p,
             top_k=top_k,
         )
-        tokens = llm.core.count_tokens(prompt, codes, chat, options)
-        core = llm.ready(llm.core.memory_required(tokens, variations))
+        plan = llm.core.plan(prompt, codes, chat, options, seeded_generators(seed, variations))
+        core = llm.ready(plan.memory_required)
         progress = host.Progress(max_new_tokens)
 
         def on_token(state: Any) -> None:
             progress.step(state.done, state.total)
             progress.show(state.text)
 
-        replies = core.generate_batch(
-            prompt,
-            codes=codes,
-            chat=chat,
-            options=options,
-            generators=seeded_generators(seed, variations),
-            on_token=on_token,
-        )
+        replies = core.answer(plan, on_token)
         progress.show(lambda: replies[0].text, is_final=True)
         pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)
         return io.NodeOutput([r.text for r in replies], pictures, [r.chat for r in replies])

@@ -28,8 +28,9 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..seed_core import LoraAdapter, SeedCodes
-from ..seed_core.compute import fp8, graphs, linear
+from ..seed_core.compute import fp8, graphs
 from ..seed_core.compute.precision import LLM_PRECISIONS
+from ..seed_core.compute.products import multiply
 from ..seed_core.errors import CodesError, OptionError, PictureError
 from ..seed_core.models import quantization as fp8_files
 
@@ -197,13 +198,13 @@ class CastOperations(comfy.ops.manual_cast):
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if _is_at_hand(self, x):
-                return linear.product(x, self.weight, self.bias)
+                return multiply(x, self.weight, bias=self.bias)
             return super().forward(x)
 
         def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             """Return `residual` plus the product; may write over `residual`."""
             if _is_at_hand(self, x):
-                return linear.add_product(residual, x, self.weight, self.bias)
+                return multiply(x, self.weight, bias=self.bias, residual=residual)
             return residual.add_(super().forward(x))
 
 
@@ -247,14 +248,14 @@ def fp8_operations() -> Any:
 
         def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
             if _is_at_hand(self, x):
-                return _multiply(x, self.weight, residual)
+                return multiply(x, *_values_and_scale(self.weight), residual=residual)
             # Streamed or patched. The host's own forward would round the activations of all rows
             # to fp8 with one scale.
             comfy.model_management.throw_exception_if_processing_interrupted()
             weight, bias, stream = comfy.ops.cast_bias_weight(
                 self, x, offloadable=True, compute_dtype=x.dtype, want_requant=has_units
             )
-            product = _multiply(x, weight, residual)
+            product = multiply(x, *_values_and_scale(weight), residual=residual)
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
             return product
 
@@ -266,13 +267,11 @@ def fp8_operations() -> Any:
     return operations
 
 
-def _multiply(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-    """The product with a weight on the device; one that the host patched is a plain tensor."""
+def _values_and_scale(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A weight as core multiplies it; one that the host patched is a plain tensor."""
     if isinstance(weight, comfy.ops.QuantizedTensor):
-        return fp8.product(x, weight._qdata, weight._params.scale, residual)
-    if residual is None:
-        return linear.product(x, weight, None)
-    return linear.add_product(residual, x, weight, None)
+        return weight._qdata, weight._params.scale
+    return weight, None
 
 
 def _fits_whole(llm: Any) -> bool:

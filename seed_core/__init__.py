@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from .codes.value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
 from .compute.generators import seeded_generators
-from .decoder.runtime import DecodeOptions, SeedDecoder, load_decoder
+from .core import CodesCore, LoadedCore
+from .decoder.options import DecodeOptions
+from .decoder.runtime import SeedDecoder, load_decoder
 from .errors import (
     CheckpointError,
     CodesError,
@@ -19,9 +21,9 @@ from .errors import (
     SeedError,
 )
 from .llm.chat import SeedChat, Turn
-from .llm.generation import GenerationOptions
 from .llm.lora import LoraAdapter, merge_lora, read_lora
 from .llm.runtime import Reply, SeedLLM, load_llm
+from .llm.sampling import GenerationOptions
 from .tokenizer.network import TokenizerConfig
 from .tokenizer.runtime import SeedTokenizer, load_tokenizer
 
@@ -29,11 +31,13 @@ __all__ = [
     "CODEBOOK_SIZES",
     "NUM_CODES",
     "CheckpointError",
+    "CodesCore",
     "CodesError",
     "DecodeOptions",
     "EmbeddingError",
     "GenerationError",
     "GenerationOptions",
+    "LoadedCore",
     "LoraAdapter",
     "OptionError",
     "PictureError",

@@ -39,8 +39,8 @@ from .files.pictures import (
     save_codes,
     save_pictures,
 )
-from .llm.generation import REPLIES
 from .llm.lora import SEED_MINI_NIGHT
+from .llm.sampling import REPLIES
 from .models.convert import Conversion, convert_model, plan_conversion
 from .models.convert import check_output as check_file
 from .models.names import SEED_MINI

@@ -1,7 +1,6 @@
 """Numbers in a model's config: of the right kind, and within what any such model could have.
 
-A damaged or hostile config is so one sentence, and never a network that fills the memory. Knows
-nothing of the models.
+So a damaged or hostile config ends in one sentence instead of a network that fills the memory.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from collections.abc import Mapping
 
 from .errors import CheckpointError
 
-Range = tuple[float, float]
-"""Least and most; two whole numbers are for whole numbers only."""
+Range = tuple[float, float]  # least and most; two ints allow whole numbers only
 
 EPSILON: Range = (0.0, 0.1)
 WIDTH: Range = (1, 2**18)
@@ -20,15 +18,10 @@ HEADS: Range = (1, 1024)
 
 
 def check_number(what: str, value: object, allowed: Range) -> None:
-    """Refuse what is no number, no whole one where it must be, or out of range.
-
-    Args:
-        what: what the number is, for the message.
-        value: as it stands in the config.
-        allowed: least and most.
+    """Refuse a value of a config that is not a number of the right kind within its range.
 
     Raises:
-        CheckpointError: naming value and range.
+        CheckpointError: it is not; the message calls it ``what``.
     """
     low, high = allowed
     is_whole = isinstance(low, int)
@@ -41,10 +34,6 @@ def check_number(what: str, value: object, allowed: Range) -> None:
 
 
 def check_numbers(owner: str, config: object, ranges: Mapping[str, Range]) -> None:
-    """Check the fields of a config that ``ranges`` names.
-
-    Raises:
-        CheckpointError: naming the first that is wrong.
-    """
+    """Check the fields of a config that ``ranges`` names; see `check_number`."""
     for name, allowed in ranges.items():
         check_number(f"{owner}'s {name}", getattr(config, name), allowed)

@@ -21,7 +21,8 @@ from seed_core.bench.subject import Subject
 from seed_core.codes.value import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, image_token
 from seed_core.compute import fp8
 from seed_core.files import folder as model_folder
-from seed_core.llm.llama import LlamaConfig, parts_in_file
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.layout import parts_in_file
 from seed_core.llm.vocab import VOCABULARY_FILES
 from seed_core.models import names
 from seed_core.models import quantization as fp8_files

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from ..llm.generation import GenerationOptions
-from ..llm.llama import KVCache
+from ..llm.cache import KVCache
 from ..llm.runtime import Reply, SeedLLM
+from ..llm.sampling import GenerationOptions
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,14 @@ from ..codes.value import NUM_CODES
 from ..compute import fp8
 from ..compute.graphs import can_capture
 from ..compute.threads import takes_one_thread, threads_for
-from ..decoder.runtime import DecodeOptions, SeedDecoder
+from ..decoder.options import DecodeOptions
+from ..decoder.runtime import SeedDecoder
 from ..files.pictures import read_picture
-from ..llm.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
-from ..llm.llama import KVCache, Llama
+from ..llm.cache import KVCache
+from ..llm.generation import DecodeRequest, generate_tokens
+from ..llm.llama import Llama
 from ..llm.runtime import load_llm
+from ..llm.sampling import GenerationOptions, ImageTokens
 from ..models import names
 from ..models.convert import convert_model, plan_conversion
 from ..tokenizer.runtime import SeedTokenizer, load_tokenizer

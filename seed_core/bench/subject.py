@@ -20,12 +20,14 @@ import torch
 from torch import nn
 
 from ..codes.value import CODEBOOK_SIZES, NUM_CODES
-from ..compute import fp8, linear
+from ..compute import fp8, layers
 from ..decoder.runtime import SeedDecoder, load_decoder
 from ..files import assemble, side_files
-from ..llm.generation import ImageTokens
-from ..llm.llama import Llama, LlamaConfig, names_in_file
+from ..llm.config import LlamaConfig
+from ..llm.layout import names_in_file
+from ..llm.llama import Llama
 from ..llm.runtime import load_llm
+from ..llm.sampling import ImageTokens
 from ..models import names
 from ..models.llm import matrix_products
 from ..models.sd21 import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
@@ -114,8 +116,8 @@ class Subject:
         quantized = self._quantized()
         stored = {part for name in quantized for part in names_in_file(name)}
         return assemble.assemble(
-            lambda layers: Llama(self.config, layers, device="meta", dtype=self.dtype),
-            fp8 if quantized else linear,
+            lambda given: Llama(self.config, given, device="meta", dtype=self.dtype),
+            layers,
             ((key, self._store(x) if key in stored else x) for key, x in self.llama_tensors()),
             self.device,
             _SOURCE,

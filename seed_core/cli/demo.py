@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..compute.generators import seeded_generators
-from ..decoder.runtime import DecodeOptions, SeedDecoder, load_decoder
+from ..decoder.options import DecodeOptions
+from ..decoder.runtime import SeedDecoder, load_decoder
 from ..files.pictures import picture_from_pixels
-from ..llm.generation import GenerationOptions
 from ..llm.runtime import GenerationProgress, SeedLLM, load_llm
+from ..llm.sampling import GenerationOptions
 from ..models.names import SEED_MINI, sample_pictures
 from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
 

@@ -1,9 +1,8 @@
-"""Layers that compute where their input lies and in its precision, and how a built network gets them.
+"""Layers that compute where their input lies, in its precision, and how a built network gets them.
 
 diffusers builds its networks of torch's layers. A host such as ComfyUI can keep weights in main
-memory, and bring them to the card layer by layer, only if the layers are its own. So `adopt` gives a
-loaded network the host's. Like ``linear``, the module is where layers come from, too: its own do
-the same without a host. Knows nothing of what the networks compute.
+memory, and bring them to the card layer by layer, only if the layers are its own: `adopt` puts the
+host's into a loaded network. This module's own layers do the same without a host.
 """
 
 from __future__ import annotations
@@ -60,18 +59,12 @@ def _like(x: torch.Tensor, layer: Any) -> tuple[torch.Tensor, torch.Tensor | Non
 
 
 def adopt(network: Module, operations: Any) -> Module:
-    """Give a network layers of ``operations`` for torch's, and return it; weights stay as they are.
+    """Give a network the layers of ``operations`` in place of torch's, and return it.
 
-    A layer of exactly torch's class becomes one of the class that has the same name in
-    ``operations``, or of this module's where that has none. Any other module with parameters or
-    buffers of its own has them, and all below it, brought to its input for the time of each call.
-    That is slower, but works wherever a host leaves them.
-
-    Args:
-        network: a network of another library that holds its weights.
-        operations: where layers come from, a host's or this module; ``torch.nn`` changes nothing.
+    ``operations`` has layers under the names of ``torch.nn``: a host, this module, or ``torch.nn``
+    itself, which changes nothing. Weights stay as they are.
     """
-    if operations is not nn:
+    if operations.Linear is not nn.Linear:
         for module in _units(network):
             _adopt(module, operations)
     return network
@@ -89,6 +82,7 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _adopt(module: nn.Module, operations: Any) -> None:
+    """Change a layer's class; have any other module's weights brought to its input at each call."""
     name = type(module).__name__
     kind = getattr(nn, name, None)
     if type(module) is kind:
@@ -113,15 +107,15 @@ def _bring(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     like = next((x for x in given if isinstance(x, torch.Tensor)), None)
     if like is None:
         return
-    for part in module.modules():
-        part.__dict__["_before_call"] = part._parameters.copy(), part._buffers.copy()
-        for name, parameter in part._parameters.items():
+    for owner in module.modules():
+        owner.__dict__["_before_call"] = owner._parameters.copy(), owner._buffers.copy()
+        for name, parameter in owner._parameters.items():
             if parameter is not None:
                 brought = nn.Parameter(_brought(parameter, like), requires_grad=False)
-                part._parameters[name] = brought
-        for name, buffer in part._buffers.items():
+                owner._parameters[name] = brought
+        for name, buffer in owner._buffers.items():
             if buffer is not None:
-                part._buffers[name] = _brought(buffer, like)
+                owner._buffers[name] = _brought(buffer, like)
 
 
 def _brought(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -130,8 +124,8 @@ def _brought(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _put_back(module: nn.Module, *_: Any) -> None:
-    for part in module.modules():
-        before = part.__dict__.pop("_before_call", None)
+    for owner in module.modules():
+        before = owner.__dict__.pop("_before_call", None)
         if before is not None:
-            part._parameters.update(before[0])
-            part._buffers.update(before[1])
+            owner._parameters.update(before[0])
+            owner._buffers.update(before[1])

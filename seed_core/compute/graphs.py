@@ -1,7 +1,7 @@
 """CUDA graphs: the kernels of one call, recorded once and launched together ever after.
 
 A step of a small batch is hundreds of kernels of a few microseconds each; launched one by one they
-leave the card waiting for Python. Knows nothing of what is computed.
+leave the card waiting for Python.
 
 Sources: "CUDA semantics, CUDA Graphs" of torch's documentation; "Graph Memory Nodes" of the CUDA
 programming guide.
@@ -22,29 +22,24 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
+# Memory to have on the card beside the work itself, in bytes, before calls are captured.
 CAPTURE_BYTES = 512 * 2**20
-"""Memory to have on the card beside the work itself, in bytes, before calls are captured."""
 
+# Memory that must be free for a capture to be tried, in bytes. Where less is free, a host's
+# allocator may wait for the card in order to find more. That breaks a capture, and torch may then
+# keep everything that is freed later.
 LEAST_FREE_BYTES = 768 * 2**20
-"""Memory that must be free for a capture to be tried, in bytes.
 
-Where less is free, a host's allocator may wait for the card in order to find more. That breaks a
-capture, and torch may then keep everything that is freed later.
-"""
+_is_broken = False  # whether a capture failed; torch may not recover, so another is never tried
 
-_is_broken = False
-"""Whether a capture failed: torch may not recover from that, so none is tried again."""
-
+# One to capture on for each card, as cuBLAS keeps a workspace for every stream it has seen.
 _streams: dict[torch.device, torch.cuda.Stream] = {}
-"""One to capture on for each card, as cuBLAS keeps a workspace for every stream it has seen."""
 
 
 def can_capture(module: nn.Module, device: torch.device) -> bool:
-    """Tell whether calls of a network can be captured: its weights stay on an NVIDIA card.
-
-    Weights that a host streams to the card layer by layer lie elsewhere between two calls.
-    """
+    """Tell whether calls of a network can be captured: its weights stay on an NVIDIA card."""
     is_nvidia = device.type == "cuda" and torch.version.hip is None
+    # Weights that a host streams to the card layer by layer lie elsewhere between two calls.
     return is_nvidia and all(parameter.is_cuda for parameter in module.parameters())
 
 
@@ -52,11 +47,8 @@ class GraphedCalls:
     """Calls functions of no arguments, each as a CUDA graph from its second call on.
 
     What a function reads and writes must stay where it is between calls. It must not wait for the
-    device, and tensors that it makes must not outlive it.
-
-    Args:
-        device: where the functions compute.
-        enabled: False calls the functions plainly, with the same results.
+    device, and tensors that it makes must not outlive it. Where graphs are not ``enabled``, calls
+    are plain ones, with the same results.
     """
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
@@ -89,9 +81,9 @@ class GraphedCalls:
                 _return_graph_memory(self._device)
 
     def _replay(self, key: Any, function: Callable[[], None]) -> bool:
-        """Launch the graph of a call, captured first where there is none; tell whether that worked.
+        """Launch the graph of a call, captured first if it is new; tell whether that worked.
 
-        Where it did not, nothing of the call has run.
+        If it did not, nothing of the call has run.
         """
         try:
             if key not in self._graphs:
@@ -186,25 +178,19 @@ def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.de
 
 
 def _leave_pool(pool: Any, device: torch.device) -> None:
-    """Have torch's allocator stop filling the memory of a capture that could not be ended.
-
-    As long as one is open, it keeps memory that several streams used, and returns none to the card.
-    Where the capture did end, this finds nothing to do.
-    """
+    """Have torch's allocator stop filling the memory of a capture that could not be ended."""
+    # While one is open, it keeps memory that several streams used, and returns none to the card.
     end_allocation = getattr(torch._C, "_cuda_endAllocateToPool", None)
     if end_allocation is None:
         return
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError):  # raised if the capture did end
         end_allocation(_index(device), pool)
         torch._C._cuda_releasePool(_index(device), pool)
 
 
 def _return_graph_memory(device: torch.device) -> None:
-    """Return what gone graphs computed in to the card.
-
-    CUDA's own allocator keeps it for later graphs, out of reach for everything else. torch has no
-    call for this.
-    """
+    """Return to the card the memory that forgotten graphs computed in."""
+    # CUDA's own allocator keeps it for later graphs, and torch has no call that returns it.
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         handle = ctypes.c_int()

@@ -1,8 +1,7 @@
 """How many of a processor's threads work uses: as many as the host set, or one where it is small.
 
-A network that is small computes thousands of products of some microseconds, after each of which
-every thread waits for the last one. Where other programs run as well, that one may have no core for
-milliseconds. Knows nothing of what is computed.
+A small network computes thousands of products of some microseconds, and after each of them every
+thread waits for the last. Where other programs run too, that one may lack a core for milliseconds.
 """
 
 from __future__ import annotations
@@ -14,16 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+# A call of a network with fewer multiply-adds, 5 ms of one core, runs on one thread. Measured on
+# two cores: alone, the second makes smaller calls 1.1 to 1.6 times as fast, and larger ones 1.5 to
+# 1.8 times. Beside two busy processes, one of seed-mini's drawings takes 1.8 times as long on one
+# thread as alone, and on two threads 5 to 20 times (`benchmarks/busy.py`).
 SMALL = 450_000_000
-"""Multiply-adds of one call of a network below which it runs on one thread: 5 ms of one core.
 
-Measured on two cores: alone, the second makes smaller calls 1.1 to 1.6 times as fast, and larger ones
-1.5 to 1.8 times. Beside two busy processes, one of seed-mini's drawings takes 1.8 times as long on one
-thread as alone, and on two threads 5 to 20 times (`benchmarks/busy.py`).
-"""
-
-_READ = 12
-"""Multiply-adds that take as long as it takes to read the weight for them from memory."""
+_READ = 12  # multiply-adds that take as long as reading their weight from memory
 
 
 def takes_one_thread(device: torch.device, module: nn.Module, times: float) -> bool:
@@ -38,10 +34,7 @@ def takes_one_thread(device: torch.device, module: nn.Module, times: float) -> b
 def threads_for(device: torch.device, module: nn.Module, times: float) -> Iterator[None]:
     """Let this thread compute on one thread where calls are small, and as before afterwards.
 
-    Args:
-        device: where a network computes; on any but a CPU nothing changes.
-        module: the network.
-        times: how often a call multiplies each weight: tokens, or positions of a map.
+    ``times`` is how often a call multiplies each weight: tokens, or positions of a map.
     """
     if not takes_one_thread(device, module, times):
         yield
@@ -49,7 +42,7 @@ def threads_for(device: torch.device, module: nn.Module, times: float) -> Iterat
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        # That is also what threads begin with that have not computed yet, and those are the host's.
+        # That has also set what new threads begin with, and those are the host's.
         _in_a_thread_of_its_own(before)
         yield
     finally:

@@ -1,8 +1,7 @@
 """Diffusion steps: first latents to those of a picture, under a label, with diffusers' UNet.
 
 The UNet reads its inputs from where they lie from the first step of the first picture to the last
-step of the last, so that its calls can be captured once and replayed. Knows neither how labels are
-made nor what becomes of latents (see ``decoder``).
+step of the last, so that its calls can be captured once and replayed.
 """
 
 from __future__ import annotations
@@ -17,27 +16,19 @@ from ..compute.graphs import GraphedCalls, can_capture
 
 
 class Denoiser:
-    """Guided diffusion of one picture after another, all of one size.
-
-    Args:
-        unet: a UNet2DConditionModel.
-        scheduler: a diffusion scheduler with its time steps set, on the CPU. Schedulers look up
-            their tables there and branch on time steps, which on another device is a wait each.
-        text: encoding of the prompt, ``[1, tokens, width]``.
-        labels: class labels ``[B, 2, L]``, negatives first, with guidance; else ``[B, 1, L]``.
-        latents: standard normal noise ``[B, C, h, w]``, in the UNet's precision.
-        guidance_scale: how strongly a label is followed, away from its negative.
-    """
+    """Guided diffusion of one picture after another, all of one size."""
 
     def __init__(
         self,
-        unet: Any,
-        scheduler: Any,
-        text: torch.Tensor,
-        labels: torch.Tensor,
-        latents: torch.Tensor,
-        guidance_scale: float,
+        unet: Any,  # a UNet2DConditionModel
+        scheduler: Any,  # its time steps set
+        text: torch.Tensor,  # encoding of the prompt, [1, tokens, width]
+        labels: torch.Tensor,  # class labels [B, 2, L], negatives first; unguided [B, 1, L]
+        latents: torch.Tensor,  # standard normal noise [B, C, h, w], in the UNet's precision
+        guidance_scale: float,  # how strongly a label is followed, away from its negative
     ) -> None:
+        # A scheduler's tables and time steps stay on the CPU: it looks numbers up and branches on
+        # them, each of which would be a wait for another device.
         self._unet = unet
         self._scheduler = scheduler
         self._labels, self._latents = labels, latents
@@ -55,12 +46,10 @@ class Denoiser:
     def run(
         self, row: int, generator: torch.Generator, step_done: Callable[[int], None]
     ) -> torch.Tensor:
-        """Return the latents ``[1, C, h, w]`` of one picture.
+        """Return the latents ``[1, C, h, w]`` of the picture of one row.
 
-        Args:
-            row: which one.
-            generator: for schedulers that add noise at each step.
-            step_done: called with the number of UNet calls so far; what it raises ends the steps.
+        Some schedulers draw from ``generator`` at each step. ``step_done`` is called with the
+        number of UNet calls so far; what it raises ends the steps.
         """
         scheduler = self._scheduler
         scheduler.set_timesteps(scheduler.num_inference_steps)  # forgets the picture before

@@ -1,7 +1,4 @@
-"""Embeddings after they were made: blending two of them, and which models can take them.
-
-Knows vectors only, not where they come from (see ``tokenizer``) nor how a host wraps them.
-"""
+"""Embeddings after they were made: blending two of them, and which models can take them."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from ..errors import EmbeddingError, OptionError
 
 BLEND_MODES = ("linear", "spherical")
 
-IP_ADAPTER_DIM = 1024
-"""Width of CLIP ViT-H's image embedding, which IPAdapter's plain models read."""
+IP_ADAPTER_DIM = 1024  # width of CLIP ViT-H's image embedding, which IPAdapter's plain models read
 
 _STRAIGHT = 1e-6  # sine of an angle that float32 cannot tell from 0 or 180 degrees
 
@@ -21,24 +17,15 @@ _STRAIGHT = 1e-6  # sine of an angle that float32 cannot tell from 0 or 180 degr
 def blend_embeddings(
     a: torch.Tensor, b: torch.Tensor, factor: float, mode: str = "linear"
 ) -> torch.Tensor:
-    """Return what lies between two embeddings, row by row.
+    """Return what lies between two embeddings ``[..., D]``, float32 on the device of ``a``.
 
     Linear walks the straight line, on which vectors are shorter than at its ends. Spherical turns
     from one direction to the other at constant speed while the length goes linearly from one to the
-    other. Where both point the same way, or one is zero and has no direction, the line is the arc.
-
-    Args:
-        a: float ``[..., D]``.
-        b: of the same shape.
-        factor: 0 is `a`, 1 is `b`, both exactly.
-        mode: one of `BLEND_MODES`.
-
-    Returns:
-        float32 ``[..., D]`` on the device of `a`.
+    other. Factor 0 is exactly ``a``, 1 exactly ``b``.
 
     Raises:
-        EmbeddingError: different shapes, or opposite directions between which spherical has no way.
-        OptionError: a factor outside 0..1, or an unknown mode.
+        EmbeddingError: the shapes differ, or spherical is to turn between opposite directions.
+        OptionError: the factor lies outside 0..1, or `BLEND_MODES` lacks the mode.
     """
     if a.shape != b.shape:
         raise EmbeddingError(
@@ -58,6 +45,7 @@ def blend_embeddings(
 
 def _arc(a: torch.Tensor, b: torch.Tensor, factor: float, line: torch.Tensor) -> torch.Tensor:
     """Turn from a to b; rows that need no turning are those of the line."""
+    # Those point the same way, or one of them is zero and has no direction.
     norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)  # [..., 1]
     toward_a, toward_b = normalize(a, dim=-1), normalize(b, dim=-1)
     cosine = (toward_a * toward_b).sum(-1, keepdim=True)
@@ -76,11 +64,7 @@ def _arc(a: torch.Tensor, b: torch.Tensor, factor: float, line: torch.Tensor) ->
 
 
 def require_image_embedding(shape: tuple[int, ...], family: str) -> None:
-    """Check that a family's codes become one image embedding.
-
-    Args:
-        shape: of the embedding of one picture.
-        family: for the message.
+    """Check that a family's codes become one image embedding, by the shape of one picture's.
 
     Raises:
         EmbeddingError: they become a text condition.
@@ -101,7 +85,7 @@ def require_text_condition(shape: tuple[int, ...], family: str) -> None:
     """
     if len(shape) != 2:
         raise EmbeddingError(
-            f"only the SEED-1 tokenizer makes conditioning for SD 1.x models; the {family} tokenizer "
+            f"only the SEED-1 tokenizer makes conditioning for SD 1.x models; the {family} one "
             f"makes an image embedding of {shape[0]} numbers. Use SEED Codes to Embedding with "
             "unCLIPConditioning, or SEED Decode"
         )
@@ -111,8 +95,7 @@ def require_ip_adapter(shape: tuple[int, ...], family: str) -> None:
     """Check that IPAdapter can read a family's image embeddings.
 
     Raises:
-        EmbeddingError: no image embedding, or one of another width, which it would fail on in the
-            sampler.
+        EmbeddingError: they are text conditions, or of another width.
     """
     require_image_embedding(shape, family)
     if shape[0] != IP_ADAPTER_DIM:

@@ -1,7 +1,4 @@
-"""The conversation: ordered turns of text and pictures' codes. Immutable; appending makes a new one.
-
-Knows nothing of templates or token ids (see ``prompt`` and ``vocab``).
-"""
+"""The conversation: turns of text and pictures' codes. Immutable; appending makes a new one."""
 
 from __future__ import annotations
 
@@ -13,13 +10,11 @@ import torch
 from ..codes.value import NUM_CODES, check_codes
 from ..errors import CodesError
 
-Part = str | tuple[int, ...]
-"""A stretch of text, or the 32 codes of one picture."""
+Part = str | tuple[int, ...]  # a stretch of text, or the 32 codes of one picture
 
 Role = Literal["user", "assistant"]
 
-IMAGE_MARK = "<image>"
-"""Stands for a picture in text that people read or write."""
+IMAGE_MARK = "<image>"  # stands for a picture in text that people read or write
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class SeedChat:
-    """A conversation whose pictures are codes of one family.
-
-    Raises:
-        CodesError: a picture whose codes are not of this family.
-    """
+    """A conversation whose pictures are codes of one family; others raise `CodesError`."""
 
     family: str
     codebook_size: int
@@ -74,11 +65,7 @@ class SeedChat:
 
 
 def stack_pictures(pictures: list[tuple[int, ...]]) -> torch.Tensor:
-    """Return codes of pictures as int64 ``[N, 32]``; N may be 0.
-
-    Raises:
-        CodesError: a picture of another number of codes.
-    """
+    """Return codes of pictures as int64 ``[N, 32]``; N may be 0."""
     for picture in pictures:
         if len(picture) != NUM_CODES:
             raise CodesError(f"a picture has exactly {NUM_CODES} codes; got {len(picture)}")

@@ -24,7 +24,8 @@ from ..compute import fp8
 from ..errors import CheckpointError
 from ..files import side_files, weights
 from ..models import names
-from .llama import LlamaConfig, WeightPart, parts_in_file
+from .config import LlamaConfig
+from .layout import WeightPart, parts_in_file
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -61,19 +62,12 @@ _CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True, eq=False)
 class LowRankProduct:
-    """A product of two narrow matrices, to be added to rows of a weight.
+    """A product of two narrow matrices, to be added to rows of a weight."""
 
-    Attributes:
-        part: the rows.
-        down: ``[rank, in_features]``.
-        up: ``[out_features, rank]``.
-        scale: what the product is multiplied by.
-    """
-
-    part: WeightPart
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float
+    part: WeightPart  # the rows
+    down: torch.Tensor  # [rank, in_features]
+    up: torch.Tensor  # [out_features, rank]
+    scale: float  # what the product is multiplied by
 
     def apply_to(self, rows: torch.Tensor, strength: float) -> None:
         """Change float32 rows in place."""
@@ -83,15 +77,10 @@ class LowRankProduct:
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """A tensor that was trained in full; at other strengths than 1 it is mixed with the model's.
+    """A tensor that was trained in full; at other strengths than 1 it is mixed with the model's."""
 
-    Attributes:
-        part: the rows it takes the place of.
-        tensor: of their shape.
-    """
-
-    part: WeightPart
-    tensor: torch.Tensor
+    part: WeightPart  # the rows it takes the place of
+    tensor: torch.Tensor  # of their shape
 
     def apply_to(self, rows: torch.Tensor, strength: float) -> None:
         """Change float32 rows in place."""
@@ -100,12 +89,7 @@ class Replacement:
 
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
-    """What an adapter does to a language model; replacements come first.
-
-    Attributes:
-        replacements: tensors that were trained in full.
-        products: what is added.
-    """
+    """What an adapter does to a language model; replacements come first."""
 
     replacements: tuple[Replacement, ...]
     products: tuple[LowRankProduct, ...]

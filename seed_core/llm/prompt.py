@@ -1,7 +1,5 @@
 """Prompts: pictures put at their marks, conversations put into a model's template, replies split.
 
-Knows text and codes, no token ids (see ``vocab``).
-
 Source: AILab-CVC/SEED at 93b3cf4, its inference scripts and the conversations of its demo.
 """
 
@@ -41,36 +39,31 @@ class PromptTemplate:
         return [*pieces, self.opening]
 
 
-VICUNA = PromptTemplate(
+VICUNA = PromptTemplate(  # of SEED-LLaMA-8B and seed-mini
     name="vicuna",
     system=("", "\n"),
     user=("USER: ", "\n"),
     assistant=("ASSISTANT: ", "\n"),
     opening="ASSISTANT:",
 )
-"""SEED-LLaMA-8B, and seed-mini."""
 
-LLAMA_2 = PromptTemplate(
+LLAMA_2 = PromptTemplate(  # of SEED-LLaMA-14B
     name="llama-2",
     system=("<<SYS>>\n", "\n<</SYS>>\n\n"),
     user=("[INST] ", " [/INST]\n"),
     assistant=("", "\n"),
     opening="",
 )
-"""SEED-LLaMA-14B."""
 
 
 def split_marks(text: str, codes: torch.Tensor) -> tuple[Part, ...]:
     """Return a prompt's text and pictures in order.
 
-    Pictures take the place of the marks in order; those without a mark go first.
-
-    Args:
-        text: what the user wrote, with ``<image>`` marks.
-        codes: int64 ``[N, 32]``, N may be 0.
+    Pictures, int64 ``[N, 32]``, take the place of the ``<image>`` marks in order; those without a
+    mark go first.
 
     Raises:
-        PromptError: nothing at all, or more marks than pictures.
+        PromptError: there are neither words nor pictures, or more marks than pictures.
     """
     stretches = text.split(IMAGE_MARK)
     pictures = [tuple(row) for row in codes.tolist()]

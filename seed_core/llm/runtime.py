@@ -1,7 +1,6 @@
 """SEED-LLaMA: a prompt with pictures in, a reply with pictures out.
 
-Ties vocabulary, template, network and decode loop together. Pictures are codes here; how they come
-from pixels and go back is not known (see ``tokenizer`` and ``decoder``).
+Ties vocabulary, template, network and decode loop together. Pictures are codes here.
 
 Source: arXiv 2310.01218 (SEED-LLaMA).
 """
@@ -18,55 +17,49 @@ from typing import Any
 import torch
 
 from ..codes.value import NUM_CODES, SeedCodes, codes_values
-from ..compute import fp8, linear
+from ..compute import fp8, layers
 from ..compute.precision import LLM_PRECISIONS
+from ..core import CodesCore
 from ..errors import CodesError, PromptError
 from ..models.llm import LlmFolder, find_llm_folder, read_llm_folder
+from .cache import KVCache
 from .chat import Part, SeedChat
-from .generation import (
-    DecodeRequest,
-    GenerationOptions,
-    ImageTokens,
-    generate_tokens,
-    reply_length,
-    until_end,
-)
-from .llama import Llama, LlamaConfig
+from .config import LlamaConfig
+from .generation import DecodeRequest, generate_tokens, reply_length, until_end
+from .llama import Llama
 from .prompt import join_parts, split_marks
+from .sampling import GenerationOptions, ImageTokens
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What the model answered.
+    """What the model answered."""
 
-    Attributes:
-        text: the words, with a ``<image>`` mark where each picture stands.
-        codes: the pictures' codes in order, int64 ``[N, 32]``; N may be 0.
-        chat: the conversation with the prompt and this reply appended.
-        token_ids: the new token ids as they came.
-        is_complete: whether the model ended the reply itself, rather than running out of tokens.
-    """
+    text: str  # the words, with an ``<image>`` mark where each picture stands
+    codes: torch.Tensor  # of the pictures in order, int64 [N, 32]; N may be 0
+    chat: SeedChat  # the conversation with the prompt and this reply appended
+    token_ids: tuple[int, ...]  # the new ones, as they came
+    is_complete: bool  # whether the model ended the reply, rather than running out of tokens
 
-    text: str
-    codes: torch.Tensor
-    chat: SeedChat
-    token_ids: tuple[int, ...]
-    is_complete: bool
+
+@dataclass(frozen=True, eq=False)
+class GenerationPlan:
+    """A generation that may begin: whatever its prompt could be refused for has been checked."""
+
+    asked: SeedChat  # the conversation with the prompt appended
+    request: DecodeRequest
+    tokens: int  # the most it will hold at once, prompt and reply
+    memory_required: int  # bytes of working memory besides the weights
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationProgress:
-    """Where a generation stands.
+    """Where a generation stands."""
 
-    Attributes:
-        done: tokens made so far.
-        total: the most there can be; most replies end earlier.
-    """
-
-    done: int
-    total: int
+    done: int  # tokens made so far
+    total: int  # the most there can be; most replies end earlier
     _first: torch.Tensor
     _llm: SeedLLM
 
@@ -76,40 +69,24 @@ class GenerationProgress:
         return join_parts(self._llm.vocab.decode(token_ids))[0]
 
 
-class SeedLLM:
-    """A loaded SEED-LLaMA.
+class SeedLLM(CodesCore):
+    """A loaded SEED-LLaMA; `generate` and `generate_batch` are `plan` and `answer` in one."""
 
-    Attributes:
-        module: the network; a host may move it.
-        device: where generation computes.
-        dtype: precision of activations, and of weights unless those are in fp8.
-        precision: what people call that of the weights: fp32, fp16, bf16 or fp8.
-        vocab: its vocabulary.
-        template: how it wants a conversation written.
-        family: the family of codes it reads and writes.
-        codebook_size: number of different codes.
-        end_ids: any of these token ids ends a reply.
-    """
-
+    module: Llama
     uses_graphs = True
-    """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
 
     def __init__(self, parts: LlmFolder, device: torch.device, dtype: torch.dtype) -> None:
         self.module = parts.module
         self.vocab = parts.vocab
-        self.template = parts.template
+        self.template = parts.template  # how it wants a conversation written
         self.family = parts.family
         self.codebook_size = parts.vocab.codebook_size
-        self.end_ids = parts.end_ids
+        self.end_ids = parts.end_ids  # any of these token ids ends a reply
         self.device = device
         self.dtype = fp8.computing_dtype(dtype)
+        # What people call the precision of the weights: fp32, fp16, bf16 or fp8.
         names = (name for name, known in LLM_PRECISIONS.items() if known == dtype)
         self.precision = next(names, str(dtype))
-
-    @property
-    def networks(self) -> tuple[Llama, ...]:
-        """What a host may move."""
-        return (self.module,)
 
     @property
     def config(self) -> LlamaConfig:
@@ -126,10 +103,9 @@ class SeedLLM:
         on_token: Callable[[GenerationProgress], None] | None = None,
     ) -> Reply:
         """Answer a prompt once; see `generate_batch`."""
-        generator = generator or torch.Generator().manual_seed(0)
-        return self.generate_batch(prompt, codes, chat, options, [generator], on_token)[0]
+        generators = [] if generator is None else [generator]
+        return self.generate_batch(prompt, codes, chat, options, generators, on_token)[0]
 
-    @torch.inference_mode()
     def generate_batch(
         self,
         prompt: str,
@@ -139,39 +115,61 @@ class SeedLLM:
         generators: Sequence[torch.Generator] = (),
         on_token: Callable[[GenerationProgress], None] | None = None,
     ) -> list[Reply]:
-        """Answer a prompt once for each generator.
+        """Answer a prompt once for each generator; see `plan` and `answer`."""
+        return self.answer(self.plan(prompt, codes, chat, options, generators), on_token)
 
-        In float32 a reply is the one that its generator gives alone, up to rounding. In 16 bits that
-        depends much more on how many are made together, so there it may well be another.
+    def plan(
+        self,
+        prompt: str,
+        codes: torch.Tensor | SeedCodes | None = None,
+        chat: SeedChat | None = None,
+        options: GenerationOptions | None = None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> GenerationPlan:
+        """Prepare a generation, without computing anything on the device.
 
         Args:
-            prompt: what the user says; ``<image>`` marks where each picture goes, pictures without
-                a mark go first.
+            prompt: what the user says; ``<image>`` marks where each picture goes, others go first.
             codes: the pictures, int64 ``[N, 32]``.
             chat: the conversation so far.
             options: how tokens are chosen.
-            generators: CPU generators, one a variation; none is the same as one seeded with 0.
-            on_token: called after each token; what it raises ends the generation.
-
-        Returns:
-            One reply a generator, in order.
+            generators: CPU generators, one a variation; without any, one seeded with 0.
 
         Raises:
-            PromptError: an empty prompt, or marks without pictures.
-            CodesError: codes out of range or of another family.
-            GenerationError: a prompt that leaves no room for the reply.
+            PromptError: the prompt is empty, or has marks without pictures.
+            CodesError: the codes are out of range or of another family.
+            GenerationError: the prompt leaves too little room for the reply.
         """
         asked = self._ask(prompt, codes, chat)
-        request = self._request(asked, options, generators)
+        request = self._request(asked, options or GenerationOptions(), generators)
+        tokens = len(request.prompt)
+        tokens += reply_length(request, self.config.max_position_embeddings)
+        memory = self.memory_required(tokens, len(request.generators))
+        return GenerationPlan(asked, request, tokens, memory)
+
+    @torch.inference_mode()
+    def answer(
+        self, plan: GenerationPlan, on_token: Callable[[GenerationProgress], None] | None = None
+    ) -> list[Reply]:
+        """Return one reply for each generator of a plan, which is used up by it.
+
+        ``on_token`` is called with each token, in order, when a card may be some tokens further
+        already; what it raises ends the generation.
+
+        Raises:
+            GenerationError: the network computed numbers that are not finite.
+        """
 
         def on_step(token_ids: torch.Tensor, total: int) -> None:
             if on_token is not None:
                 on_token(GenerationProgress(token_ids.shape[1], total, token_ids[0], self))
 
+        # In float32 a reply is the one that its generator gives alone, up to rounding. In 16 bits it
+        # may well be another: rounding depends on how many replies are made together.
         start = time.perf_counter()
-        rows = generate_tokens(self.module, request, self.device, self.dtype, on_step)
+        rows = generate_tokens(self.module, plan.request, self.device, self.dtype, on_step)
         seconds = time.perf_counter() - start
-        replies = [self._reply(asked, row) for row in rows]
+        replies = [self._reply(plan.asked, row) for row in rows]
         self._log(replies, seconds)
         return replies
 
@@ -182,23 +180,13 @@ class SeedLLM:
         chat: SeedChat | None = None,
         options: GenerationOptions | None = None,
     ) -> int:
-        """Return the most tokens a generation will hold at once, prompt and reply.
-
-        Raises:
-            SeedError: whatever `generate` would raise before its first token.
-        """
-        request = self._request(self._ask(prompt, codes, chat), options, ())
-        return len(request.prompt) + reply_length(request, self.config.max_position_embeddings)
+        """Return the most tokens a generation will hold at once; raises what `plan` raises."""
+        return self.plan(prompt, codes, chat, options).tokens
 
     def memory_required(self, tokens: int, variations: int = 1) -> int:
-        """Return the bytes of working memory a generation needs besides the weights.
-
-        Args:
-            tokens: prompt and reply together, see `count_tokens`.
-            variations: replies made at once.
-        """
+        """Return the bytes a generation of so many tokens needs at once besides the weights."""
         config, size = self.config, self.dtype.itemsize
-        cache = config.cache_bytes(variations, tokens, self.dtype)
+        cache = KVCache.bytes_needed(config, variations, tokens, self.dtype)
         # Beside the residual and its norm: q, k, v and the rotated ones, or gate, up and products.
         widest = max(9 * config.hidden_size, 4 * config.intermediate_size)
         prefill = tokens * (2 * config.hidden_size + widest) * size
@@ -224,16 +212,12 @@ class SeedLLM:
         return chat.ask(split_marks(prompt, values))
 
     def _request(
-        self,
-        asked: SeedChat,
-        options: GenerationOptions | None,
-        generators: Sequence[torch.Generator],
+        self, asked: SeedChat, options: GenerationOptions, generators: Sequence[torch.Generator]
     ) -> DecodeRequest:
         vocab = self.vocab
         images = ImageTokens(
             vocab.begin_image, vocab.end_image, vocab.first_code, vocab.codebook_size, NUM_CODES
         )
-        options = options or GenerationOptions()
         pieces = self.template.render(asked)
         return DecodeRequest(
             prompt=vocab.encode(pieces, before_image=options.reply == "image"),
@@ -248,7 +232,8 @@ class SeedLLM:
         tokens = sum(len(reply.token_ids) for reply in replies)
         pictures = sum(len(reply.codes) for reply in replies)
         log.info(
-            "SEED-LLaMA: %d tokens in %.2f s (%.1f tokens/s), pictures: %d, device: %s, precision: %s",
+            "SEED-LLaMA: %d tokens in %.2f s (%.1f tokens/s), pictures: %d, device: %s, "
+            "precision: %s",
             *(tokens, seconds, tokens / seconds, pictures, self.device, self.precision),
         )
 
@@ -268,7 +253,7 @@ def load_llm(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    operations: Any = linear,
+    operations: Any = layers,
 ) -> SeedLLM:
     """Load a SEED-LLaMA.
 
@@ -279,13 +264,12 @@ def load_llm(
         device: where to put the weights.
         dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
             fp8, whose weights then stay so and everything else is bfloat16.
-        operations: where layers come from, our own `linear` or a host's equivalent.
+        operations: where layers come from, our own `layers` or a host's equivalent.
 
     Raises:
-        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
-        OptionError: float8_e4m3fn asked for, and weights that are not.
+        CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
+        OptionError: float8_e4m3fn is asked for, and the model was not converted to it.
     """
     device = torch.device(device)
-    layers = fp8 if dtype == fp8.FP8 and operations is linear else operations
-    parts = read_llm_folder(find_llm_folder(path), device, dtype, layers)
+    parts = read_llm_folder(find_llm_folder(path), device, dtype, operations)
     return SeedLLM(parts, device, dtype)

@@ -22,7 +22,7 @@ from .chat import Part
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
 
 _LOSSLESS = "a  b"
-"""Text that a file loses which was cut before the rules at its end."""
+"""Text that is changed by a file which was cut before the rules at its end."""
 
 
 class Vocabulary:
@@ -88,11 +88,8 @@ class Vocabulary:
     def segments(self, pieces: Iterable[Part], before_image: bool = False) -> list[Part]:
         """Return the pieces as they are encoded: strings joined, cut and stripped at pictures.
 
-        A string is stripped on each side that touches a picture; an empty one disappears.
-
-        Args:
-            pieces: text and pictures in order.
-            before_image: whether a picture is going to follow the last piece.
+        A string is stripped on each side that touches a picture, and after the last piece if a
+        picture is going to follow; an empty one disappears.
         """
         joined: list[Part] = []
         for piece in pieces:
@@ -115,7 +112,7 @@ class Vocabulary:
         """Return the token ids of pieces, begin-of-text first; see `segments`.
 
         Raises:
-            PromptError: text with half a character in it.
+            PromptError: the text has half a character in it.
         """
         token_ids = [self.bos]
         for segment in self.segments(pieces, before_image):
@@ -130,10 +127,7 @@ class Vocabulary:
         return [self.begin_image, *(self.first_code + code for code in codes), self.end_image]
 
     def decode(self, token_ids: Sequence[int]) -> tuple[Part, ...]:
-        """Return text and pictures in order; an unfinished picture at the end is left out.
-
-        Control tokens such as begin- and end-of-text vanish.
-        """
+        """Return text and pictures in order, without control tokens and an unfinished picture."""
         parts: list[Part] = []
         text: list[int] = []
         codes: list[int] | None = None

@@ -26,7 +26,9 @@ from ..files import folder as model_folder
 from ..files.folder import ModelFolder
 from ..files.weights import Tensors
 from ..files.writer import Entry, StreamedFile, check_target, sha256_of
-from ..llm.llama import Llama, LlamaConfig, names_in_file, parts_in_file
+from ..llm.config import LlamaConfig
+from ..llm.layout import names_in_file, parts_in_file
+from ..llm.llama import Llama
 from ..llm.lora import LowRankProduct, Replacement, lora_files, read_lora
 from ..llm.vocab import VOCABULARY_FILES
 from ..tokenizer.network import TokenizerModel

@@ -21,7 +21,9 @@ from ..compute import fp8
 from ..errors import CheckpointError, OptionError
 from ..files import assemble, weights
 from ..files.folder import ModelFolder, Weights, folder_around
-from ..llm.llama import Llama, LlamaConfig, names_in_file
+from ..llm.config import LlamaConfig
+from ..llm.layout import names_in_file
+from ..llm.llama import Llama
 from ..llm.prompt import LLAMA_2, VICUNA, PromptTemplate
 from ..llm.vocab import VOCABULARY_FILES, Vocabulary
 from . import names

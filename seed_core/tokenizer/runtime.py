@@ -17,6 +17,7 @@ from torch import nn
 
 from ..codes.value import NUM_CODES, SeedCodes, codes_values
 from ..compute.threads import threads_for
+from ..core import CodesCore
 from ..errors import PictureError
 from ..files import assemble
 from ..models import names
@@ -28,7 +29,7 @@ _PICTURES_AT_ONCE = 64
 """Most pictures through the tower together: they fill any card, and take 0.8 GB in 16 bits."""
 
 
-class SeedTokenizer:
+class SeedTokenizer(CodesCore):
     """A loaded image tokenizer.
 
     Attributes:
@@ -40,8 +41,7 @@ class SeedTokenizer:
         codebook_size: number of different codes.
     """
 
-    uses_graphs = False
-    """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
+    module: TokenizerModel
 
     def __init__(
         self,

@@ -25,13 +25,14 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from ..compute.generators import seeded_generators
-from ..decoder.runtime import DecodeOptions, load_decoder
+from ..decoder.options import DecodeOptions
+from ..decoder.runtime import load_decoder
 from ..errors import OptionError
 from ..files.pictures import check_output
 from ..files.side_files import read_json
-from ..llm.generation import GenerationOptions
 from ..llm.lora import merge_lora, read_lora
 from ..llm.runtime import Reply, load_llm
+from ..llm.sampling import GenerationOptions
 from ..models.names import bundled
 from ..tokenizer.runtime import load_tokenizer
 from .data.pictures import normalize

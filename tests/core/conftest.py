@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seed_core.llm.llama import Llama, LlamaConfig, names_in_file
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.layout import names_in_file
+from seed_core.llm.llama import Llama
 
 TINY_CONFIG = {
     "family": "seed-2",

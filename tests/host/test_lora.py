@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from seed_core.llm.llama import LlamaConfig
+from seed_core.llm.config import LlamaConfig
 from seed_core.models.names import bundled
 
 pytestmark = pytest.mark.host

@@ -18,7 +18,8 @@ from PIL import Image
 
 import seed_core
 from seed_core.codes.value import codes_to_text
-from seed_core.decoder.runtime import DecodeOptions, SeedDecoder
+from seed_core.decoder.options import DecodeOptions
+from seed_core.decoder.runtime import SeedDecoder
 from seed_core.models.convert import convert_model, plan_conversion
 from seed_core.models.unclip import UnclipModel
 

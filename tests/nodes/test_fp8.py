@@ -42,7 +42,7 @@ def logits_of(pack):
     token_ids = torch.randint(3, 1500, (1, 60), generator=torch.Generator().manual_seed(3))
 
     def logits_of(core):
-        cache = pack.seed_core.llm.llama.KVCache(core.config, 1, 60, core.device, core.dtype)
+        cache = pack.seed_core.llm.cache.KVCache(core.config, 1, 60, core.device, core.dtype)
         with torch.inference_mode():
             return core.module.prefill(token_ids, cache, all_positions=True).float()
 

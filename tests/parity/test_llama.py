@@ -12,16 +12,13 @@ import torch
 
 from seed_core.codes.value import NUM_CODES
 from seed_core.files.assemble import assemble
-from seed_core.llm.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
-from seed_core.llm.llama import (
-    ATTENTION_STEP,
-    KVCache,
-    Llama,
-    LlamaConfig,
-    attended_length,
-    names_in_file,
-)
+from seed_core.llm.cache import ATTENTION_STEP, KVCache, attended_length
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.generation import DecodeRequest, generate_tokens
+from seed_core.llm.layout import names_in_file
+from seed_core.llm.llama import Llama
 from seed_core.llm.prompt import VICUNA, split_marks
+from seed_core.llm.sampling import GenerationOptions, ImageTokens
 
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")

@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 from seed_core import merge_lora, read_lora
 from seed_core.files.assemble import assemble
 from seed_core.files.weights import read_tensors
-from seed_core.llm.llama import KVCache, Llama, LlamaConfig, names_in_file
+from seed_core.llm.cache import KVCache
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.layout import names_in_file
+from seed_core.llm.llama import Llama
 
 TOLERANCE = 1e-5  # of the largest logit: the same products in another order of summation
 CPU = torch.device("cpu")

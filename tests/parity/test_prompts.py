@@ -12,8 +12,8 @@ import torch
 from seed_core.codes.value import codes_to_text
 from seed_core.files.folder import ModelFolder
 from seed_core.llm.chat import SeedChat
-from seed_core.llm.generation import GenerationOptions
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
+from seed_core.llm.sampling import GenerationOptions
 from seed_core.llm.vocab import Vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "prompts.json"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import seed_core
-from seed_core.llm.llama import KVCache
+from seed_core.llm.cache import KVCache
 from seed_core.models.convert import convert_model, plan_conversion
 
 TOLERANCE = 1e-5  # of the largest logit: the same products in another order of summation

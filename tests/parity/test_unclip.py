@@ -9,7 +9,8 @@ from torch import nn
 
 import seed_core
 from seed_core.decoder import runtime as decoder_module
-from seed_core.decoder.runtime import DecodeOptions, SeedDecoder, UnclipModel
+from seed_core.decoder.options import DecodeOptions
+from seed_core.decoder.runtime import SeedDecoder, UnclipModel
 
 CASES = ["default", "negative", "no_guidance", "scale5_steps10"]
 

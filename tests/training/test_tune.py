@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from seed_core import GenerationOptions, OptionError, load_llm, merge_lora, read_lora
 from seed_core.bench.subject import Subject
 from seed_core.files.side_files import read_json
-from seed_core.llm.llama import KVCache
+from seed_core.llm.cache import KVCache
 from seed_core.llm.vocab import Vocabulary
 from seed_core.models.names import bundled
 from seed_core.training.data.sources import SourceFiles

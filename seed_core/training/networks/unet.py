@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 from torch.nn import functional as F
 
+from ...decoder.noising import noised_labels
 from ...errors import OptionError
 from ...tokenizer.network import TokenizerModel
 from ..settings import check_groups, check_parts
@@ -284,10 +284,5 @@ class UnetLearner(nn.Module):
         is_dropped: torch.Tensor,
     ) -> torch.Tensor:
         """Return what the network is told of pictures, ``[B, 2D]``; zeros where it is nothing."""
-        scaled = (embeddings - self.mean) / self.std
-        noised = self.noising.add_noise(scaled, noise, level) * self.std + self.mean
-        level_embedding = get_timestep_embedding(
-            level, embeddings.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0
-        )
-        labels = torch.cat((noised, level_embedding), dim=1)
+        labels = noised_labels(embeddings, noise, level, self.mean, self.std, self.noising)
         return labels.masked_fill(is_dropped[:, None], 0)

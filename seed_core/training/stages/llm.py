@@ -23,7 +23,7 @@ from ...codes.value import CODEBOOK_SIZES
 from ...compute import precision
 from ...errors import CheckpointError, OptionError
 from ...files.folder import ModelFolder
-from ...llm.llama import LlamaConfig as NetworkConfig
+from ...llm.config import LlamaConfig as NetworkConfig
 from ...llm.prompt import VICUNA, PromptTemplate
 from ...llm.vocab import VOCABULARY_FILES, Vocabulary
 from ...models import names

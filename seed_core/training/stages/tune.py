@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 
 from ...compute import precision
 from ...errors import OptionError
-from ...llm.llama import LlamaConfig
+from ...llm.config import LlamaConfig
 from ...llm.vocab import Vocabulary
 from ..data import documents
 from ..loop import Schedule, is_first_process, train

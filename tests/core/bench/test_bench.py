@@ -10,7 +10,8 @@ import torch
 from seed_core.__main__ import main
 from seed_core.bench import BenchOptions, peers, run_bench, sections, subject
 from seed_core.errors import OptionError
-from seed_core.llm.llama import Llama, LlamaConfig
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.llama import Llama
 
 CPU = torch.device("cpu")
 TINY = LlamaConfig(40194, 32, 48, 2, 2, 2, 64)

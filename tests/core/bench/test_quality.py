@@ -34,7 +34,7 @@ def test_perplexity_is_that_of_the_replies_tokens(mini_llm):
     prompt = mini_llm.vocab.encode(["USER: What can you do?\nASSISTANT:"])
     losses = []
     for done, token_id in enumerate(reply.token_ids):
-        cache = seed_core.llm.llama.KVCache(
+        cache = seed_core.llm.cache.KVCache(
             mini_llm.config, 1, 100, mini_llm.device, mini_llm.dtype
         )
         token_ids = torch.tensor([[*prompt, *reply.token_ids[:done]]])

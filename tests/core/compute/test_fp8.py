@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from seed_core.compute import fp8
+from seed_core.compute.layers import Linear
 
 HALF_STEP = 2**-4
 """Largest rounding error of a float8_e4m3fn number, which has three bits after its first."""
@@ -20,7 +21,7 @@ def layer(make_generator):
     """A quantised layer, 32 to 48 wide, and its weight, as it was and as it is now."""
     weight = torch.randn(48, 32, generator=make_generator(1))
     values, scale = quantized(weight)
-    layer = fp8.Linear(32, 48, bias=False, device="meta")
+    layer = Linear(32, 48, bias=False, device="meta")
     layer.load_state_dict({"weight": values, "weight_scale": scale}, strict=True, assign=True)
     return layer.requires_grad_(False), weight, values.float() * scale
 
@@ -49,15 +50,6 @@ def test_zeros_stay_zeros():
     assert (values.float() == 0).all()
 
 
-def test_a_layer_is_a_plain_one_without_a_scale(make_generator):
-    weight = torch.randn(48, 32, generator=make_generator(1))
-    layer = fp8.Linear(32, 48, bias=False, device="meta")
-    layer.load_state_dict({"weight": weight}, strict=True, assign=True)
-    assert list(layer.state_dict()) == ["weight"]
-    x = torch.randn(5, 32, generator=make_generator(2))
-    torch.testing.assert_close(layer(x), linear(x, weight))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_layer_multiplies_by_its_dequantised_weight(layer, make_generator, dtype):
     layer, _, weight = layer
@@ -72,7 +64,7 @@ def test_a_layer_multiplies_by_its_dequantised_weight(layer, make_generator, dty
 
 def test_float16_does_not_overflow_where_unscaled_sums_would():
     """448 times 300 ones is more than float16 holds; with its scale the sum is 300."""
-    layer = fp8.Linear(304, 16, bias=False, device="meta")
+    layer = Linear(304, 16, bias=False, device="meta")
     values, scale = quantized(torch.ones(16, 304))
     layer.load_state_dict({"weight": values, "weight_scale": scale}, assign=True)
     assert torch.equal(layer(torch.ones(1, 304).half()), torch.full((1, 16), 304.0).half())
@@ -171,7 +163,7 @@ def test_a_layer_uses_the_units_of_its_device_where_its_sides_fit(
     layer, _, weight = layer
     x = torch.randn(1, 3, 32, generator=make_generator(2)).bfloat16()
     assert_product(x, weight, layer(x))
-    narrow = fp8.Linear(8, 12, bias=False, device="meta")
+    narrow = Linear(8, 12, bias=False, device="meta")
     values, scale = quantized(torch.randn(12, 8, generator=make_generator(3)))
     narrow.load_state_dict({"weight": values, "weight_scale": scale}, assign=True)
     x = x[..., :8].contiguous()

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import diffusers
 import pytest
-import seed_core.denoiser
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
+import seed_core
 from seed_core import DecodeOptions, seeded_generators
 from seed_core.decoder.runtime import SeedDecoder
 

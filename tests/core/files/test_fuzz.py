@@ -25,8 +25,10 @@ from seed_core.errors import SeedError
 from seed_core.files import side_files, weights
 from seed_core.files.folder import ModelFolder, header, read_header
 from seed_core.llm import vocab
+from seed_core.llm.cache import KVCache
 from seed_core.llm.chat import SeedChat
-from seed_core.llm.llama import Llama, LlamaConfig
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.llama import Llama
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.llm.vocab import Vocabulary
 from seed_core.models import llm as llm_folder
@@ -271,7 +273,7 @@ def tokenizer_config_target(text, cases, is_built):
 def llama_config_target(text, cases, is_built):
     def run(content):
         config = LlamaConfig.from_dict(side_files.parse_json(content, "config.json"))
-        assert config.cache_bytes(1, 100, torch.float16) > 0
+        assert KVCache.bytes_needed(config, 1, 100, torch.float16) > 0
         if is_built:
             Llama(config, device="meta")
 

@@ -267,6 +267,19 @@ def test_the_memory_estimate_covers_the_cache_and_grows(mini_llm):
     assert four > one
 
 
+def test_a_plan_says_what_the_generation_takes_and_its_answer_is_that_of_generate(
+    mini_llm, sample_codes
+):
+    options = GenerationOptions(reply="image", temperature=3.0, top_p=1.0, max_new_tokens=40)
+    asked = ("What is this?", sample_codes[:1], None, options)
+    plan = mini_llm.plan(*asked, seed_core.seeded_generators(3, 2))
+    assert plan.tokens == mini_llm.count_tokens(*asked)
+    assert plan.memory_required == mini_llm.memory_required(plan.tokens, 2)
+    answers = mini_llm.answer(plan)
+    wanted = mini_llm.generate_batch(*asked, seed_core.seeded_generators(3, 2))
+    assert [reply.token_ids for reply in answers] == [reply.token_ids for reply in wanted]
+
+
 # --- loading ---
 
 

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 import seed_core
 from seed_core.errors import CheckpointError
-from seed_core.llm.llama import Llama, LlamaConfig
+from seed_core.llm.config import LlamaConfig
+from seed_core.llm.llama import Llama
 from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
 
 NO_SIZE = [10**9, 10**30, 0, -1, 32.0, "32", float("nan"), float("inf"), True, None, [32], {}]

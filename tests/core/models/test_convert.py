@@ -15,7 +15,7 @@ import seed_core
 from seed_core import GenerationOptions
 from seed_core.compute import fp8
 from seed_core.errors import CheckpointError, OptionError
-from seed_core.llm.llama import KVCache
+from seed_core.llm.cache import KVCache
 from seed_core.models.convert import convert_model, plan_conversion
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=40)

@@ -1,18 +1,13 @@
-"""The language model's own linear layer: torch's product, in pieces on a CPU."""
+"""The product of a plain weight: torch's own, in pieces on a CPU."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seed_core.compute import linear
-from seed_core.compute.linear import Linear, RMSNorm
+from seed_core.compute import products
+from seed_core.compute.layers import Linear
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # the same products in another order of summation
-NORM_CLOSE = {
-    torch.float32: {"rtol": 2e-6, "atol": 1e-6},
-    torch.bfloat16: {"rtol": 2**-7, "atol": 1e-6},  # torch's own rounds twice
-    torch.float16: {"rtol": 2**-10, "atol": 1e-6},
-}
 
 
 class Calls(TorchDispatchMode):
@@ -109,28 +104,5 @@ def test_a_small_product_on_one_thread_is_one_call(rows):
     ],
 )
 def test_pieces_keep_every_thread_busy_where_the_sides_allow(outputs, threads, expected):
-    assert linear._pieces(outputs, threads) == expected
-    assert outputs % linear._pieces(outputs, threads) == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 5, 64), (0, 64)])
-def test_the_norm_is_torchs_in_six_calls(shape, dtype, make_generator):
-    random = make_generator(3)
-    x = (100 * torch.randn(shape, generator=random)).to(dtype)
-    weight = torch.randn(64, generator=random).to(dtype)
-    ours, theirs = (kind(64, eps=1e-5, dtype=dtype) for kind in (RMSNorm, torch.nn.RMSNorm))
-    for norm in (ours, theirs):
-        norm.load_state_dict({"weight": weight})
-        norm.requires_grad_(False)
-    expected = torch.nn.functional.rms_norm(x.double(), (64,), weight.double(), 1e-5)
-    with torch.inference_mode(), Calls() as calls:
-        found = ours(x)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, expected.to(dtype), **NORM_CLOSE[dtype])
-    torch.testing.assert_close(found, theirs(x), **NORM_CLOSE[dtype])
-    assert len(calls.names) == 6, calls.names
-
-
-def test_the_norm_of_zeros_is_zeros():
-    assert not RMSNorm(8, eps=1e-6)(torch.zeros(2, 8)).any()
+    assert products._pieces(outputs, threads) == expected
+    assert outputs % products._pieces(outputs, threads) == 0

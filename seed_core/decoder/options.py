@@ -1,0 +1,35 @@
+"""How a picture is made: the options of `SeedDecoder.decode`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import OptionError
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How a picture is made; the defaults are the reference's.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    num_inference_steps: int = 20  # diffusion steps; some schedulers call the network once more
+    guidance_scale: float = 10.0  # how strongly the embedding is followed; up to 1: unguided
+    noise_level: int = 0  # noise added to the embedding, 0..999; level 0 still adds a trace
+    width: int = 0  # pixels, a multiple of 8; 0 is the decoder's own
+    height: int = 0  # likewise
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_inference_steps <= 1000:
+            raise OptionError(f"steps must lie in 1..1000; got {self.num_inference_steps}")
+        if not 0 <= self.guidance_scale <= 1000:
+            raise OptionError(f"guidance_scale must lie in 0..1000; got {self.guidance_scale}")
+        if not 0 <= self.noise_level <= 999:
+            raise OptionError(f"noise_level must lie in 0..999; got {self.noise_level}")
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side < 0 or side % 8:
+                raise OptionError(
+                    f"{name} must be 0 (the decoder's own) or a multiple of 8 pixels; got {side}"
+                )

@@ -1,0 +1,105 @@
+"""Sizes of a LLaMA network, from a Hugging Face config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+from ..ranges import DEPTH, EPSILON, HEADS, WIDTH, Range, check_numbers
+
+_RANGES: dict[str, Range] = {
+    "vocab_size": (1, 2**20),
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "max_position_embeddings": (1, 2**20),
+    "rms_norm_eps": EPSILON,
+    "rope_theta": (1.0, 1e9),
+}
+
+# Other LLaMA networks may differ in these, and our network would compute them wrongly.
+_ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of the network, named as in a Hugging Face config.json.
+
+    Raises:
+        CheckpointError: a size is out of range, or the heads do not divide the width.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int  # the longest sequence it was trained for, in tokens
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers("the language model", self, _RANGES)
+        if (
+            self.hidden_size % (2 * self.num_attention_heads)  # rotations swap halves of a head
+            or self.num_attention_heads % self.num_key_value_heads
+        ):
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size}, {self.num_attention_heads} heads and "
+                f"{self.num_key_value_heads} key-value heads do not divide one another into heads "
+                "of an even width"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> LlamaConfig:
+        """Read the fields of a Hugging Face config.json.
+
+        Raises:
+            CheckpointError: they describe another architecture, scale positions, or lack a size.
+        """
+        if fields.get("model_type") != "llama":
+            raise CheckpointError(
+                f"this is a {fields.get('model_type')!r} model; a SEED-LLaMA has model_type 'llama'"
+            )
+        for name, value in _ONLY.items():
+            if fields.get(name, value) != value:
+                raise CheckpointError(
+                    f"the language model's {name} is {fields[name]!r:.40}; a SEED-LLaMA's is "
+                    f"{value!r}"
+                )
+        rope = fields.get("rope_parameters") or {}
+        if (
+            fields.get("rope_scaling")
+            or not isinstance(rope, dict)
+            or rope.get("rope_type", "default") != "default"
+        ):
+            raise CheckpointError(
+                "the language model's config.json asks for scaled positions; a SEED-LLaMA has none"
+            )
+        try:
+            heads = fields["num_attention_heads"]
+            key_heads, theta = fields.get("num_key_value_heads"), fields.get("rope_theta")
+            return cls(
+                vocab_size=fields["vocab_size"],
+                hidden_size=fields["hidden_size"],
+                intermediate_size=fields["intermediate_size"],
+                num_hidden_layers=fields["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=heads if key_heads is None else key_heads,
+                max_position_embeddings=fields["max_position_embeddings"],
+                rms_norm_eps=fields["rms_norm_eps"],
+                rope_theta=rope.get("rope_theta", 10000.0) if theta is None else theta,
+                tie_word_embeddings=fields.get("tie_word_embeddings", False) is True,
+            )
+        except KeyError as error:
+            raise CheckpointError(f"the language model's config.json lacks {error}") from error
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
