@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import seed_core
 from seed_core.errors import CheckpointError
+from seed_core.models.convert import plan_conversion
 from seed_core.models.unclip import build_network, find_unclip_folder, read_unclip_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -386,3 +388,13 @@ def test_a_packed_text_encoder_is_refused(text_folder):
     file.with_name("raw.bin").unlink()
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin was refused"):
         read(text_folder)
+
+
+def test_a_decoder_of_nothing_but_half_precision_files_loads_as_its_check_says(text_folder):
+    expected = seed_core.load_decoder(text_folder).module
+    for file in text_folder.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    plan_conversion(text_folder, torch.float16)
+    half = seed_core.load_decoder(text_folder).module
+    assert equal(half, expected)
+    assert torch.equal(half.text, expected.text)
