@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .codes.value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
 from .compute.generators import seeded_generators
-from .decoder.runtime import DecodeOptions, SeedDecoder, load_decoder
+from .decoder.runtime import DecodeOptions, SeedDecoder
 from .errors import (
     CheckpointError,
     CodesError,
@@ -20,10 +20,14 @@ from .errors import (
 )
 from .llm.chat import SeedChat, Turn
 from .llm.generation import GenerationOptions
-from .llm.lora import LoraAdapter, merge_lora, read_lora
-from .llm.runtime import Reply, SeedLLM, load_llm
+from .llm.lora import LoraAdapter, merge_lora
+from .llm.runtime import Reply, SeedLLM
+from .models.llm import load_llm
+from .models.lora import read_lora
+from .models.tokenizer import load_tokenizer
+from .models.unclip import load_decoder
 from .tokenizer.network import TokenizerConfig
-from .tokenizer.runtime import SeedTokenizer, load_tokenizer
+from .tokenizer.runtime import SeedTokenizer
 
 __all__ = [
     "CODEBOOK_SIZES",

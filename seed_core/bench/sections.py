@@ -22,10 +22,11 @@ from ..decoder.runtime import DecodeOptions, SeedDecoder
 from ..files.pictures import read_picture
 from ..llm.generation import DecodeRequest, GenerationOptions, ImageTokens, generate_tokens
 from ..llm.llama import KVCache, Llama
-from ..llm.runtime import load_llm
 from ..models import names
 from ..models.convert import convert_model, plan_conversion
-from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
+from ..models.llm import load_llm
+from ..models.tokenizer import load_tokenizer
+from ..tokenizer.runtime import SeedTokenizer
 from . import peers
 from .meter import Meter
 from .quality import Question, measure_quality

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -34,8 +34,134 @@ _EAGER = ("torch.", f"{__package__.rpartition('.')[0]}.")
 """Where layers come from that hold weights from the beginning."""
 
 
+NamesInFile = Callable[[str], tuple[str | None, ...]]
+
+
 def _same_name(name: str) -> tuple[str | None, ...]:
     return (name,)
+
+
+class EmptyNetwork(Generic[Module]):
+    """A network without its weights: says which tensors it needs, and takes them.
+
+    Args:
+        build: makes the network from the operations it is given, on the meta device.
+        operations: where its layers come from, ``torch.nn`` or a host's equivalent.
+        source: the file or folder of the tensors, for messages.
+        names_in_file: the network's name of a tensor to the file's; several are joined by rows, and
+            None among them stands for zeros.
+        scales: of quantised weights, by the network's names of those weights, which keep the dtype
+            they come in; the network's layers take both.
+        dtype: of the weights, where it is another than that of the network as it is built.
+
+    Attributes:
+        module: the network, on the meta device until it is filled.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Any], Module],
+        operations: Any,
+        source: Path,
+        names_in_file: NamesInFile = _same_name,
+        scales: Mapping[str, torch.Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.module = build(operations)
+        # A host's layers may hold no weights before they are loaded; torch's then tell the shapes.
+        is_whole = operations is nn or _holds_weights(self.module)
+        whole = self.module if is_whole else build(nn)
+        weights = whole.state_dict()
+        # Tables outside the state dict come with the network, unless it was built without them.
+        self._tables = {
+            name for name, table in whole.named_buffers() if table.is_meta and name not in weights
+        }
+        self._wanted = {
+            name: (tensor.shape, dtype or tensor.dtype) for name, tensor in weights.items()
+        }
+        for name in self._tables:
+            table = whole.get_buffer(name)
+            self._wanted[name] = table.shape, table.dtype
+        self._pieces = {name: names_in_file(name) for name in self._wanted}
+        self._owners = {
+            key: name for name, keys in self._pieces.items() for key in keys if key is not None
+        }
+        self._scales = scales or {}
+        self._source = source
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The number format that each tensor gets, by its name in files."""
+        return {key: self._wanted[name][1] for key, name in self._owners.items()}
+
+    @property
+    def joined(self) -> list[tuple[str, ...]]:
+        """The names in files of tensors that are one in the network."""
+        groups = (tuple(key for key in keys if key) for keys in self._pieces.values())
+        return [keys for keys in groups if len(keys) > 1]
+
+    def check(self, stand_ins: Tensors) -> None:
+        """Refuse a file whose tensors would not fill the network.
+
+        Args:
+            stand_ins: names and tensors of the file, on the meta device.
+
+        Raises:
+            CheckpointError: see `fill`.
+        """
+        self._gather(stand_ins, torch.device("meta"))
+
+    def fill(self, tensors: Tensors, device: torch.device) -> Module:
+        """Assign tensors to the network, one at a time, and return it.
+
+        Args:
+            tensors: names and tensors of the file; names that the network does not have are
+                ignored and logged.
+            device: where the weights are to live.
+
+        Raises:
+            CheckpointError: tensors are missing, have another shape, or hold NaN or infinity; they
+                are called by their names in the file.
+        """
+        state, unknown = self._gather(tensors, device)
+        if unknown:
+            names = ", ".join(unknown)
+            log.debug("%s: ignored %d unknown tensors: %s", self._source, len(unknown), names)
+        module = self.module
+        for name in self._tables:
+            place, _, own = name.rpartition(".")
+            module.get_submodule(place)._buffers[own] = state.pop(name)
+        scales = {f"{name}{fp8.SCALE_SUFFIX}": scale for name, scale in self._scales.items()}
+        state |= {name: scale.to(device) for name, scale in scales.items()}
+        module.load_state_dict(state, strict=True, assign=True)
+        for owner in module.modules():
+            for own, table in owner._buffers.items():
+                owner._buffers[own] = table if table is None else table.to(device)
+        return module.requires_grad_(False).eval()
+
+    def _gather(
+        self, tensors: Tensors, device: torch.device
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Return the network's tensors on a device, and the names of those it does not have."""
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        state: dict[str, torch.Tensor] = {}
+        given: set[str] = set()
+        unknown: list[str] = []
+        for key, tensor in tensors:
+            name = self._owners.get(key)
+            if name is None:
+                unknown.append(key)
+                continue
+            pieces = found.setdefault(name, {})
+            check_kind(key, tensor, self._source)
+            shape, dtype = self._wanted[name]
+            pieces[key] = tensor.to(device, None if name in self._scales else dtype)
+            check_finite(key, pieces[key], self._source)
+            given.add(key)
+            if all(other is None or other in pieces for other in self._pieces[name]):
+                state[name] = _join(self._pieces[name], found.pop(name), shape, self._source)
+        check_complete(self._owners, given, self._source)
+        return state, unknown
 
 
 def assemble(
@@ -44,58 +170,13 @@ def assemble(
     tensors: Tensors,
     device: torch.device,
     source: Path,
-    names_in_file: Callable[[str], tuple[str | None, ...]] = _same_name,
+    names_in_file: NamesInFile = _same_name,
     scales: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Module:
-    """Build a network on the meta device and assign ``tensors`` to it, in the network's dtypes.
-
-    Args:
-        build: makes the network from the operations it is given, on the meta device.
-        operations: where its layers come from, ``torch.nn`` or a host's equivalent.
-        tensors: names and tensors; every tensor of the network must be among them, names it does
-            not have are ignored and logged.
-        device: where the weights are to live.
-        source: the file or folder, for messages.
-        names_in_file: the network's name of a tensor to the file's; several are joined by rows, and
-            None among them stands for zeros.
-        scales: of quantised weights, by the network's names of those weights, which keep the dtype
-            they come in; the network's layers take both.
-        dtype: of the weights, where it is another than that of the network as it is built.
-
-    Raises:
-        CheckpointError: missing tensors, or one of another shape or with numbers that are none, by
-            their names in the file.
-    """
-    module = build(operations)
-    # A host's layers may hold no weights before they are loaded; torch's then tell the shapes.
-    is_whole = operations is nn or _holds_weights(module)
-    expected = (module if is_whole else build(nn)).state_dict()
-    scales = scales or {}
-    pieces = {name: names_in_file(name) for name in expected}
-    owners = {key: name for name, keys in pieces.items() for key in keys if key is not None}
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    state: dict[str, torch.Tensor] = {}
-    given: set[str] = set()
-    unknown: list[str] = []
-    for key, tensor in tensors:
-        name = owners.get(key)
-        if name is None:
-            unknown.append(key)
-            continue
-        parts = found.setdefault(name, {})
-        check_kind(key, tensor, source)
-        parts[key] = tensor.to(device, None if name in scales else dtype or expected[name].dtype)
-        check_finite(key, parts[key], source)
-        given.add(key)
-        if all(other is None or other in parts for other in pieces[name]):
-            state[name] = _join(pieces[name], found.pop(name), expected[name], source)
-    if unknown:
-        log.debug("%s: ignored %d unknown tensors: %s", source, len(unknown), ", ".join(unknown))
-    check_complete(owners, given, source)
-    state |= {f"{name}{fp8.SCALE_SUFFIX}": scale.to(device) for name, scale in scales.items()}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False).eval()
+    """Build a network and fill it; see `EmptyNetwork` for the arguments and the errors."""
+    network = EmptyNetwork(build, operations, source, names_in_file, scales, dtype)
+    return network.fill(tensors, device)
 
 
 def _holds_weights(network: nn.Module) -> bool:
@@ -128,7 +209,7 @@ def check_finite(key: str, tensor: torch.Tensor, source: Path) -> None:
     """
     if not math.isfinite(largest(tensor)):
         raise CheckpointError(
-            f"{source}: {key} holds numbers that are infinite or none in "
+            f"{source}: {key} holds NaN or infinity in "
             f"{str(tensor.dtype).removeprefix('torch.')}. The file is damaged, or made for another "
             "precision: try bf16 or fp32, then download it again."
         )
@@ -161,34 +242,34 @@ def check_complete(wanted: Iterable[str], given: Collection[str | None], source:
 
 
 def _join(
-    keys: Sequence[str | None], found: dict[str, torch.Tensor], wanted: torch.Tensor, source: Path
+    keys: Sequence[str | None], found: dict[str, torch.Tensor], wanted: torch.Size, source: Path
 ) -> torch.Tensor:
     """Return the tensors one below the other, zeros like the first for a key that is None."""
     first = next(iter(found.values()))
-    parts = [torch.zeros_like(first) if key is None else found[key] for key in keys]
-    if len(parts) == 1:
+    pieces = [torch.zeros_like(first) if key is None else found[key] for key in keys]
+    if len(pieces) == 1:
         shape = first.shape
     else:
-        shape = torch.Size([sum(part.shape[0] for part in parts), *first.shape[1:]])
-    if shape != wanted.shape or any(part.shape[1:] != first.shape[1:] for part in parts):
+        shape = torch.Size([sum(piece.shape[0] for piece in pieces), *first.shape[1:]])
+    if shape != wanted or any(piece.shape[1:] != first.shape[1:] for piece in pieces):
         have = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in found.items())
         raise CheckpointError(
-            f"{source} holds {have}; this model needs {list(wanted.shape)}"
-            f"{' of them together' if len(parts) > 1 else ''}. The file belongs to a model of "
+            f"{source} holds {have}; this model needs {list(wanted)}"
+            f"{' of them together' if len(pieces) > 1 else ''}. The file belongs to a model of "
             "another size; a model of unusual size needs its config.json beside it."
         )
-    if all(_follows(part, before) for before, part in itertools.pairwise(parts)):
+    if all(_follows(piece, before) for before, piece in itertools.pairwise(pieces)):
         return first.as_strided(shape, torch.empty(shape, device="meta").stride())
-    return torch.cat(parts)
+    return torch.cat(pieces)
 
 
-def _follows(part: torch.Tensor, before: torch.Tensor) -> bool:
+def _follows(piece: torch.Tensor, before: torch.Tensor) -> bool:
     """Tell whether a tensor begins in memory where another ends."""
     return (
-        part.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
-        and part.data_ptr() == before.data_ptr() + before.nbytes
-        and part.dtype == before.dtype
-        and part.is_contiguous()
+        piece.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
+        and piece.data_ptr() == before.data_ptr() + before.nbytes
+        and piece.dtype == before.dtype
+        and piece.is_contiguous()
         and before.is_contiguous()
     )
 

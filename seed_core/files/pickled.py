@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,35 @@ _MAPPED_AT_ONCE = 512 * 2**20
 """Bytes of a pickled file that are read before its mapping is renewed."""
 
 
-def _pickled_tensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield copies, and map the file anew from time to time, as one mapping holds all of it."""
+def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names, number formats and shapes, as tensors on the meta device.
+
+    Raises:
+        CheckpointError: see `copied_tensors`.
+    """
+    for key, tensor in _read_pickled(path).items():
+        yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def copied_tensors(
+    path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield copies of tensors.
+
+    Args:
+        path: the file.
+        is_wanted: told a name, says whether that tensor is read.
+        joined: of no use here.
+
+    Raises:
+        CheckpointError: the file is damaged or holds program code.
+    """
     content = _read_pickled(path)
     used = 0
     for key in list(content):
-        if not key.startswith(prefix):
+        if not is_wanted(key):
             continue
+        # One mapping holds all of the file, so it is renewed from time to time.
         if used > _MAPPED_AT_ONCE and _is_zip(path):
             content, used = {}, 0  # the old mapping ends before the new one begins
             content = _read_pickled(path)

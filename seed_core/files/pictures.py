@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from ..codes.text import codes_from_json, codes_to_json
 from ..codes.value import SeedCodes
 from ..errors import CodesError, OptionError, PictureError
+from .writer import check_output
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -39,20 +40,6 @@ def read_codes(path: Path) -> SeedCodes:
         return codes_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CodesError(f"cannot read codes from {path}: {error}") from error
-
-
-def check_output(path: Path) -> None:
-    """Refuse a path that no file can be written to, before anything is computed for it.
-
-    Raises:
-        OptionError: no such folder, or a folder in the file's place.
-    """
-    if not path.parent.is_dir():
-        raise OptionError(
-            f"there is no folder {path.parent} to write {path.name} to; make it first"
-        )
-    if path.is_dir():
-        raise OptionError(f"{path} is a folder; give the name of a file")
 
 
 def check_picture_output(path: Path) -> None:

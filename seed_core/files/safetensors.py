@@ -6,7 +6,7 @@ Knows the format and nothing of what the tensors are for.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,19 +34,30 @@ _MAPPINGS = 128
 """About how many mappings a file gets: neighbours of a large one may take this part of it each."""
 
 
-def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of these names from a safetensors file, on the CPU.
+def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names, number formats and shapes by the header, as tensors on the meta device.
 
     Raises:
-        CheckpointError: a damaged file.
+        CheckpointError: the file is damaged.
     """
-    if names:
-        yield from _mapped_tensors(path, lambda key: key in names)
+    for key, field in _read_header(path)[1].items():
+        dtype, shape = _form(field)
+        yield key, torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _mapped_tensors(
+def mapped_tensors(
     path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors as views of the file.
+
+    Args:
+        path: the file.
+        is_wanted: told a name, says whether that tensor is read.
+        joined: names of tensors that share a mapping where they are neighbours.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     start, fields = _read_header(path)
     wanted = {key: field for key, field in fields.items() if is_wanted(key)}
     try:
@@ -108,13 +119,18 @@ def _map(
     for key, field in fields.items():
         begin, end = field["data_offsets"]
         own = data[begin - places[0][0] : end - places[0][0]]
-        dtype = _STORED_AS.get(field["dtype"])
-        shape = field["shape"] if dtype else [end - begin]  # of a format unknown here, its bytes
-        dtype = dtype or torch.uint8
+        dtype, shape = _form(field)
         if own.data_ptr() % dtype.itemsize or own.storage_offset() % dtype.itemsize:
             own = own.clone()
         tensors.append((key, own.view(dtype).reshape(shape)))
     return tensors[::-1]
+
+
+def _form(field: dict[str, Any]) -> tuple[torch.dtype, list[int]]:
+    """Return number format and shape of a tensor; of a format unknown here, those of its bytes."""
+    begin, end = field["data_offsets"]
+    dtype = _STORED_AS.get(field["dtype"])
+    return (dtype, field["shape"]) if dtype else (torch.uint8, [end - begin])
 
 
 @contextmanager

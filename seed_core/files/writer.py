@@ -96,7 +96,7 @@ class StreamedFile:
         try:
             with lock.acquire(timeout=0):
                 try:
-                    check_target(self._path, self.nbytes)
+                    check_output(self._path, nbytes=self.nbytes)
                     yield from self._opened()
                 finally:
                     with contextlib.suppress(OSError):  # Windows removes no open file
@@ -164,20 +164,38 @@ class StreamedFile:
     _log: IO[str]
 
 
-def check_target(path: Path, nbytes: int) -> None:
-    """Refuse a file that exists, or that its disk has no room for.
+def check_output(path: Path, suffix: str = "", nbytes: int | None = None) -> None:
+    """Refuse a file that cannot be written, before anything is read or computed for it.
+
+    Args:
+        path: the file to make.
+        suffix: how its name has to end.
+        nbytes: how many a new file will take. None is for small files, which a user may write over.
 
     Raises:
-        OptionError: one of both.
+        OptionError: its name has another ending, its folder does not exist, a folder has its name,
+            a new file exists already, or the disk has too little room.
     """
-    unfinished = _unfinished(path)
+    if not path.name.endswith(suffix):
+        raise OptionError(f"the output must end in {suffix}; got {path.name}")
     try:
-        is_taken = path.exists()
-        there = unfinished.stat().st_size if unfinished.exists() else 0
+        if not path.parent.is_dir():
+            raise OptionError(
+                f"there is no folder {path.parent} to write {path.name} to; make it first"
+            )
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder; give the name of a file")
+        if nbytes is not None:
+            _check_new(path, nbytes)
     except OSError as error:
         raise _explained(error, path) from error
-    if is_taken:
+
+
+def _check_new(path: Path, nbytes: int) -> None:
+    if path.exists():
         raise OptionError(f"{path} exists already; give another name, or move it away")
+    unfinished = _unfinished(path)
+    there = unfinished.stat().st_size if unfinished.exists() else 0
     free = shutil.disk_usage(path.parent).free
     if free + there < nbytes:
         raise OptionError(

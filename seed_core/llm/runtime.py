@@ -12,16 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..codes.value import NUM_CODES, SeedCodes, codes_values
-from ..compute import fp8, linear
+from ..codes.value import NUM_CODES, SeedCodes, codes_values, language_family
+from ..compute import fp8
 from ..compute.precision import LLM_PRECISIONS
 from ..errors import CodesError, PromptError
-from ..models.llm import LlmFolder, find_llm_folder, read_llm_folder
 from .chat import Part, SeedChat
 from .generation import (
     DecodeRequest,
@@ -32,7 +29,8 @@ from .generation import (
     until_end,
 )
 from .llama import Llama, LlamaConfig
-from .prompt import join_parts, split_marks
+from .prompt import PromptTemplate, join_parts, split_marks
+from .vocab import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +92,21 @@ class SeedLLM:
     uses_graphs = True
     """Whether calls may run as CUDA graphs, for which a host should leave some memory."""
 
-    def __init__(self, parts: LlmFolder, device: torch.device, dtype: torch.dtype) -> None:
-        self.module = parts.module
-        self.vocab = parts.vocab
-        self.template = parts.template
-        self.family = parts.family
-        self.codebook_size = parts.vocab.codebook_size
-        self.end_ids = parts.end_ids
+    def __init__(
+        self,
+        module: Llama,
+        vocab: Vocabulary,
+        template: PromptTemplate,
+        end_ids: frozenset[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.module = module
+        self.vocab = vocab
+        self.template = template
+        self.family = language_family(vocab.codebook_size)
+        self.codebook_size = vocab.codebook_size
+        self.end_ids = end_ids
         self.device = device
         self.dtype = fp8.computing_dtype(dtype)
         names = (name for name, known in LLM_PRECISIONS.items() if known == dtype)
@@ -262,30 +268,3 @@ class SeedLLM:
             token_ids=tuple(token_ids),
             is_complete=token_ids[-1] in self.end_ids,
         )
-
-
-def load_llm(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    operations: Any = linear,
-) -> SeedLLM:
-    """Load a SEED-LLaMA.
-
-    Args:
-        path: ``"seed-mini"`` for the bundled one; a Hugging Face folder with config.json, one or
-            many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
-            converted model.
-        device: where to put the weights.
-        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
-            fp8, whose weights then stay so and everything else is bfloat16.
-        operations: where layers come from, our own `linear` or a host's equivalent.
-
-    Raises:
-        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
-        OptionError: float8_e4m3fn asked for, and weights that are not.
-    """
-    device = torch.device(device)
-    layers = fp8 if dtype == fp8.FP8 and operations is linear else operations
-    parts = read_llm_folder(find_llm_folder(path), device, dtype, layers)
-    return SeedLLM(parts, device, dtype)

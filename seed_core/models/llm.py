@@ -1,14 +1,14 @@
-"""A Hugging Face folder of a SEED-LLaMA: its network, vocabulary, template and end tokens.
+"""Opening and loading a SEED-LLaMA: a Hugging Face folder, or a converted model.
 
-Knows the folder's layout and the quirks of the published ones; not how a reply is made (see
-``llm``).
+Knows the quirks of the published folders.
 
 Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed-tokenizer-2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..codes.value import CODEBOOK_SIZES
-from ..compute import fp8
+from ..codes.value import language_family
+from ..compute import fp8, linear
 from ..errors import CheckpointError, OptionError
-from ..files import assemble, weights
-from ..files.folder import ModelFolder, Weights, folder_around
+from ..files.assemble import EmptyNetwork
+from ..files.folder import ModelFolder, folder_around
+from ..files.weights import Reader, Tensors, looks
 from ..llm.llama import Llama, LlamaConfig, names_in_file
+from ..llm.lora import Replacement
 from ..llm.prompt import LLAMA_2, VICUNA, PromptTemplate
+from ..llm.runtime import SeedLLM
 from ..llm.vocab import VOCABULARY_FILES, Vocabulary
-from . import names
-from . import quantization as fp8_files
+from . import names, quantization
+from .lora import Adapter, Change, changes_by_key, merge_into
+from .opened import Opened
 
 LLM_LINK = "https://huggingface.co/AILab-CVC/seed-llama-8b-sft"
 VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
@@ -38,26 +42,122 @@ HEAD = "lm_head.weight"
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 _WEIGHT_STEMS = ("model", "pytorch_model")
 
 
-@dataclass(frozen=True)
-class LlmFolder:
-    """What a folder holds.
+@dataclass(frozen=True, kw_only=True)
+class OpenedLlm(Opened):
+    """A SEED-LLaMA on disk.
 
     Attributes:
-        module: the network.
+        config: sizes of the network.
         vocab: the vocabulary.
-        template: how a conversation is written.
-        family: the family of codes in its vocabulary.
         end_ids: any of these token ids ends a reply.
+        is_quantised: whether weights are stored in fp8.
     """
 
-    module: Llama
+    config: LlamaConfig
     vocab: Vocabulary
-    template: PromptTemplate
-    family: str
     end_ids: frozenset[int]
+    is_quantised: bool
+
+
+def load_llm(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = linear,
+) -> SeedLLM:
+    """Load a SEED-LLaMA.
+
+    Args:
+        path: see `open_llm`.
+        device: where to put the weights.
+        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
+            fp8, whose weights then stay so and everything else is bfloat16.
+        operations: where layers come from, our own `linear` or a host's equivalent.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
+        OptionError: ``dtype`` is float8_e4m3fn, and the weights are not.
+    """
+    device = torch.device(device)
+    layers = fp8 if dtype == fp8.FP8 and operations is linear else operations
+    opened = open_llm(path, dtype, layers)
+    module = opened.load(device)
+    template = template_of(opened.config)
+    return SeedLLM(module, opened.vocab, template, opened.end_ids, device, dtype)
+
+
+def open_llm(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    operations: Any = linear,
+    adapters: Sequence[Adapter] = (),
+) -> OpenedLlm:
+    """Read what describes a SEED-LLaMA, and check that its weights are all there and fit.
+
+    Args:
+        path: ``"seed-mini"`` for the bundled one; a Hugging Face folder with config.json, one or
+            many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
+            converted model. With an adapter that holds embeddings and head in full it may be the
+            model that the adapter was trained from, with fewer token ids than the vocabulary.
+        dtype: of the network. With float8_e4m3fn weights stored in fp8 stay so; in any other they
+            are dequantised.
+        operations: where its layers come from.
+        adapters: LoRA adapters to merge into the weights.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, incomplete or another model's.
+        OptionError: ``dtype`` is float8_e4m3fn, and the weights are not.
+    """
+    folder = find_llm_folder(path)
+    source = folder.path
+    config, vocab, fields = read_description(folder, grows=bool(adapters))
+    language_family(vocab.codebook_size)
+    end_ids = read_end_ids(folder, fields, vocab.size) | {vocab.eos}
+    files = folder.read_files((CONFIG_FILE, GENERATION_FILE, *VOCABULARY_FILES))
+    weights, look = folder.weights(_WEIGHT_STEMS), looks()
+    stored = quantization.read_scales(weights, look)
+    products = matrix_products(config) if dtype == fp8.FP8 else {}
+    scales = _common_scales(products, stored, source)
+    changes = _changes(adapters, config, source)
+    grows = config.vocab_size != fields["vocab_size"]
+    if grows:
+        _check_new_rows(changes, source)
+        grown = {**fields, "vocab_size": config.vocab_size}
+        files[CONFIG_FILE] = json.dumps(grown, indent=2).encode()
+    kept = {key for name in scales for key in products[name]}
+
+    def stream(read: Reader) -> Tensors:
+        tensors = quantization.dequantized(weights.tensors(read), stored, source, kept)
+        for key, tensor in tensors:
+            merged = merge_into(tensor, changes.get(key, ()), grows and key in (EMBEDDINGS, HEAD))
+            _check_rows(key, merged.shape, vocab.size, source)
+            yield key, merged
+            if key == EMBEDDINGS and config.tie_word_embeddings:
+                yield HEAD, merged
+
+    factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
+    network = EmptyNetwork(
+        lambda layers: Llama(config, layers, **factory), operations, source, names_in_file, scales
+    )
+    return OpenedLlm(
+        kind="llm",
+        source=source,
+        files=files,
+        weights=weights.files,
+        network=network,
+        stream=stream,
+        look=look,
+        copies=(HEAD,) if config.tie_word_embeddings else (),
+        config=config,
+        vocab=vocab,
+        end_ids=end_ids,
+        is_quantised=bool(stored),
+    )
 
 
 def find_llm_folder(path: str | Path) -> ModelFolder:
@@ -69,68 +169,11 @@ def find_llm_folder(path: str | Path) -> ModelFolder:
     Raises:
         CheckpointError: no such folder, or a converted model of another part.
     """
-    place = names.bundled("llm") if path == names.SEED_MINI else Path(path)
+    place = names.place_of(path, "llm")
     if not place.exists():
         raise CheckpointError(f"there is no folder {place}; get a SEED-LLaMA from {LLM_LINK}")
     folder = folder_around(place) if place.is_file() else ModelFolder(place)
     return folder.require("llm")
-
-
-def has_fp8_weights(path: str | Path) -> bool:
-    """Tell whether a model's weights are stored in fp8, from the headers of its files.
-
-    Raises:
-        CheckpointError: no weights there, or damaged ones.
-    """
-    return fp8_files.has_scales(llm_weights(find_llm_folder(path)).files)
-
-
-def llm_weights(folder: ModelFolder) -> Weights:
-    """Return the tensors of a model's network."""
-    return folder.weights(_WEIGHT_STEMS)
-
-
-def read_llm_folder(
-    folder: ModelFolder, device: torch.device, dtype: torch.dtype, operations: Any
-) -> LlmFolder:
-    """Load every part of a SEED-LLaMA folder.
-
-    Weights stored in fp8 stay so where ``dtype`` is float8_e4m3fn, and become what it is otherwise.
-
-    Raises:
-        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
-        OptionError: fp8 asked for, and no weights that are.
-    """
-    config, vocab, fields = read_description(folder)
-    weights, source = llm_weights(folder), folder.path
-    stored = fp8_files.read_scales(weights.files)
-    products = matrix_products(config) if dtype == fp8.FP8 else {}
-    scales = _common_scales(products, stored, source)
-    if dtype == fp8.FP8 and not scales:
-        raise OptionError(
-            f"precision fp8 needs weights that were converted to fp8; those of {source} are not. "
-            f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
-        )
-    kept = {key for name in scales for key in products[name]}
-    checked = _with_as_many_rows(weights.tensors(_joined(config)), vocab.size, source)
-    tensors = fp8_files.dequantized(checked, stored, source, kept)
-    factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
-    module = assemble.assemble(
-        lambda layers: Llama(config, layers, **factory),
-        operations,
-        _with_head(tensors) if config.tie_word_embeddings else tensors,
-        device,
-        source,
-        names_in_file,
-        scales,
-    )
-    return LlmFolder(
-        module=module,
-        vocab=vocab,
-        template=template_of(config),
-        family=_family(vocab.codebook_size),
-        end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
-    )
 
 
 def template_of(config: LlamaConfig) -> PromptTemplate:
@@ -150,9 +193,9 @@ def read_description(
     Raises:
         CheckpointError: a missing or damaged file, or another model's.
     """
-    fields = folder.read_json("config.json")
+    fields = folder.read_json(CONFIG_FILE)
     config = LlamaConfig.from_dict(fields)
-    vocab = _vocabulary(folder)
+    vocab = read_vocabulary(folder)
     if grows and config.vocab_size < vocab.size:
         config = replace(config, vocab_size=vocab.size)
     if vocab.size != config.vocab_size:
@@ -170,64 +213,71 @@ def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
     return {name: names_in_file(name) for name in weights}
 
 
-def _joined(config: LlamaConfig) -> list[tuple[str, ...]]:
-    """Return the names in files of tensors that are one in the network."""
-    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
-    products = ("self_attn.qkv_proj", "mlp.gate_up_proj")
-    return [names_in_file(f"{layer}.{name}.weight") for layer in layers for name in products]
-
-
 def _common_scales(
-    products: dict[str, tuple[str, ...]], stored: dict[str, torch.Tensor], folder: Path
+    products: Mapping[str, tuple[str, ...]], stored: Mapping[str, torch.Tensor], source: Path
 ) -> dict[str, torch.Tensor]:
     """Return the scale of each quantised product, by the network's name of its weight.
 
     Raises:
-        CheckpointError: tensors that are one product here, and have more than one scale.
+        CheckpointError: tensors that are one product here have different scales.
+        OptionError: none of the products is quantised.
     """
     scales = {}
     for name, keys in products.items():
         found = {float(stored[key]) if key in stored else None for key in keys}
         if len(found) > 1:
             raise CheckpointError(
-                f"{folder} was converted to fp8 by another program: {', '.join(keys)} have "
+                f"{source} was converted to fp8 by another program: {', '.join(keys)} have "
                 "different scales, and here they must have one in common. Load it with another "
-                f"precision, or convert it again, {fp8_files.HOW_TO_CONVERT}"
+                f"precision, or convert it again, {quantization.HOW_TO_CONVERT}"
             )
         if keys[0] in stored:
             scales[name] = stored[keys[0]]
+    if products and not scales:
+        raise OptionError(
+            f"precision fp8 needs weights that were converted to fp8; those of {source} are not. "
+            f"Choose another precision, or convert the model, {quantization.HOW_TO_CONVERT}"
+        )
     return scales
 
 
-def _family(codebook_size: int) -> str:
-    """Return the family a language model speaks, by the number of codes in its vocabulary."""
-    for family in ("seed-2", "seed-mini"):
-        if CODEBOOK_SIZES[family] == codebook_size:
-            return family
-    raise CheckpointError(
-        f"the vocabulary has {codebook_size} image codes; SEED-2 models have "
-        f"{CODEBOOK_SIZES['seed-2']}, seed-mini has {CODEBOOK_SIZES['seed-mini']}"
-    )
+def _changes(
+    adapters: Sequence[Adapter], config: LlamaConfig, source: Path
+) -> dict[str, list[Change]]:
+    if adapters and config.tie_word_embeddings:
+        raise CheckpointError(
+            f"{source} has one table for embeddings and head, and adapters are merged into models "
+            "that have two, as SEED-LLaMA does"
+        )
+    return changes_by_key(adapters, config) if adapters else {}
 
 
-def _vocabulary(folder: ModelFolder) -> Vocabulary:
+def _check_new_rows(changes: Mapping[str, Sequence[Change]], source: Path) -> None:
+    """Refuse to give tables rows for new tokens when no adapter says what the tokens mean."""
+    for key in (EMBEDDINGS, HEAD):
+        if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
+            raise CheckpointError(
+                f"{source} has fewer token ids than the vocabulary beside it: it is not a "
+                f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
+            )
+
+
+def read_vocabulary(folder: ModelFolder) -> Vocabulary:
+    """Return the vocabulary of a model.
+
+    Raises:
+        CheckpointError: a file of it is missing or damaged.
+    """
     if missing := [name for name in VOCABULARY_FILES if not folder.has(name)]:
         raise CheckpointError(
             f"the folder {folder.path} lacks {' and '.join(missing)}; copy them there from "
             f"{VOCABULARY_LINK}"
         )
-    return Vocabulary(folder)
+    pieces, added = VOCABULARY_FILES
+    return Vocabulary(folder.read_bytes(pieces), folder.read_json(added), folder.path)
 
 
-def _with_head(tensors: weights.Tensors) -> weights.Tensors:
-    """Yield the table of embeddings as the head too."""
-    for key, tensor in tensors:
-        yield key, tensor
-        if key == EMBEDDINGS:
-            yield HEAD, tensor
-
-
-def check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
+def _check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
     """Refuse a table of embeddings, or a head, that is not one row a token id.
 
     Raises:
@@ -241,12 +291,6 @@ def check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) ->
         )
 
 
-def _with_as_many_rows(tensors: weights.Tensors, vocab_size: int, source: Path) -> weights.Tensors:
-    for key, tensor in tensors:
-        check_rows(key, tensor.shape, vocab_size, source)
-        yield key, tensor
-
-
 def read_end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -> frozenset[int]:
     """Return the end tokens of both config files; published ones disagree with the vocabulary.
 
@@ -254,7 +298,7 @@ def read_end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -
         CheckpointError: a damaged generation_config.json, or ids that are none.
     """
     listed = [fields.get("eos_token_id")]
-    if folder.has("generation_config.json"):
-        listed.append(folder.read_json("generation_config.json").get("eos_token_id"))
+    if folder.has(GENERATION_FILE):
+        listed.append(folder.read_json(GENERATION_FILE).get("eos_token_id"))
     flat = [i for ids in listed for i in (ids if isinstance(ids, list) else [ids])]
     return frozenset(i for i in flat if type(i) is int and 0 <= i < vocab_size)

@@ -44,9 +44,14 @@ _UPSTREAM_NAMES = tuple(
 """
 
 
-def bundled(part: str) -> Path:
-    """Return the folder of a part of the bundled seed-mini: tokenizer, llm, decoder or lora/night."""
-    return _BUNDLED / part
+def bundled(kind: str) -> Path:
+    """Return a folder of the bundled seed-mini: tokenizer, llm, decoder or lora/night."""
+    return _BUNDLED / kind
+
+
+def place_of(path: str | Path, kind: str) -> Path:
+    """Return where a model lies: the bundled one under its name, any other at its path."""
+    return bundled(kind) if path == SEED_MINI else Path(path)
 
 
 def sample_pictures() -> dict[str, Path]:

@@ -9,14 +9,16 @@ Source: Comfy-Org/ComfyUI at 4f874c5e, QUANTIZATION.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from ..compute import fp8
 from ..errors import CheckpointError
-from ..files import assemble, pickled, safetensors, weights
+from ..files import assemble, weights
+from ..files.folder import TensorFiles
+from ..files.weights import Reader
 
 FORMAT = "float8_e4m3fn"
 LAYER = {"format": FORMAT}
@@ -30,26 +32,27 @@ HOW_TO_CONVERT = (
 )
 
 
-def header(weights: Iterable[str]) -> dict[str, str]:
+def header(names: Iterable[str]) -> dict[str, str]:
     """Return what a file's header says of the quantised weights in it."""
-    layers = {name.removesuffix(_WEIGHT): LAYER for name in weights}
+    layers = {name.removesuffix(_WEIGHT): LAYER for name in names}
     return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
 
 
-def has_scales(files: Sequence[Path]) -> bool:
-    """Tell by their headers whether a model's files hold quantised weights."""
-    return any(_scale_names(path) for path in files)
-
-
-def read_scales(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+def read_scales(files: TensorFiles, look: Reader) -> dict[str, torch.Tensor]:
     """Return the scales of a model's quantised weights, float32 ``[]``, by the weights' names.
 
+    Args:
+        files: the model's.
+        look: reads names from a file.
+
     Raises:
-        CheckpointError: a damaged file, or a weight with more than one scale.
+        CheckpointError: a file is damaged, or a weight has more than one scale.
     """
+    ending = f"{_WEIGHT}{fp8.SCALE_SUFFIX}"
     scales = {}
-    for path in files:
-        for name, scale in safetensors.read_named(path, _scale_names(path)):
+    for path in files.files:
+        names = [name for name, _ in look(path, "") if name.endswith(ending)]
+        for name, scale in weights.read_named(path, names):
             if scale.numel() != 1:
                 raise CheckpointError(
                     f"{path} has {scale.numel()} scales for one tensor ({name}), a kind of "
@@ -60,13 +63,6 @@ def read_scales(files: Sequence[Path]) -> dict[str, torch.Tensor]:
             assemble.check_finite(name, scale, path)
             scales[name.removesuffix(fp8.SCALE_SUFFIX)] = scale
     return scales
-
-
-def _scale_names(path: Path) -> list[str]:
-    if path.suffix.lower() in pickled.PICKLED_SUFFIXES:
-        return []  # none are published, and to list their names is to read them
-    ending = f"{_WEIGHT}{fp8.SCALE_SUFFIX}"
-    return [name for name in weights.read_keys(path) if name.endswith(ending)]
 
 
 def dequantized(
