@@ -155,8 +155,10 @@ class EmptyNetwork(Generic[Module]):
             pieces = found.setdefault(name, {})
             check_kind(key, tensor, self._source)
             shape, dtype = self._wanted[name]
-            pieces[key] = tensor.to(device, None if name in self._scales else dtype)
-            check_finite(key, pieces[key], self._source)
+            if device.type != "meta":  # there shapes alone matter
+                tensor = tensor.to(device, None if name in self._scales else dtype)
+                check_finite(key, tensor, self._source)
+            pieces[key] = tensor
             given.add(key)
             if all(other is None or other in pieces for other in self._pieces[name]):
                 state[name] = _join(self._pieces[name], found.pop(name), shape, self._source)
@@ -220,7 +222,7 @@ def largest(tensor: torch.Tensor) -> float:
 
     One pass without a copy, where torch's own isfinite and norms take thirty times as long.
     """
-    if tensor.is_meta or not tensor.numel():
+    if not tensor.numel():
         return 0.0
     if tensor.dtype == fp8.FP8:
         return fp8.largest(tensor)
@@ -258,6 +260,8 @@ def _join(
             f"{' of them together' if len(pieces) > 1 else ''}. The file belongs to a model of "
             "another size; a model of unusual size needs its config.json beside it."
         )
+    if len(pieces) == 1:
+        return first  # as it is: a pickled one may be transposed
     if all(_follows(piece, before) for before, piece in itertools.pairwise(pieces)):
         return first.as_strided(shape, torch.empty(shape, device="meta").stride())
     return torch.cat(pieces)

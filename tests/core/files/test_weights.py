@@ -425,6 +425,13 @@ def test_a_host_whose_layers_hold_nothing_before_they_are_loaded_gets_all_weight
         assemble.assemble(build, Operations, [], cpu, merged)
 
 
+def test_a_transposed_tensor_of_a_pickled_file_keeps_its_numbers(tmp_path, make_generator):
+    """Pickles store the strides of a tensor, and torch keeps them in a copy."""
+    path, weight = tmp_path / "model.pt", torch.randn(4, 6, generator=make_generator(4)).T
+    torch.save({"a": weight}, path)
+    assert torch.equal(joined_from(path, torch.float32, ("a",)), weight)
+
+
 # --- what shares a mapping ---
 
 

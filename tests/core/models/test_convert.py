@@ -353,7 +353,10 @@ def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(llm_fol
 )
 def test_numbers_that_do_not_fit_are_refused_with_their_tensor(llm_folder, output, dtype, number):
     change(llm_folder, model__layers__0__mlp__down_proj__weight=torch.full((32, 48), number))
-    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj.* holds NaN or infinity in.*try bf16"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"model\.layers\.0\.mlp\.down_proj.* holds NaN or infinity in.*try bf16",
+    ):
         convert(llm_folder, output, dtype)
     assert not output.exists()
 

@@ -58,8 +58,7 @@ def small(monkeypatch):
 def tensors(make_generator):
     random = make_generator(3)
     return {
-        key: torch.randn(shape, generator=random) * 0.1
-        for key, shape in published_shapes().items()
+        key: torch.randn(shape, generator=random) * 0.1 for key, shape in published_shapes().items()
     }
 
 
