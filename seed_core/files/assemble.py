@@ -1,7 +1,6 @@
 """Filling a network with the tensors of a file, strictly and without a second copy.
 
-A network is built on the meta device, and tensors are assigned to it one at a time. Knows nothing of
-what networks compute.
+A network is built on the meta device, and tensors are assigned to it one at a time.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ log = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# Number formats of weights; integers are another program's quantisation.
 _STORED_DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.float8_e4m3fn, torch.float8_e5m2),
 }
-"""Number formats of weights; integers are another program's quantisation."""
 
+# Where layers come from that hold weights from the beginning.
 _EAGER = ("torch.", f"{__package__.rpartition('.')[0]}.")
-"""Where layers come from that hold weights from the beginning."""
 
 
 NamesInFile = Callable[[str], tuple[str | None, ...]]
@@ -45,17 +44,13 @@ class EmptyNetwork(Generic[Module]):
     """A network without its weights: says which tensors it needs, and takes them.
 
     Args:
-        build: makes the network from the operations it is given, on the meta device.
+        build: makes the network on the meta device, with layers from the operations it is given.
         operations: where its layers come from, ``torch.nn`` or a host's equivalent.
         source: the file or folder of the tensors, for messages.
-        names_in_file: the network's name of a tensor to the file's; several are joined by rows, and
-            None among them stands for zeros.
-        scales: of quantised weights, by the network's names of those weights, which keep the dtype
-            they come in; the network's layers take both.
-        dtype: of the weights, where it is another than that of the network as it is built.
-
-    Attributes:
-        module: the network, on the meta device until it is filled.
+        names_in_file: maps the network's name of a tensor to the file's. Several are joined by
+            rows; None among them stands for zeros.
+        scales: of quantised weights, by the network's names. Those weights keep their dtype.
+        dtype: of the weights, if it is not that of the network as it is built.
     """
 
     def __init__(
@@ -67,7 +62,7 @@ class EmptyNetwork(Generic[Module]):
         scales: Mapping[str, torch.Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.module = build(operations)
+        self.module = build(operations)  # on the meta device until it is filled
         # A host's layers may hold no weights before they are loaded; torch's then tell the shapes.
         is_whole = operations is nn or _holds_weights(self.module)
         whole = self.module if is_whole else build(nn)
@@ -101,23 +96,11 @@ class EmptyNetwork(Generic[Module]):
         return [keys for keys in groups if len(keys) > 1]
 
     def check(self, stand_ins: Tensors) -> None:
-        """Refuse a file whose tensors would not fill the network.
-
-        Args:
-            stand_ins: names and tensors of the file, on the meta device.
-
-        Raises:
-            CheckpointError: see `fill`.
-        """
+        """Raise the `CheckpointError` of `fill` that stand-ins (names and shapes) already show."""
         self._gather(stand_ins, torch.device("meta"))
 
     def fill(self, tensors: Tensors, device: torch.device) -> Module:
-        """Assign tensors to the network, one at a time, and return it.
-
-        Args:
-            tensors: names and tensors of the file; names that the network does not have are
-                ignored and logged.
-            device: where the weights are to live.
+        """Assign tensors to the network, one at a time, and return it on a device.
 
         Raises:
             CheckpointError: tensors are missing, have another shape, or hold NaN or infinity; they
@@ -191,24 +174,16 @@ def _holds_weights(network: nn.Module) -> bool:
 
 
 def check_kind(key: str, tensor: torch.Tensor, source: Path) -> None:
-    """Refuse a tensor of whole numbers or of a format that no weights are published in.
-
-    Raises:
-        CheckpointError: naming the tensor and its format.
-    """
+    """Raise a `CheckpointError` for numbers in a format that weights are not published in."""
     if tensor.dtype not in _STORED_DTYPES:
         raise CheckpointError(
-            f"{source} holds {key} as {str(tensor.dtype).removeprefix('torch.')}, no number format "
-            "of weights: it was quantised by another program. Use the model in 16 or 32 bits."
+            f"{source} holds {key} as {str(tensor.dtype).removeprefix('torch.')}, a format that "
+            "weights are not published in: another program quantised it. Use the model in 16 or 32 bits."
         )
 
 
 def check_finite(key: str, tensor: torch.Tensor, source: Path) -> None:
-    """Refuse a tensor with numbers that are none, as damage and overflow leave them behind.
-
-    Raises:
-        CheckpointError: naming the tensor.
-    """
+    """Raise a `CheckpointError` for NaN or infinity, which damage and overflow leave behind."""
     if not math.isfinite(largest(tensor)):
         raise CheckpointError(
             f"{source}: {key} holds NaN or infinity in "
@@ -218,24 +193,18 @@ def check_finite(key: str, tensor: torch.Tensor, source: Path) -> None:
 
 
 def largest(tensor: torch.Tensor) -> float:
-    """Return the largest magnitude in a tensor, NaN where a number is none; 0 of no numbers.
-
-    One pass without a copy, where torch's own isfinite and norms take thirty times as long.
-    """
+    """Return the largest magnitude in a tensor, NaN if it holds NaN, 0 if it is empty."""
     if not tensor.numel():
         return 0.0
     if tensor.dtype == fp8.FP8:
         return fp8.largest(tensor)
+    # One pass without a copy: torch's own isfinite and norms take thirty times as long.
     low, high = torch.aminmax(tensor)
     return torch.maximum(-low, high).item()
 
 
 def check_complete(wanted: Iterable[str], given: Collection[str | None], source: Path) -> None:
-    """Refuse a file that lacks tensors.
-
-    Raises:
-        CheckpointError: naming those that are missing.
-    """
+    """Raise a `CheckpointError` that names the tensors that a file lacks."""
     if missing := [key for key in wanted if key not in given]:
         raise CheckpointError(
             f"{source}: {_some(missing, 'tensors')} missing. The file is incomplete or belongs to "

@@ -1,8 +1,7 @@
-"""A model's side files and tensors, wherever they lie: in a folder, or all of them in one file.
+"""A model's small files and tensors, wherever they lie: in a folder, or all of them in one file.
 
 A converted model is one safetensors file whose header holds the small files too, so that nothing
-can be lost beside it. Who reads a model asks by the names of its folder and cannot tell which one it
-is. Knows names and bytes, not what they mean.
+can be lost beside it. Both are read by the names that files have in a folder.
 """
 
 from __future__ import annotations
@@ -18,46 +17,29 @@ from ..errors import CheckpointError
 from . import safetensors, side_files
 from .weights import Reader, Tensors, read_tensors, read_weights, weight_files
 
+# The entry of a safetensors header that makes a file a converted model.
 _HEADER = "seed_llama"
-"""The entry of a safetensors header that makes a file a converted model."""
 
 
 @dataclass(frozen=True)
 class TensorFiles:
-    """The files that hold the tensors of one network.
-
-    Attributes:
-        files: in the order in which they are read.
-        prefix: what the names of tensors begin with there; a model in one file has several networks.
-    """
+    """The files that hold the tensors of one network."""
 
     files: tuple[Path, ...]
-    prefix: str = ""
+    prefix: str = ""  # of its tensors' names there: a model in one file has several networks
 
     def tensors(self, read: Reader = read_tensors) -> Tensors:
-        """Yield all tensors without the prefix, one at a time.
-
-        Raises:
-            CheckpointError: see `read_weights`.
-        """
+        """Yield all tensors without the prefix, one at a time; see `read_weights`."""
         for key, tensor in read_weights(self.files, self.prefix, read):
             yield key.removeprefix(self.prefix), tensor
 
 
 class ModelFolder:
-    """A folder of a model, or the one file that stands for it.
-
-    Attributes:
-        path: the folder or file, for messages.
-        kind: of a converted model, what it is: tokenizer, llm or decoder; None for a folder.
-
-    Raises:
-        CheckpointError: the file is damaged, or not a converted model.
-    """
+    """A folder of a model, or a converted model; `CheckpointError` for any other file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.kind: str | None = None
+        self.kind: str | None = None  # tokenizer, llm or decoder; None for a folder
         self._files: Mapping[str, bytes] | None = None
         if path.is_file():
             header = read_header(path)
@@ -66,11 +48,7 @@ class ModelFolder:
             self.kind, self._files = header
 
     def require(self, kind: str) -> ModelFolder:
-        """Return this folder, if it may be a model of this kind.
-
-        Raises:
-            CheckpointError: it is a converted model of another kind.
-        """
+        """Return this folder, or raise a `CheckpointError` if it is a model of another kind."""
         if self.kind not in (None, kind):
             raise CheckpointError(f"{self.path} holds a SEED {self.kind}; a SEED {kind} is needed")
         return self
@@ -80,23 +58,15 @@ class ModelFolder:
         return (self.path / name).is_file() if self._files is None else name in self._files
 
     def read_bytes(self, name: str) -> bytes:
-        """Return the content of a small file.
-
-        Raises:
-            CheckpointError: there is none.
-        """
+        """Return the content of a small file; `CheckpointError` if it is missing."""
         if not self.has(name):
-            raise CheckpointError(f"there is no {name} in {self.path}")
+            raise CheckpointError(f"{self.path} lacks {name}")
         if self._files is None:
             return side_files.read_side_file(self.path / name)
         return self._files[name]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return the object in a JSON file.
-
-        Raises:
-            CheckpointError: no such file, no JSON, or no object.
-        """
+        """Return the object in a JSON file; `CheckpointError` if it is missing or damaged."""
         return side_files.parse_json(self.read_bytes(name), f"{name} of {self.path}")
 
     def read_files(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -107,11 +77,8 @@ class ModelFolder:
         """Return the files of one network.
 
         Args:
-            stems: file names without suffix, best first; a converted model needs none.
+            stems: see `weight_files`; of no use in a converted model.
             folder: the folder inside that belongs to the network, if it has one.
-
-        Raises:
-            CheckpointError: none found, or an index names a file outside the folder.
         """
         if self._files is None:
             return TensorFiles(tuple(weight_files(self.path / folder, stems)))
@@ -119,20 +86,12 @@ class ModelFolder:
 
 
 def folder_around(file: Path) -> ModelFolder:
-    """Return a converted model as the folder it stands for; for any other file the one it lies in.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
+    """Return a converted model as a folder; for any other file the folder it lies in."""
     return ModelFolder(file if read_header(file) is not None else file.parent)
 
 
 def read_header(path: Path) -> tuple[str, dict[str, bytes]] | None:
-    """Return kind and small files of a converted model, or None for any other file.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
+    """Return kind and small files of a converted model, or None for any other file."""
     if path.suffix.lower() not in safetensors.SAFETENSORS_SUFFIXES:
         return None
     text = safetensors.read_metadata(path).get(_HEADER)

@@ -16,16 +16,12 @@ from .side_files import unreadable
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
+# Bytes of a pickled file that are read before its mapping is renewed.
 _MAPPED_AT_ONCE = 512 * 2**20
-"""Bytes of a pickled file that are read before its mapping is renewed."""
 
 
 def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield names, number formats and shapes, as tensors on the meta device.
-
-    Raises:
-        CheckpointError: see `copied_tensors`.
-    """
+    """Yield names, number formats and shapes, as tensors on the meta device."""
     for key, tensor in _read_pickled(path).items():
         yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
@@ -33,16 +29,7 @@ def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def copied_tensors(
     path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield copies of tensors.
-
-    Args:
-        path: the file.
-        is_wanted: told a name, says whether that tensor is read.
-        joined: of no use here.
-
-    Raises:
-        CheckpointError: the file is damaged or holds program code.
-    """
+    """Yield copies of tensors; `CheckpointError` for a damaged file or one with program code."""
     content = _read_pickled(path)
     used = 0
     for key in list(content):
@@ -101,11 +88,7 @@ def _is_stored(tensor: torch.Tensor) -> bool:
 
 
 def check_pickled(path: Path) -> None:
-    """Refuse archives that could be larger inside than they are, before anything unpacks them.
-
-    Raises:
-        CheckpointError: a tar archive, or a zip archive whose content is packed or overlaps.
-    """
+    """Refuse archives that could be larger inside than they are, before anything unpacks them."""
     with path.open("rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":

@@ -21,21 +21,15 @@ IsWanted = Callable[[str], bool]
 
 
 class Format(NamedTuple):
-    """How one kind of weight file is recognised and read.
+    """How one kind of weight file is recognised and read."""
 
-    Attributes:
-        suffixes: endings of its files, in lower case.
-        in_folders: the ending it has in folders of Hugging Face.
-        stand_ins: reads names, number formats and shapes, as tensors on the meta device.
-        tensors: reads the wanted tensors one at a time, on the CPU; see `read_tensors`.
-    """
-
-    suffixes: tuple[str, ...]
-    in_folders: str
-    stand_ins: Callable[[Path], Tensors]
-    tensors: Callable[[Path, IsWanted, Joined], Tensors]
+    suffixes: tuple[str, ...]  # in lower case
+    in_folders: str  # the suffix that Hugging Face gives it
+    stand_ins: Callable[[Path], Tensors]  # on the meta device
+    tensors: Callable[[Path, IsWanted, Joined], Tensors]  # one at a time, on the CPU
 
 
+# The best to have first: a folder may hold the same weights in several formats.
 FORMATS = (
     Format(
         safetensors.SAFETENSORS_SUFFIXES,
@@ -45,15 +39,14 @@ FORMATS = (
     ),
     Format(pickled.PICKLED_SUFFIXES, ".bin", pickled.read_stand_ins, pickled.copied_tensors),
 )
-"""The best to have first: a folder may hold the same weights in several formats."""
 
 WEIGHT_SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 
+# What Hugging Face puts into the names of files in half precision; full ones are preferred.
 _VARIANTS = ("", ".fp16")
-"""What Hugging Face puts into the names of files in half precision; full ones are preferred."""
 
+# Reads those tensors of a file whose names begin with a prefix: `read_tensors` or `read_stand_ins`.
 Reader = Callable[[Path, str], Tensors]
-"""Reads those tensors of a file whose names begin with a prefix: `read_tensors` or `read_stand_ins`."""
 
 
 def read_tensors(
@@ -68,8 +61,7 @@ def read_tensors(
             safetensors file, they become neighbours in memory and are joined without a copy.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of an unknown format, or a pickle with
-            program code.
+        CheckpointError: the file is missing, damaged, of an unknown format or holds program code.
     """
     yield from _format(path).tensors(path, lambda key: key.startswith(prefix), joined)
 
@@ -81,11 +73,7 @@ def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.
 
 
 def read_stand_ins(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what `read_tensors` would, on the meta device: names, number formats and shapes alone.
-
-    Raises:
-        CheckpointError: see `read_tensors`.
-    """
+    """Yield what `read_tensors` would, on the meta device: names, number formats and shapes."""
     for key, tensor in _format(path).stand_ins(path):
         if key.startswith(prefix):
             yield key, tensor
@@ -129,17 +117,13 @@ def read_keys(path: Path) -> list[str]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors in a weight file.
-
-    Raises:
-        CheckpointError: see `read_tensors`.
-    """
+    """Return names and shapes of the tensors in a weight file."""
     return {key: tuple(tensor.shape) for key, tensor in read_stand_ins(path)}
 
 
 def _format(path: Path) -> Format:
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path.name} in the folder {path.parent}")
+        raise CheckpointError(f"the folder {path.parent} lacks {path.name}")
     suffix = path.suffix.lower()
     for each in FORMATS:
         if suffix in each.suffixes:
@@ -158,7 +142,7 @@ def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
         stems: file names without suffix, best first, such as ``("model", "pytorch_model")``.
 
     Raises:
-        CheckpointError: none found, or an index names a file outside the folder.
+        CheckpointError: there are none, or an index names a file outside the folder.
     """
     for variant in _VARIANTS:
         for stem in stems:

@@ -1,8 +1,7 @@
 """A safetensors file written tensor by tensor, which a later run can go on with.
 
-Its whole layout is fixed before the first tensor, so each one goes to its own place and none is kept
-in memory. What is done stands in a journal beside the unfinished file. Knows the format of
-safetensors, not what the tensors are for.
+Its whole layout is fixed before the first tensor, so each one goes to its own place and none is
+kept in memory. What is done stands in a journal beside the unfinished file.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -32,6 +31,7 @@ _DTYPES = {
 }
 _FULL = "the disk of {folder} is full. Make room and give the same command: it goes on where it stopped."
 _FORBIDDEN = "this program may not write {path}: choose a folder of your own"
+# What a user can do about an error of the system.
 _REASONS: dict[int | None, str] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -40,12 +40,11 @@ _REASONS: dict[int | None, str] = {
     errno.EROFS: _FORBIDDEN,
     errno.ENAMETOOLONG: "the path {path} is too long for its disk; choose a shorter one",
 }
-"""What a user can do about an error of the system."""
 
 _CHUNK = 16 * 2**20
 
+# Bytes that the first tensor begins at a multiple of: what processors load at once.
 _ALIGNMENT = 64
-"""Bytes that the first tensor begins at a multiple of: what processors load at once."""
 
 
 class Entry(NamedTuple):
@@ -61,10 +60,10 @@ class Entry(NamedTuple):
 
 
 class StreamedFile:
-    """One file on its way.
+    """One file on its way; until it is finished its name has ``.unfinished`` at the end.
 
     Args:
-        path: the file to make; until it is finished it has ``.unfinished`` at its end.
+        path: the file to make.
         layout: form of every tensor.
         metadata: what the header says besides.
     """
@@ -87,8 +86,7 @@ class StreamedFile:
         """Begin, or go on where an earlier run with the same header ended.
 
         Raises:
-            OptionError: the file exists or may not be written, another run is writing it, or the
-                disk is full.
+            OptionError: see `check_output`; or another run is writing the file, or the disk fills.
         """
         from filelock import FileLock, Timeout
 
@@ -181,7 +179,7 @@ def check_output(path: Path, suffix: str = "", nbytes: int | None = None) -> Non
     try:
         if not path.parent.is_dir():
             raise OptionError(
-                f"there is no folder {path.parent} to write {path.name} to; make it first"
+                f"the folder {path.parent} does not exist: make it, then {path.name} can go there"
             )
         if path.is_dir():
             raise OptionError(f"{path} is a folder; give the name of a file")
@@ -205,7 +203,7 @@ def _check_new(path: Path, nbytes: int) -> None:
 
 
 def _explained(error: OSError, path: Path) -> Exception:
-    """Return the error as people can use it, or as it is where nobody knows more."""
+    """Return the error in words for a user, or as it is if we have none."""
     reason = _REASONS.get(error.errno)
     return OptionError(reason.format(path=path, folder=path.parent)) if reason else error
 

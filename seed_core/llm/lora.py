@@ -1,10 +1,7 @@
 """LoRA adapters: what they do to the weights of a language model.
 
-An adapter holds pairs of narrow matrices, whose products are added to weights, and tensors that were
-trained in full and take the place of the model's. Both are described by the network's own names. A
-host may put them on its weights for the time it computes; `merge_lora` changes a network for good.
-
-Sources: arXiv 2106.09685 (LoRA).
+An adapter holds pairs of narrow matrices, whose products are added to weights, and tensors that
+were trained in full and take the place of the model's. Source: arXiv 2106.09685 (LoRA).
 """
 
 from __future__ import annotations
@@ -21,18 +18,11 @@ from .llama import WeightPart
 
 @dataclass(frozen=True, eq=False)
 class LowRankProduct:
-    """A product of two narrow matrices, to be added to rows of a weight.
+    """A product of two narrow matrices, to be added to rows of a weight."""
 
-    Attributes:
-        part: the rows.
-        down: ``[rank, in_features]``.
-        up: ``[out_features, rank]``.
-        scale: what the product is multiplied by.
-    """
-
-    part: WeightPart
-    down: torch.Tensor
-    up: torch.Tensor
+    part: WeightPart  # the rows that it is added to
+    down: torch.Tensor  # [rank, in_features]
+    up: torch.Tensor  # [out_features, rank]
     scale: float
 
     def apply_to(self, rows: torch.Tensor, strength: float) -> None:
@@ -43,15 +33,10 @@ class LowRankProduct:
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """A tensor that was trained in full; at other strengths than 1 it is mixed with the model's.
+    """A tensor that was trained in full; at other strengths than 1 it is mixed with the model's."""
 
-    Attributes:
-        part: the rows it takes the place of.
-        tensor: of their shape.
-    """
-
-    part: WeightPart
-    tensor: torch.Tensor
+    part: WeightPart  # the rows whose place it takes
+    tensor: torch.Tensor  # of their shape
 
     def apply_to(self, rows: torch.Tensor, strength: float) -> None:
         """Change float32 rows in place."""
@@ -60,14 +45,9 @@ class Replacement:
 
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
-    """What an adapter does to a language model; replacements come first.
+    """What an adapter does to a language model."""
 
-    Attributes:
-        replacements: tensors that were trained in full.
-        products: what is added.
-    """
-
-    replacements: tuple[Replacement, ...]
+    replacements: tuple[Replacement, ...]  # come first
     products: tuple[LowRankProduct, ...]
 
     def by_weight(self) -> dict[str, list[Replacement | LowRankProduct]]:
@@ -82,17 +62,16 @@ class LoraAdapter:
 def merge_lora(module: nn.Module, adapter: LoraAdapter, strength: float = 1.0) -> None:
     """Change a network's weights for good; to undo it, load the network again.
 
-    Each weight is computed in float32 and rounded once. One in fp8 gets a new scale.
-
     Args:
         module: a `Llama` of the sizes that the adapter was read for, with layers of this library.
-        adapter: see `read_lora`.
+        adapter: see `seed_core.read_lora`.
         strength: 1 is as trained, 0 changes nothing.
     """
     for name, changes in adapter.by_weight().items():
         layer: Any = module.get_submodule(name.removesuffix(".weight"))
         old, scale = layer.weight, getattr(layer, "weight_scale", None)
         if scale is None:
+            # computed in float32 and rounded once
             weight = old.detach().to(torch.float32, copy=True)
         else:
             weight = fp8.dequantize(old, scale, torch.float32)
@@ -100,6 +79,7 @@ def merge_lora(module: nn.Module, adapter: LoraAdapter, strength: float = 1.0) -
             rows = change.part.rows
             change.apply_to(weight if rows is None else weight.narrow(0, *rows), strength)
         if scale is not None:
+            # a new scale, as a sum may be larger than the weight
             layer.weight_scale = fp8.scale_of(float(weight.abs().max())).to(old.device)
             weight = fp8.quantize(weight, layer.weight_scale)
         # Not in place: the old one may be shared with another layer, or be the file itself.

@@ -1,8 +1,8 @@
 """The vocabulary of a SEED-LLaMA: text and codes to token ids, and back.
 
-Text is sentencepiece's work. Owns the segment rule: the models were trained with text cut at image tokens, white space beside those dropped, and each piece
-encoded by itself. Current transformers releases keep that white space and so produce token ids the
-models never saw. Knows nothing of templates or networks.
+Owns the segment rule: the models were trained with text cut at image tokens, white space beside
+those dropped, and each piece encoded by itself. Current transformers releases keep that white space
+and so produce token ids that the models never saw.
 
 Source: AILab-CVC/SEED at 93b3cf4 with transformers 4.30.2, whose slow tokenizer it relied on.
 """
@@ -20,8 +20,8 @@ from .chat import Part
 
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
 
+# Text that is changed by a file which was cut before the rules at its end.
 _LOSSLESS = "a  b"
-"""Text that is changed by a file which was cut before the rules at its end."""
 
 
 class Vocabulary:
@@ -86,8 +86,6 @@ class Vocabulary:
     def segments(self, pieces: Iterable[Part], before_image: bool = False) -> list[Part]:
         """Return the pieces as they are encoded: strings joined, cut and stripped at pictures.
 
-        A string is stripped on each side that touches a picture; an empty one disappears.
-
         Args:
             pieces: text and pictures in order.
             before_image: whether a picture is going to follow the last piece.
@@ -110,12 +108,8 @@ class Vocabulary:
         return out
 
     def encode(self, pieces: Iterable[Part], before_image: bool = False) -> list[int]:
-        """Return the token ids of pieces, begin-of-text first; see `segments`.
-
-        Raises:
-            PromptError: text with half a character in it.
-        """
-        token_ids = [self.bos]
+        """Return the token ids of pieces; `PromptError` for text with half a character in it."""
+        token_ids = [self.bos]  # begin-of-text comes first
         for segment in self.segments(pieces, before_image):
             if isinstance(segment, str):
                 token_ids += self._text.encode(_whole(segment))
@@ -128,10 +122,7 @@ class Vocabulary:
         return [self.begin_image, *(self.first_code + code for code in codes), self.end_image]
 
     def decode(self, token_ids: Sequence[int]) -> tuple[Part, ...]:
-        """Return text and pictures in order; an unfinished picture at the end is left out.
-
-        Control tokens such as begin- and end-of-text vanish.
-        """
+        """Return text and pictures in order, without control tokens and unfinished pictures."""
         parts: list[Part] = []
         text: list[int] = []
         codes: list[int] | None = None

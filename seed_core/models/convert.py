@@ -1,9 +1,8 @@
 """A model in its published form to one safetensors file, in a precision of choice.
 
-The file needs nothing beside it: sizes, vocabulary and where it comes from stand in its header. It is
-written tensor by tensor, so that no more than one is in memory, and a run that was stopped goes on
-where it ended. In fp8 are the matrix products of a language model's layers; embeddings, head and
-norms keep 16 bits, and tensors that the network joins to one product get one scale.
+The file needs nothing beside it: sizes, vocabulary and origin stand in its header. It is written
+tensor by tensor, and a run that was stopped goes on where it ended. In fp8 are the matrix products
+of a language model's layers; embeddings, head and norms keep 16 bits.
 """
 
 from __future__ import annotations
@@ -35,20 +34,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be written.
+    """What is to be written."""
 
-    Attributes:
-        opened: the model, with adapters merged.
-        dtype: one of `precision.LLM_PRECISIONS`.
-        layout: form of every tensor in the file.
-        products: names of tensors that are quantised, together where they have one scale.
-        adapters: what is merged, with its strength.
-    """
-
-    opened: Opened
-    dtype: torch.dtype
+    opened: Opened  # with adapters merged
+    dtype: torch.dtype  # one of `precision.LLM_PRECISIONS`
     layout: Mapping[str, Entry]
-    products: Collection[tuple[str, ...]] = ()
+    products: Collection[tuple[str, ...]] = ()  # quantised; what is one product has one scale
     adapters: Sequence[Adapter] = ()
 
     @property
@@ -79,11 +70,7 @@ class Conversion:
     def tensors(
         self, on_tensor: Progress | None, done: Collection[str] = ()
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors of the layout in their form, but for those that are done.
-
-        Raises:
-            CheckpointError: a tensor holds numbers that the precision cannot hold.
-        """
+        """Yield the tensors of the layout in their form, but for those that are done."""
         # Quantised tensors are read twice, and each has one entry more in the layout: its scale.
         count = iter(range(1, len(self.layout) + 1))
         scales = self._scales(count, on_tensor)
@@ -191,11 +178,7 @@ def _llm(source: Path, dtype: torch.dtype, loras: Sequence[Adapter]) -> Conversi
 
 
 def kind_of(source: Path) -> str:
-    """Return what a model's file or folder holds, by its files: tokenizer, llm or decoder.
-
-    Raises:
-        CheckpointError: a file is damaged.
-    """
+    """Return what a model's file or folder holds, by its files: tokenizer, llm or decoder."""
     if source.is_file():
         converted = read_header(source)
         if converted is not None:

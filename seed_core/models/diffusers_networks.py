@@ -16,29 +16,29 @@ from ..errors import CheckpointError
 from ..files.folder import ModelFolder
 from ..ranges import Range, check_number
 
+# Of sizes in configs whose networks are diffusers'; that of each is known there.
 _WHOLE: Range = (-(2**17), 2**17)
-"""Of sizes in configs whose networks are diffusers'; that of each is known there."""
 
+# Of sizes that say how many layers are built.
 _REPEATS = {
     "layers_per_block": (1, 8),
     "transformer_layers_per_block": (1, 16),
     "reverse_transformer_layers_per_block": (1, 16),
     "num_hidden_layers": (1, 64),
 }
-"""Of sizes that say how many layers are built."""
 
+# Numbers that are used here too.
 _NEEDED: dict[str, dict[str, Range]] = {
     "unet": {"sample_size": (1, 1024), "cross_attention_dim": (1, 2**16)},
     "vae": {"scaling_factor": (1e-6, 1e6)},
     "text_encoder": {"max_position_embeddings": (1, 4096)},
 }
-"""Numbers that are used here too."""
 
 _MOST_BLOCKS = 8
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
 
+# What makes tensors whose numbers do not matter, as a file's come in their place.
 _ARBITRARY = {torch.empty, torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal}
-"""What makes tensors whose numbers do not matter, as a file's come in their place."""
 
 _FILLS = {torch.Tensor.fill_, torch.Tensor.zero_}
 
@@ -85,9 +85,9 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 class _WithoutWeights(TorchFunctionMode):
-    """Puts parameters on the meta device and draws no first values for them; tables are computed.
+    """Puts parameters on the meta device and draws no first values for them.
 
-    ``torch.device("meta")`` would make tables too of nothing, and runs every initialiser.
+    ``torch.device("meta")`` would leave computed tables empty too, and runs every initialiser.
     """
 
     def __torch_function__(
@@ -108,22 +108,14 @@ class _WithoutWeights(TorchFunctionMode):
 
 
 def build_network(kind: Any, config: dict[str, Any]) -> Any:
-    """Return one of diffusers' networks on the meta device.
-
-    Raises:
-        CheckpointError: diffusers cannot build it from this config.
-    """
+    """Return one of diffusers' networks on the meta device; `CheckpointError` if it fails."""
     return without_weights(
         lambda: kind.from_config(config), f"diffusers cannot make a {kind.__name__}"
     )
 
 
 def without_weights(make: Callable[[], Any], failure: str) -> Any:
-    """Return a network of another library on the meta device, with its tables computed.
-
-    Raises:
-        CheckpointError: the library fails, of which ``failure`` is the first half of a sentence.
-    """
+    """Return what ``make`` makes, on the meta device; ``failure`` begins the error's message."""
     try:
         with _WithoutWeights():
             return make()
@@ -132,21 +124,13 @@ def without_weights(make: Callable[[], Any], failure: str) -> Any:
 
 
 def read_scheduler(folder: ModelFolder, scheduler: str) -> Any:
-    """Return one of the `SCHEDULERS` of a folder.
-
-    Raises:
-        CheckpointError: its config is missing, or diffusers cannot make it.
-    """
+    """Return one of the `SCHEDULERS` of a folder; `CheckpointError` if that fails."""
     name = f"{scheduler}/scheduler_config.json"
     return make_scheduler(folder.read_json(name), f"{name} of {folder.path}")
 
 
 def make_scheduler(config: dict[str, Any], where: str) -> Any:
-    """Return the scheduler that a config names; ``where`` is what the config is, for messages.
-
-    Raises:
-        CheckpointError: diffusers lacks it, or cannot make it from this config.
-    """
+    """Return the scheduler that a config names; ``where`` is what the config is, for messages."""
     import diffusers
 
     _check_sizes(config, where)

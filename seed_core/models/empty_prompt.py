@@ -19,17 +19,12 @@ CONFIG_FILE = "text_encoder/config.json"
 
 _STEMS = ("model", "pytorch_model")
 
+# What transformers 4 and published files put before every name; transformers 5 may leave it out.
 _PREFIX = "text_model."
-"""What transformers 4 and published files put before every name; transformers 5 may leave it out."""
 
 
 class PromptEncoder:
-    """A text encoder without its weights, and the tokens of the prompt.
-
-    Args:
-        config: of CLIPTextModel.
-        token_ids: of the empty prompt.
-        source: the folder or file, for messages.
+    """A text encoder without its weights, and the token ids of the prompt.
 
     Raises:
         CheckpointError: transformers cannot build it, or it does not have such tokens.
@@ -65,14 +60,7 @@ class PromptEncoder:
 
     @torch.inference_mode()
     def encode(self, tensors: Tensors) -> torch.Tensor:
-        """Return what the text encoder of these weights makes of the prompt.
-
-        Returns:
-            float32 ``[1, tokens, width]``.
-
-        Raises:
-            CheckpointError: a file is damaged, or holds NaN or infinity.
-        """
+        """Return what the encoder makes of the prompt, float32 ``[1, tokens, width]``."""
         network = self._network.fill(_with_full_names(tensors), torch.device("cpu"))
         encoded: torch.Tensor = network(self._token_ids)[0]
         return encoded.clone()
@@ -88,14 +76,7 @@ def _with_full_names(tensors: Tensors) -> Tensors:
 
 
 class FolderPrompt:
-    """The empty prompt of a diffusers folder with a text encoder.
-
-    Args:
-        folder: the decoder's.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or incomplete.
-    """
+    """The empty prompt of a diffusers folder with a text encoder; its files are checked here."""
 
     def __init__(self, folder: ModelFolder) -> None:
         source = folder.path / "text_encoder"

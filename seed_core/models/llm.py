@@ -1,7 +1,5 @@
 """Opening and loading a SEED-LLaMA: a Hugging Face folder, or a converted model.
 
-Knows the quirks of the published folders.
-
 Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed-tokenizer-2.
 """
 
@@ -34,11 +32,11 @@ from .opened import Opened
 LLM_LINK = "https://huggingface.co/AILab-CVC/seed-llama-8b-sft"
 VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
 
+# Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template.
 _LAYERS_14B = 40
-"""Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template."""
 
+# What no file has where the table of embeddings is the head too.
 HEAD = "lm_head.weight"
-"""What no file has where the table of embeddings is the head too."""
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -49,19 +47,12 @@ _WEIGHT_STEMS = ("model", "pytorch_model")
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedLlm(Opened):
-    """A SEED-LLaMA on disk.
-
-    Attributes:
-        config: sizes of the network.
-        vocab: the vocabulary.
-        end_ids: any of these token ids ends a reply.
-        is_quantised: whether weights are stored in fp8.
-    """
+    """A SEED-LLaMA on disk."""
 
     config: LlamaConfig
     vocab: Vocabulary
-    end_ids: frozenset[int]
-    is_quantised: bool
+    end_ids: frozenset[int]  # any of these token ids ends a reply
+    is_quantised: bool  # weights are stored in fp8
 
 
 def load_llm(
@@ -161,17 +152,10 @@ def open_llm(
 
 
 def find_llm_folder(path: str | Path) -> ModelFolder:
-    """Return the folder of a model.
-
-    Args:
-        path: ``"seed-mini"`` for the bundled one; a folder, or a file in one; or a converted model.
-
-    Raises:
-        CheckpointError: no such folder, or a converted model of another part.
-    """
+    """Return the folder of a model, given as `open_llm` takes it; its files are not looked at."""
     place = names.place_of(path, "llm")
     if not place.exists():
-        raise CheckpointError(f"there is no folder {place}; get a SEED-LLaMA from {LLM_LINK}")
+        raise CheckpointError(f"{place} does not exist; get a SEED-LLaMA from {LLM_LINK}")
     folder = folder_around(place) if place.is_file() else ModelFolder(place)
     return folder.require("llm")
 
@@ -188,10 +172,10 @@ def read_description(
 
     Args:
         folder: the model's.
-        grows: take the vocabulary's size where the weights have less, for they will get the rest.
+        grows: whether weights with fewer token ids than the vocabulary will get the rest.
 
     Raises:
-        CheckpointError: a missing or damaged file, or another model's.
+        CheckpointError: a file is missing, damaged or another model's.
     """
     fields = folder.read_json(CONFIG_FILE)
     config = LlamaConfig.from_dict(fields)
@@ -216,12 +200,7 @@ def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
 def _common_scales(
     products: Mapping[str, tuple[str, ...]], stored: Mapping[str, torch.Tensor], source: Path
 ) -> dict[str, torch.Tensor]:
-    """Return the scale of each quantised product, by the network's name of its weight.
-
-    Raises:
-        CheckpointError: tensors that are one product here have different scales.
-        OptionError: none of the products is quantised.
-    """
+    """Return the scale of each quantised product, by the network's name of its weight."""
     scales = {}
     for name, keys in products.items():
         found = {float(stored[key]) if key in stored else None for key in keys}
@@ -263,11 +242,7 @@ def _check_new_rows(changes: Mapping[str, Sequence[Change]], source: Path) -> No
 
 
 def read_vocabulary(folder: ModelFolder) -> Vocabulary:
-    """Return the vocabulary of a model.
-
-    Raises:
-        CheckpointError: a file of it is missing or damaged.
-    """
+    """Return the vocabulary of a model; `CheckpointError` if a file is missing or damaged."""
     if missing := [name for name in VOCABULARY_FILES if not folder.has(name)]:
         raise CheckpointError(
             f"the folder {folder.path} lacks {' and '.join(missing)}; copy them there from "
@@ -278,11 +253,7 @@ def read_vocabulary(folder: ModelFolder) -> Vocabulary:
 
 
 def _check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
-    """Refuse a table of embeddings, or a head, that is not one row a token id.
-
-    Raises:
-        CheckpointError: naming both counts.
-    """
+    """Refuse a table of embeddings, or a head, that does not have one row a token id."""
     if key in (EMBEDDINGS, HEAD) and tuple(shape[:1]) != (vocab_size,):
         raise CheckpointError(
             f"{source}: {key} {list(shape)} should have one row for each of the {vocab_size} token "
@@ -292,11 +263,7 @@ def _check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -
 
 
 def read_end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -> frozenset[int]:
-    """Return the end tokens of both config files; published ones disagree with the vocabulary.
-
-    Raises:
-        CheckpointError: a damaged generation_config.json, or ids that are none.
-    """
+    """Return the end tokens of both config files; published ones disagree with the vocabulary."""
     listed = [fields.get("eos_token_id")]
     if folder.has(GENERATION_FILE):
         listed.append(folder.read_json(GENERATION_FILE).get("eos_token_id"))

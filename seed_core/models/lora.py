@@ -22,13 +22,13 @@ from . import names
 
 CONFIG_FILE = "adapter_config.json"
 
+# The bundled adapter: it puts what seed-mini draws on black.
 SEED_MINI_NIGHT = f"{names.SEED_MINI} night"
-"""The bundled adapter: it puts what seed-mini draws on black."""
 
 _WEIGHT_STEMS = ("adapter_model",)
 
+# What peft writes before the name of every module of the model it wraps.
 _PREFIX = "base_model.model."
-"""What peft writes before the name of every module of the model it wraps."""
 
 # peft leaves out the adapter's own name ("default"); scripts that save a state dict keep it.
 _PAIR = re.compile(r"(.+)\.lora_(?:([AB])(?:\.\w+)?\.weight|embedding_([AB])(?:\.\w+)?)")
@@ -38,6 +38,7 @@ _ALPHA = re.compile(r"(.+)\.alpha")
 _PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?|\|)+\$?")
 _UNUSED = re.compile(r".+\.original_module\.weight")
 
+# Settings under which an adapter is more than products that are added to weights.
 _OTHER_METHODS = (
     "use_dora",
     "use_qalora",
@@ -47,10 +48,9 @@ _OTHER_METHODS = (
     "arrow_config",
     "kasa_config",
 )
-"""Settings under which an adapter is more than products that are added to weights."""
 
+# Ways to begin training that change the model too, so that the adapter fits only that.
 _CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin training that change the model too, so that the adapter fits only that."""
 
 
 def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
@@ -58,13 +58,12 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
 
     Args:
         path: ``"seed-mini night"`` for the bundled one; a folder with adapter_config.json and
-            adapter_model.safetensors (or .bin), or a weight file, with its adapter_config.json
-            beside it.
+            adapter_model.safetensors (or .bin), or a weight file with the config beside it.
         config: sizes of the language model.
 
     Raises:
-        CheckpointError: a missing or damaged file, no adapter of a language model, another model's,
-            or one of a kind that cannot be added to weights.
+        CheckpointError: a file is missing or damaged; or the adapter is for another model, or of a
+            kind that cannot be added to weights.
     """
     files = lora_files(path)
     file = files[0]
@@ -92,20 +91,16 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
 
 
 def lora_files(path: str | Path) -> list[Path]:
-    """Return the weight files of an adapter.
-
-    Raises:
-        CheckpointError: a folder without any.
-    """
+    """Return the weight files of an adapter; `CheckpointError` if a folder has none."""
     path = names.bundled("lora/night") if path == SEED_MINI_NIGHT else Path(path)
     return weights.weight_files(path, _WEIGHT_STEMS) if path.is_dir() else [path]
 
 
+# Where an adapter lies, and how strongly it is applied.
 Adapter = tuple[str | Path, float]
-"""Where an adapter lies, and how strongly it is applied."""
 
+# What an adapter does to one tensor of a file, and how strongly.
 Change = tuple[LowRankProduct | Replacement, float]
-"""What an adapter does to one tensor of a file, and how strongly."""
 
 
 def changes_by_key(adapters: Sequence[Adapter], config: LlamaConfig) -> dict[str, list[Change]]:
@@ -184,23 +179,14 @@ def _name(key: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class _Scales:
-    """How strongly products are added, as adapter_config.json says.
+    """How strongly products are added, as adapter_config.json says."""
 
-    Attributes:
-        file: the weights, for messages.
-        fields: what the config says; empty where there is none.
-    """
-
-    file: Path
-    fields: dict[str, Any]
+    file: Path  # the weights, for messages
+    fields: dict[str, Any]  # of the config; empty if it is missing
 
     @classmethod
     def beside(cls, file: Path) -> _Scales:
-        """Read the config beside the weights.
-
-        Raises:
-            CheckpointError: a damaged one, or of an adapter that is more than plain LoRA.
-        """
+        """Read the config beside the weights, if it is there."""
         config = file.with_name(CONFIG_FILE)
         fields = side_files.read_json(config) if config.is_file() else {}
         if (kind := fields.get("peft_type", "LORA")) != "LORA":
@@ -228,7 +214,7 @@ class _Scales:
             alpha: the tensor that some files hold in place of a config.
 
         Raises:
-            CheckpointError: a scale that nothing tells, or a rank that is not the config's.
+            CheckpointError: nothing tells the scale, or the rank is not the config's.
         """
         expected = self._setting("rank_pattern", "r", module)
         if expected not in (None, rank):

@@ -1,8 +1,7 @@
 """What opening a model gives: all that can be known before its tensors are read.
 
-Loading, conversion and the early check of a loader node start from it. The tensors were checked
-against the network by their names, number formats and shapes, so what could be opened can be loaded,
-unless a number in it is NaN or infinite.
+Loading, conversion and a loader node's check start from it. Names, number formats and shapes of all
+tensors were checked, so what opens can be loaded, unless a number in it is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -22,31 +21,17 @@ from ..files.writer import Entry
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model on disk.
+    """A model on disk, checked when it is made."""
 
-    Attributes:
-        kind: tokenizer, llm or decoder.
-        source: its file or folder.
-        files: its small files by their names in a folder; with the tensors they are all of it.
-        weights: the files that hold its tensors.
-        network: the network without its weights.
-        stream: yields all tensors under the names that `network` knows, with whatever has to be
-            done to them, from files read by the `Reader` it is given.
-        look: the reader of stand-ins that was used for opening.
-        copies: names under which `stream` yields a tensor for the second time.
-
-    Raises:
-        CheckpointError: tensors are missing, or have another shape or number format.
-    """
-
-    kind: str
-    source: Path
-    files: Mapping[str, bytes]
-    weights: tuple[Path, ...]
+    kind: str  # tokenizer, llm or decoder
+    source: Path  # its file or folder
+    files: Mapping[str, bytes]  # its small files by their names in a folder
+    weights: tuple[Path, ...]  # the files that hold its tensors
     network: EmptyNetwork[Any]
+    # Yields all tensors by the names in `network`, with whatever has to be done to them.
     stream: Callable[[Reader], Tensors]
-    look: Reader
-    copies: Collection[str] = ()
+    look: Reader  # of stand-ins; remembers what opening has read already
+    copies: Collection[str] = ()  # names under which a tensor is yielded for the second time
 
     def __post_init__(self) -> None:
         self.network.check(self.stand_ins())
@@ -56,11 +41,7 @@ class Opened:
         return self.stream(self.look)
 
     def tensors(self) -> Tensors:
-        """Yield all tensors, one at a time, on the CPU.
-
-        Raises:
-            CheckpointError: a file is damaged.
-        """
+        """Yield all tensors, one at a time, on the CPU; `CheckpointError` if a file is damaged."""
         return self.stream(partial(read_tensors, joined=self.network.joined))
 
     def layout(self) -> dict[str, Entry]:
@@ -70,9 +51,5 @@ class Opened:
         return {key: Entry(dtypes[key], shapes[key]) for key in dtypes if key not in self.copies}
 
     def load(self, device: torch.device) -> Any:
-        """Fill the network, once, and return it.
-
-        Raises:
-            CheckpointError: a file is damaged, or holds NaN or infinity.
-        """
+        """Fill the network, once, and return it; see `EmptyNetwork.fill`."""
         return self.network.fill(self.tensors(), device)

@@ -1,9 +1,7 @@
 """Quantised weights in safetensors files, as ComfyUI stores them.
 
 ``<layer>.weight`` is float8_e4m3fn, ``<layer>.weight_scale`` a float32 scalar, and the header lists
-the layers. Knows how such files are told and read, not what their layers are for.
-
-Source: Comfy-Org/ComfyUI at 4f874c5e, QUANTIZATION.md.
+the layers. Source: Comfy-Org/ComfyUI at 4f874c5e, QUANTIZATION.md.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from ..files.folder import TensorFiles
 from ..files.weights import Reader
 
 FORMAT = "float8_e4m3fn"
+# What ComfyUI is told of a layer.
 LAYER = {"format": FORMAT}
-"""What ComfyUI is told of a layer."""
 
 _WEIGHT = ".weight"
 
@@ -40,10 +38,6 @@ def header(names: Iterable[str]) -> dict[str, str]:
 
 def read_scales(files: TensorFiles, look: Reader) -> dict[str, torch.Tensor]:
     """Return the scales of a model's quantised weights, float32 ``[]``, by the weights' names.
-
-    Args:
-        files: the model's.
-        look: reads names from a file.
 
     Raises:
         CheckpointError: a file is damaged, or a weight has more than one scale.
@@ -80,7 +74,7 @@ def dequantized(
         kept: names of those to leave quantised.
 
     Raises:
-        CheckpointError: a float8 tensor without scale, or another kind of quantisation.
+        CheckpointError: a float8 tensor has no scale, or it is another kind of quantisation.
     """
     own = {f"{name}{fp8.SCALE_SUFFIX}" for name in scales}
     for name, tensor in tensors:

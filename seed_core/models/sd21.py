@@ -61,8 +61,8 @@ TEXT_ENCODER: dict[str, Any] = {
     "hidden_act": "gelu",
     "max_position_embeddings": 77,
 }
+# Token ids of the empty prompt; SD 2 fills up with zeros.
 _BEGIN, _END, _PAD = 49406, 49407, 0
-"""Token ids of the empty prompt; SD 2 fills up with zeros."""
 
 _UNET_PREFIX = "model.diffusion_model."
 _TEXT_PREFIX = "cond_stage_model."
@@ -75,18 +75,7 @@ def is_single_file(path: Path) -> bool:
 
 
 class SingleFile:
-    """Where the tensors of such a file go.
-
-    Args:
-        path: the file.
-        look: reads names and shapes.
-
-    Attributes:
-        prompt: the text encoder in the file.
-
-    Raises:
-        CheckpointError: the file is damaged, incomplete or another Stable Diffusion.
-    """
+    """Where the tensors of such a file go; `CheckpointError` if it is another Stable Diffusion."""
 
     def __init__(self, path: Path, look: Reader) -> None:
         self._path = path
@@ -135,9 +124,6 @@ def _places(
 
     diffusers renames whole tables of tensors. Given stand-ins, it shows where each one goes, and
     the tensors themselves can follow one at a time.
-
-    Raises:
-        KeyError, AttributeError, IndexError: tensors are missing.
     """
     names = _diffusers_names()
     found = {

@@ -31,11 +31,11 @@ EVA_VIT_LINK = (
 )
 SEED_1_LINK = "https://github.com/AILab-CVC/SEED/tree/v1"
 
+# Names under which the vision tower may lie beside the tokenizer's own file.
 VISION_TOWER_FILES = ("eva_vit_g.safetensors", "eva_vit_g.pth", "eva_vit_g.pt")
-"""Names under which the vision tower may lie beside the tokenizer's own file."""
 
+# Names under which SEED-1's first file may lie beside its second.
 QFORMER_FILES = ("causal_qformer.safetensors", "causal_qformer.pth", "causal_qformer.pt")
-"""Names under which SEED-1's first file may lie beside its second."""
 
 _TOKENIZER_FILES = (
     "model.safetensors",
@@ -51,11 +51,7 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedTokenizer(Opened):
-    """An image tokenizer on disk.
-
-    Attributes:
-        config: its sizes.
-    """
+    """An image tokenizer on disk."""
 
     config: TokenizerConfig
 

@@ -39,29 +39,24 @@ _NETWORKS = ("unet", "vae")
 _MEAN, _STD = "image_normalizer.mean", "image_normalizer.std"
 _PROMPT = "text_encoder.empty_prompt"
 
+# The names in `UnclipModel` and in a converted model of what is not a network's.
 _SMALL = {"mean": _MEAN, "std": _STD, "text": _PROMPT}
-"""The names in `UnclipModel` and in a converted model of what is not a network's."""
 
+# Names in VAE files written before diffusers 0.18, SD 2.1's among them.
 _OLD_ATTENTION_NAMES = {
     "query.": "to_q.",
     "key.": "to_k.",
     "value.": "to_v.",
     "proj_attn.": "to_out.0.",
 }
-"""Names in VAE files written before diffusers 0.18, SD 2.1's among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedDecoder(Opened):
-    """An unCLIP decoder on disk.
-
-    Attributes:
-        scheduler: the diffusion scheduler.
-        noising_scheduler: the schedule of the noise added to embeddings.
-    """
+    """An unCLIP decoder on disk."""
 
     scheduler: Any
-    noising_scheduler: Any
+    noising_scheduler: Any  # of the noise that is added to embeddings
 
 
 def load_decoder(
@@ -102,7 +97,7 @@ def open_decoder(path: str | Path, dtype: torch.dtype = torch.float32) -> Opened
     """
     place = names.place_of(path, "decoder")
     if not place.exists():
-        raise CheckpointError(f"there is no folder {place}; get a decoder from {DECODER_LINK}")
+        raise CheckpointError(f"{place} does not exist; get a decoder from {DECODER_LINK}")
     if place.is_file() and read_header(place) is None and sd21.is_single_file(place):
         return _open_single_file(place, dtype)
     return _open_folder(ModelFolder(place).require("decoder"), dtype)
@@ -179,11 +174,7 @@ def _network(
     source: Path,
     dtype: torch.dtype,
 ) -> EmptyNetwork[UnclipModel]:
-    """Return the networks of these configs.
-
-    Raises:
-        CheckpointError: they do not fit one another, or diffusers cannot build one.
-    """
+    """Return the networks of these configs, if they fit one another."""
     import diffusers
 
     unet = build_network(diffusers.UNet2DConditionModel, dict(configs["unet"]))
