@@ -6,7 +6,7 @@ Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..codes.value import language_family
 from ..compute import fp8, linear
 from ..errors import CheckpointError, OptionError
 from ..files.assemble import EmptyNetwork
-from ..files.folder import ModelFolder, folder_around
+from ..files.folder import ModelFolder, TensorFiles, folder_around
 from ..files.weights import Reader, Tensors, looks
 from ..llm.llama import Llama, LlamaConfig, names_in_file
 from ..llm.lora import Replacement
@@ -77,8 +77,8 @@ def load_llm(
     device = torch.device(device)
     layers = fp8 if dtype == fp8.FP8 and operations is linear else operations
     opened = open_llm(path, dtype, layers)
-    module = opened.load(device)
     template = template_of(opened.config)
+    module = opened.load(device)
     return SeedLLM(module, opened.vocab, template, opened.end_ids, device, dtype)
 
 
@@ -107,8 +107,7 @@ def open_llm(
     folder = find_llm_folder(path)
     source = folder.path
     config, vocab, fields = read_description(folder, grows=bool(adapters))
-    language_family(vocab.codebook_size)
-    end_ids = read_end_ids(folder, fields, vocab.size) | {vocab.eos}
+    language_family(vocab.codebook_size)  # refuses what belongs to no family
     files = folder.read_files((CONFIG_FILE, GENERATION_FILE, *VOCABULARY_FILES))
     weights, look = folder.weights(_WEIGHT_STEMS), looks()
     stored = quantization.read_scales(weights, look)
@@ -121,16 +120,6 @@ def open_llm(
         grown = {**fields, "vocab_size": config.vocab_size}
         files[CONFIG_FILE] = json.dumps(grown, indent=2).encode()
     kept = {key for name in scales for key in products[name]}
-
-    def stream(read: Reader) -> Tensors:
-        tensors = quantization.dequantized(weights.tensors(read), stored, source, kept)
-        for key, tensor in tensors:
-            merged = merge_into(tensor, changes.get(key, ()), grows and key in (EMBEDDINGS, HEAD))
-            _check_rows(key, merged.shape, vocab.size, source)
-            yield key, merged
-            if key == EMBEDDINGS and config.tie_word_embeddings:
-                yield HEAD, merged
-
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     network = EmptyNetwork(
         lambda layers: Llama(config, layers, **factory), operations, source, names_in_file, scales
@@ -141,14 +130,37 @@ def open_llm(
         files=files,
         weights=weights.files,
         network=network,
-        stream=stream,
+        stream=_Stream(weights, config, source, stored, kept, changes, grows),
         look=look,
         copies=(HEAD,) if config.tie_word_embeddings else (),
         config=config,
         vocab=vocab,
-        end_ids=end_ids,
+        end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
         is_quantised=bool(stored),
     )
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The tensors of a SEED-LLaMA, with whatever has to be done to them; see `Opened.stream`."""
+
+    weights: TensorFiles
+    config: LlamaConfig
+    source: Path
+    scales: Mapping[str, torch.Tensor]
+    kept: Collection[str]  # names of quantised tensors that stay so
+    changes: Mapping[str, Sequence[Change]]  # of adapters
+    grows: bool  # whether the adapters give embeddings and head new rows
+
+    def __call__(self, read: Reader) -> Tensors:
+        stored = self.weights.tensors(read)
+        for key, tensor in quantization.dequantized(stored, self.scales, self.source, self.kept):
+            may_grow = self.grows and key in (EMBEDDINGS, HEAD)
+            merged = merge_into(tensor, self.changes.get(key, ()), may_grow)
+            _check_rows(key, merged.shape, self.config.vocab_size, self.source)
+            yield key, merged
+            if key == EMBEDDINGS and self.config.tie_word_embeddings:
+                yield HEAD, merged
 
 
 def find_llm_folder(path: str | Path) -> ModelFolder:

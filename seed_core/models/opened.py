@@ -7,7 +7,7 @@ tensors were checked, so what opens can be loaded, unless a number in it is NaN 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Opened:
 
     kind: str  # tokenizer, llm or decoder
     source: Path  # its file or folder
-    files: Mapping[str, bytes]  # its small files by their names in a folder
+    files: Mapping[str, bytes] = field(repr=False)  # small ones, by their names in a folder
     weights: tuple[Path, ...]  # the files that hold its tensors
     network: EmptyNetwork[Any]
     # Yields all tensors by the names in `network`, with whatever has to be done to them.
