@@ -10,12 +10,12 @@ import diffusers
 import torch
 
 from seed_core.bench import subject
+from seed_core.decoder.network import UnclipModel
 from seed_core.decoder.runtime import SeedDecoder
 from seed_core.llm.cache import KVCache
 from seed_core.llm.llama import Llama
 from seed_core.models.llm import HEAD, matrix_products
 from seed_core.models.sd21 import UNET, VAE
-from seed_core.models.unclip import UnclipModel
 from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
 from seed_core.tokenizer.runtime import SeedTokenizer
 

@@ -32,7 +32,7 @@ from ..seed_core.compute import fp8, graphs
 from ..seed_core.compute.precision import LLM_PRECISIONS
 from ..seed_core.compute.products import multiply
 from ..seed_core.errors import CodesError, OptionError, PictureError
-from ..seed_core.models import quantization as fp8_files
+from ..seed_core.models import quantization
 
 TEXT_INTERVAL = 0.25  # seconds between two live texts
 
@@ -232,7 +232,7 @@ def fp8_operations() -> Any:
         raise OptionError(f"{device} cannot hold fp8 weights: choose precision bf16 or fp16")
     has_units = comfy.model_management.supports_fp8_compute(device)
     operations = comfy.ops.mixed_precision_ops(
-        compute_dtype=fp8.COMPUTING_DTYPE, disabled=() if has_units else (fp8_files.FORMAT,)
+        compute_dtype=fp8.COMPUTING_DTYPE, disabled=() if has_units else (quantization.FORMAT,)
     )
 
     class Linear(operations.Linear):
@@ -242,7 +242,7 @@ def fp8_operations() -> Any:
 
         def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any):
             if f"{prefix}weight{fp8.SCALE_SUFFIX}" in state_dict:
-                text = json.dumps(fp8_files.LAYER).encode()
+                text = json.dumps(quantization.LAYER).encode()
                 state_dict[f"{prefix}comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
             super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -12,24 +12,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..seed_core.errors import CheckpointError
 from ..seed_core.files.folder import ModelFolder
 from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
-from ..seed_core.llm.lora import CONFIG_FILE as ADAPTER_CONFIG
-from ..seed_core.llm.lora import SEED_MINI_NIGHT
-from ..seed_core.models.convert import plan_conversion
-from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, has_fp8_weights
+from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, open_llm
+from ..seed_core.models.lora import CONFIG_FILE as ADAPTER_CONFIG
+from ..seed_core.models.lora import SEED_MINI_NIGHT
 from ..seed_core.models.names import SEED_MINI
 from ..seed_core.models.tokenizer import (
     EVA_VIT_LINK,
     QFORMER_FILES,
     SEED_1_LINK,
     VISION_TOWER_FILES,
+    open_tokenizer,
 )
-from ..seed_core.models.unclip import DECODER_LINK
+from ..seed_core.models.unclip import DECODER_LINK, open_decoder
 from ..seed_core.tokenizer.network import TOKENIZER_LINK
 from . import host
 
@@ -147,9 +145,10 @@ def check(kind: ModelKind, choice: str) -> bool | str:
 
 @lru_cache(maxsize=100)
 def _check_files(kind: ModelKind, source: Path, state: tuple[Any, ...]) -> None:
-    """Look at names and shapes of all tensors, and at every small file; `state` tells changes."""
+    """Open a model: what opens can be loaded. `state` is new when its files are."""
+    opens = {"tokenizer": open_tokenizer, "llm": open_llm, "decoder": open_decoder}
     try:
-        plan_conversion(source, torch.float32, part=kind.part)
+        opens[kind.part](source)
     except CheckpointError as error:
         raise with_advice(error, kind) from error
 
@@ -162,9 +161,15 @@ def with_advice(error: CheckpointError, kind: ModelKind) -> CheckpointError:
 def is_fp8(choice: str) -> bool:
     """Whether a language model is stored in fp8; what is wrong with its files is for the loader."""
     try:
-        return has_fp8_weights(find(LLM, choice))
+        source = find(LLM, choice)
+        return _is_quantised(source, fingerprint(source))
     except CheckpointError:
         return False
+
+
+@lru_cache(maxsize=100)
+def _is_quantised(source: str | Path, state: tuple[Any, ...]) -> bool:
+    return open_llm(source).is_quantised
 
 
 def fingerprint_choice(kind: ModelKind, choice: str) -> str:
@@ -245,7 +250,7 @@ def _is_model_file(kind: ModelKind, file: Path) -> bool:
 def _converted_part(file: Path, size: int, mtime: int) -> str | None:
     """Which part a converted model is; size and time make the answer new when the file is."""
     try:
-        return ModelFolder(file).part
+        return ModelFolder(file).kind
     except CheckpointError:
         return None
 

@@ -9,7 +9,7 @@ from .codes.value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
 from .compute.generators import seeded_generators
 from .core import CodesCore, LoadedCore
 from .decoder.options import DecodeOptions
-from .decoder.runtime import SeedDecoder, load_decoder
+from .decoder.runtime import SeedDecoder
 from .errors import (
     CheckpointError,
     CodesError,
@@ -21,11 +21,15 @@ from .errors import (
     SeedError,
 )
 from .llm.chat import SeedChat, Turn
-from .llm.lora import LoraAdapter, merge_lora, read_lora
-from .llm.runtime import Reply, SeedLLM, load_llm
+from .llm.lora import LoraAdapter, merge_lora
+from .llm.runtime import Reply, SeedLLM
 from .llm.sampling import GenerationOptions
+from .models.llm import load_llm
+from .models.lora import read_lora
+from .models.tokenizer import load_tokenizer
+from .models.unclip import load_decoder
 from .tokenizer.network import TokenizerConfig
-from .tokenizer.runtime import SeedTokenizer, load_tokenizer
+from .tokenizer.runtime import SeedTokenizer
 
 __all__ = [
     "CODEBOOK_SIZES",

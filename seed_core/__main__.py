@@ -32,17 +32,16 @@ from .decoder.embeddings import require_image_embedding
 from .errors import OptionError
 from .fetching.downloads import DOWNLOADS
 from .files.pictures import (
-    check_output,
     check_picture_output,
     read_codes,
     read_picture,
     save_codes,
     save_pictures,
 )
-from .llm.lora import SEED_MINI_NIGHT
+from .files.writer import check_output
 from .llm.sampling import REPLIES
-from .models.convert import Conversion, convert_model, plan_conversion
-from .models.convert import check_output as check_file
+from .models.convert import SUFFIX, Conversion, convert_model, plan_conversion
+from .models.lora import SEED_MINI_NIGHT
 from .models.names import SEED_MINI
 from .tokenizer.preprocess import FITS
 
@@ -128,7 +127,7 @@ def run_convert(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     conversion = plan_conversion(args.source, LLM_PRECISIONS[args.precision], args.lora)
-    check_file(args.output, conversion.nbytes)
+    check_output(args.output, SUFFIX, conversion.nbytes)
     say(_describe(conversion, args))
     if args.dry_run:
         return
@@ -143,10 +142,11 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def _describe(conversion: Conversion, args: argparse.Namespace) -> str:
+    opened = conversion.opened
     return (
-        f"{conversion.part} {conversion.source} to {args.output}: {len(conversion.layout)} tensors, "
+        f"{opened.kind} {opened.source} to {args.output}: {len(conversion.layout)} tensors, "
         f"{conversion.nbytes / 2**30:.2f} GiB in {args.precision}, with "
-        f"{', '.join(conversion.files)} in the header"
+        f"{', '.join(opened.files)} in the header"
         + "".join(f", {path} merged at {strength}" for path, strength in args.lora)
     )
 

@@ -20,12 +20,11 @@ from seed_core import TokenizerConfig
 from seed_core.bench.subject import Subject
 from seed_core.codes.value import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, image_token
 from seed_core.compute import fp8
-from seed_core.files import folder as model_folder
+from seed_core.files.folder import header
 from seed_core.llm.config import LlamaConfig
 from seed_core.llm.layout import parts_in_file
 from seed_core.llm.vocab import VOCABULARY_FILES
-from seed_core.models import names
-from seed_core.models import quantization as fp8_files
+from seed_core.models import names, quantization
 from seed_core.models.llm import HEAD, matrix_products
 from seed_core.models.sd21 import UNET, VAE, side_files
 from seed_core.tokenizer.eva_vit import VisionConfig
@@ -168,8 +167,8 @@ def language_model(config: LlamaConfig) -> WeightFile:
         forms,
         {
             "format": "pt",
-            **model_folder.header("llm", files, origin),
-            **fp8_files.header(quantised),
+            **header("llm", files, origin),
+            **quantization.header(quantised),
         },
         constants=dict.fromkeys(scales, FP8_SCALE),
     )

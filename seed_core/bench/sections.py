@@ -24,11 +24,12 @@ from ..files.pictures import read_picture
 from ..llm.cache import KVCache
 from ..llm.generation import DecodeRequest, generate_tokens
 from ..llm.llama import Llama
-from ..llm.runtime import load_llm
 from ..llm.sampling import GenerationOptions, ImageTokens
 from ..models import names
 from ..models.convert import convert_model, plan_conversion
-from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
+from ..models.llm import load_llm
+from ..models.tokenizer import load_tokenizer
+from ..tokenizer.runtime import SeedTokenizer
 from . import peers
 from .meter import Meter
 from .quality import Question, measure_quality

@@ -21,19 +21,20 @@ from torch import nn
 
 from ..codes.value import CODEBOOK_SIZES, NUM_CODES
 from ..compute import fp8, layers
-from ..decoder.runtime import SeedDecoder, load_decoder
+from ..decoder.network import UnclipModel
+from ..decoder.runtime import SeedDecoder
 from ..files import assemble, side_files
 from ..llm.config import LlamaConfig
 from ..llm.layout import names_in_file
 from ..llm.llama import Llama
-from ..llm.runtime import load_llm
 from ..llm.sampling import ImageTokens
 from ..models import names
-from ..models.llm import matrix_products
+from ..models.llm import load_llm, matrix_products
 from ..models.sd21 import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
-from ..models.unclip import UnclipModel
+from ..models.tokenizer import load_tokenizer
+from ..models.unclip import load_decoder
 from ..tokenizer.network import TokenizerConfig, TokenizerModel
-from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
+from ..tokenizer.runtime import SeedTokenizer
 
 MINI = "mini"
 

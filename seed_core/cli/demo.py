@@ -14,12 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..compute.generators import seeded_generators
 from ..decoder.options import DecodeOptions
-from ..decoder.runtime import SeedDecoder, load_decoder
+from ..decoder.runtime import SeedDecoder
 from ..files.pictures import picture_from_pixels
-from ..llm.runtime import GenerationProgress, SeedLLM, load_llm
+from ..llm.runtime import GenerationProgress, SeedLLM
 from ..llm.sampling import GenerationOptions
+from ..models.llm import load_llm
 from ..models.names import SEED_MINI, sample_pictures
-from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
+from ..models.tokenizer import load_tokenizer
+from ..models.unclip import load_decoder
+from ..tokenizer.runtime import SeedTokenizer
 
 RECONSTRUCTED = ("fox_on_yellow", "owl_on_red", "cupcake_on_blue", "pizza_on_green")
 QUESTIONS = ("What is this?", "What color is the background?", "Describe this picture.")

@@ -10,13 +10,28 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import CodesError
+from ..errors import CheckpointError, CodesError
 
 NUM_CODES = 32
 """Codes of one picture, in causal order: each refines what the earlier ones say."""
 
 CODEBOOK_SIZES = {"seed-1": 8192, "seed-2": 8192, "seed-mini": 512}
 """The published families and the number of different codes each one has."""
+
+
+def language_family(codebook_size: int) -> str:
+    """Return the family of a language model, by the number of codes in its vocabulary.
+
+    Raises:
+        CheckpointError: no SEED-LLaMA has so many.
+    """
+    for family in ("seed-2", "seed-mini"):  # SEED-1 has no language model that was published
+        if CODEBOOK_SIZES[family] == codebook_size:
+            return family
+    raise CheckpointError(
+        f"the vocabulary has {codebook_size} image codes; SEED-2 models have "
+        f"{CODEBOOK_SIZES['seed-2']}, seed-mini has {CODEBOOK_SIZES['seed-mini']}"
+    )
 
 
 def image_token(code: int) -> str:

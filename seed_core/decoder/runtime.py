@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..compute.threads import threads_for
 from ..core import LoadedCore
 from ..errors import OptionError
-from ..models.unclip import UnclipModel, find_unclip_folder, read_unclip_folder
 from .denoiser import Denoiser
+from .network import UnclipModel
 from .noising import noised_labels
 from .options import DecodeOptions
 from .painter import Painter
@@ -248,26 +246,3 @@ def _row_generators(
 
 def _randn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float32)
-
-
-def load_decoder(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    operations: Any = nn,
-) -> SeedDecoder:
-    """Load an unCLIP decoder.
-
-    Args:
-        path: ``"seed-mini"`` for the bundled one; a diffusers folder of
-            StableUnCLIPImg2ImgPipeline; or a converted model.
-        device: where to put the weights.
-        dtype: float32, float16 or bfloat16.
-        operations: where layers come from, ``torch.nn`` or a host's equivalent.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, unsafe, incomplete or another pipeline's.
-    """
-    device = torch.device(device)
-    parts = read_unclip_folder(find_unclip_folder(path), device, dtype, operations)
-    return SeedDecoder(parts.module, parts.scheduler, parts.noising_scheduler, device, dtype)

@@ -1,8 +1,7 @@
-"""A model's side files and tensors, wherever they lie: in a folder, or all of them in one file.
+"""A model's small files and tensors, wherever they lie: in a folder, or all of them in one file.
 
 A converted model is one safetensors file whose header holds the small files too, so that nothing
-can be lost beside it. Who reads a model asks by the names of its folder and cannot tell which one it
-is. Knows names and bytes, not what they mean.
+can be lost beside it. Both are read by the names that files have in a folder.
 """
 
 from __future__ import annotations
@@ -15,69 +14,43 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from . import safetensors, side_files, weights
+from . import safetensors, side_files
+from .weights import Reader, Tensors, read_tensors, read_weights, weight_files
 
+# The entry of a safetensors header that makes a file a converted model.
 _HEADER = "seed_llama"
-"""The entry of a safetensors header that makes a file a converted model."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The tensors of one network.
-
-    Attributes:
-        files: the weight files they lie in.
-        prefix: what their names begin with there, and do not outside.
-    """
+class TensorFiles:
+    """The files that hold the tensors of one network."""
 
     files: tuple[Path, ...]
-    prefix: str = ""
+    prefix: str = ""  # of its tensors' names there: a model in one file has several networks
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of all tensors."""
-        return {
-            key.removeprefix(self.prefix): shape
-            for file in self.files
-            for key, shape in weights.read_shapes(file).items()
-            if key.startswith(self.prefix)
-        }
-
-    def tensors(self, joined: Iterable[tuple[str, ...]] = ()) -> weights.Tensors:
-        """Yield all tensors, one at a time, on the CPU; `weights.read_tensors` tells more."""
-        inside = [tuple(self.prefix + key for key in keys) for keys in joined]
-        for key, tensor in weights.read_weights(self.files, self.prefix, inside):
+    def tensors(self, read: Reader = read_tensors) -> Tensors:
+        """Yield all tensors without the prefix, one at a time; see `read_weights`."""
+        for key, tensor in read_weights(self.files, self.prefix, read):
             yield key.removeprefix(self.prefix), tensor
 
 
 class ModelFolder:
-    """A folder of a model, or the one file that stands for it.
-
-    Attributes:
-        path: the folder or file, for messages.
-        part: of a file, which part of the family it holds: tokenizer, llm or decoder.
-
-    Raises:
-        CheckpointError: a file that is no converted model.
-    """
+    """A folder of a model, or a converted model; `CheckpointError` for any other file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.part: str | None = None
+        self.kind: str | None = None  # tokenizer, llm or decoder; None for a folder
         self._files: Mapping[str, bytes] | None = None
         if path.is_file():
             header = read_header(path)
             if header is None:
-                raise CheckpointError(f"{path} is no model that was converted to one file")
-            self.part, self._files = header
+                raise CheckpointError(f"{path} is not a model that was converted to one file")
+            self.kind, self._files = header
 
-    def require(self, part: str) -> ModelFolder:
-        """Return this folder, or say that the file holds another part of a model.
-
-        Raises:
-            CheckpointError: it does.
-        """
-        if self.part not in (None, part):
-            raise CheckpointError(f"{self.path} holds a SEED {self.part}; a SEED {part} is needed")
+    def require(self, kind: str) -> ModelFolder:
+        """Return this folder, or raise a `CheckpointError` if it is a model of another kind."""
+        if self.kind not in (None, kind):
+            raise CheckpointError(f"{self.path} holds a SEED {self.kind}; a SEED {kind} is needed")
         return self
 
     def has(self, name: str) -> bool:
@@ -85,55 +58,40 @@ class ModelFolder:
         return (self.path / name).is_file() if self._files is None else name in self._files
 
     def read_bytes(self, name: str) -> bytes:
-        """Return the content of a small file.
-
-        Raises:
-            CheckpointError: there is none.
-        """
+        """Return the content of a small file; `CheckpointError` if it is missing."""
         if not self.has(name):
-            raise CheckpointError(f"there is no {name} in {self.path}")
+            raise CheckpointError(f"{self.path} lacks {name}")
         if self._files is None:
             return side_files.read_side_file(self.path / name)
         return self._files[name]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return the object in a JSON file.
-
-        Raises:
-            CheckpointError: no such file, no JSON, or no object.
-        """
+        """Return the object in a JSON file; `CheckpointError` if it is missing or damaged."""
         return side_files.parse_json(self.read_bytes(name), f"{name} of {self.path}")
 
-    def weights(self, stems: tuple[str, ...], folder: str = "") -> Weights:
-        """Return the tensors of one network.
+    def read_files(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return the content of those small files that are there, by their names."""
+        return {name: self.read_bytes(name) for name in names if self.has(name)}
+
+    def weights(self, stems: tuple[str, ...], folder: str = "") -> TensorFiles:
+        """Return the files of one network.
 
         Args:
-            stems: file names without suffix, best first; of no meaning in one file.
+            stems: see `weight_files`; of no use in a converted model.
             folder: the folder inside that belongs to the network, if it has one.
-
-        Raises:
-            CheckpointError: none found, or an index that names a file outside the folder.
         """
         if self._files is None:
-            return Weights(tuple(weights.weight_files(self.path / folder, stems)))
-        return Weights((self.path,), f"{folder}." if folder else "")
+            return TensorFiles(tuple(weight_files(self.path / folder, stems)))
+        return TensorFiles((self.path,), f"{folder}." if folder else "")
 
 
 def folder_around(file: Path) -> ModelFolder:
-    """Return a converted model as the folder it stands for; for any other file the one it lies in.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
+    """Return a converted model as a folder; for any other file the folder it lies in."""
     return ModelFolder(file if read_header(file) is not None else file.parent)
 
 
 def read_header(path: Path) -> tuple[str, dict[str, bytes]] | None:
-    """Return part and small files of a converted model, or None for any other file.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
+    """Return kind and small files of a converted model, or None for any other file."""
     if path.suffix.lower() not in safetensors.SAFETENSORS_SUFFIXES:
         return None
     text = safetensors.read_metadata(path).get(_HEADER)
@@ -147,16 +105,16 @@ def read_header(path: Path) -> tuple[str, dict[str, bytes]] | None:
         raise CheckpointError(f"the header of {path} is damaged: {error!r:.200}") from error
 
 
-def header(part: str, files: Mapping[str, bytes], origin: Mapping[str, Any]) -> dict[str, str]:
+def header(kind: str, files: Mapping[str, bytes], origin: Mapping[str, Any]) -> dict[str, str]:
     """Return what makes a safetensors file a converted model.
 
     Args:
-        part: tokenizer, llm or decoder.
+        kind: tokenizer, llm or decoder.
         files: the small files by their names in the model's folder.
         origin: where the model comes from, to be read by people.
     """
     record = {
-        "part": part,
+        "part": kind,  # as saved files have it
         "origin": dict(origin),
         "files": {name: _text(content) for name, content in files.items()},
     }

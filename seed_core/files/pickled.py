@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,26 @@ from .side_files import unreadable
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
+# Bytes of a pickled file that are read before its mapping is renewed.
 _MAPPED_AT_ONCE = 512 * 2**20
-"""Bytes of a pickled file that are read before its mapping is renewed."""
 
 
-def _pickled_tensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield copies, and map the file anew from time to time, as one mapping holds all of it."""
+def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names, number formats and shapes, as tensors on the meta device."""
+    for key, tensor in _read_pickled(path).items():
+        yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def copied_tensors(
+    path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield copies of tensors; `CheckpointError` for a damaged file or one with program code."""
     content = _read_pickled(path)
     used = 0
     for key in list(content):
-        if not key.startswith(prefix):
+        if not is_wanted(key):
             continue
+        # One mapping holds all of the file, so it is renewed from time to time.
         if used > _MAPPED_AT_ONCE and _is_zip(path):
             content, used = {}, 0  # the old mapping ends before the new one begins
             content = _read_pickled(path)
@@ -79,11 +88,7 @@ def _is_stored(tensor: torch.Tensor) -> bool:
 
 
 def check_pickled(path: Path) -> None:
-    """Refuse archives that could be larger inside than they are, before anything unpacks them.
-
-    Raises:
-        CheckpointError: a tar archive, or a zip archive whose content is packed or overlaps.
-    """
+    """Refuse archives that could be larger inside than they are, before anything unpacks them."""
     with path.open("rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":

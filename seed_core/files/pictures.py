@@ -11,56 +11,31 @@ from PIL import Image, UnidentifiedImageError
 from ..codes.text import codes_from_json, codes_to_json
 from ..codes.value import SeedCodes
 from ..errors import CodesError, OptionError, PictureError
+from .writer import check_output
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Open a picture file.
-
-    Raises:
-        PictureError: no such file, or no picture.
-    """
+    """Open a picture file; `PictureError` if it is missing or of an unknown format."""
     try:
         picture = Image.open(path)
         picture.load()
     except FileNotFoundError as error:
-        raise PictureError(f"there is no picture {path}") from error
+        raise PictureError(f"the picture {path} does not exist") from error
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise PictureError(f"{path} is no picture this can read: {error}") from error
+        raise PictureError(f"{path} cannot be read as a picture: {error}") from error
     return picture
 
 
 def read_codes(path: Path) -> SeedCodes:
-    """Read a codes file that ``encode`` or ``chat`` wrote.
-
-    Raises:
-        CodesError: no such file, or no codes.
-    """
+    """Read a codes file that ``encode`` or ``chat`` wrote; `CodesError` if it cannot be read."""
     try:
         return codes_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CodesError(f"cannot read codes from {path}: {error}") from error
 
 
-def check_output(path: Path) -> None:
-    """Refuse a path that no file can be written to, before anything is computed for it.
-
-    Raises:
-        OptionError: no such folder, or a folder in the file's place.
-    """
-    if not path.parent.is_dir():
-        raise OptionError(
-            f"there is no folder {path.parent} to write {path.name} to; make it first"
-        )
-    if path.is_dir():
-        raise OptionError(f"{path} is a folder; give the name of a file")
-
-
 def check_picture_output(path: Path) -> None:
-    """Refuse a path that no picture can be written to; its suffix is the format.
-
-    Raises:
-        OptionError: see `check_output`; or a suffix that Pillow cannot write in color.
-    """
+    """Do what `check_output` does, and refuse a suffix that Pillow cannot write in color."""
     try:  # some formats have a writer that knows no color, or that waits for a plug-in
         picture = Image.new("RGB", (1, 1))
         picture.save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])

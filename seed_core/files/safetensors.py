@@ -1,12 +1,9 @@
-"""Safetensors files: names, shapes and tensors, mapped into memory a few at a time.
-
-Knows the format and nothing of what the tensors are for.
-"""
+"""Safetensors files: names, shapes and tensors, mapped into memory a few at a time."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +15,7 @@ from .side_files import parse_json, unreadable
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 
+# Number formats by their names in safetensors files.
 _STORED_AS = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
@@ -25,28 +23,31 @@ _STORED_AS = {
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
     "C64": torch.complex64,
 }
-"""Number formats by their names in safetensors files."""
 
+# Bytes of neighbouring tensors that share a mapping; the parts of a product may have more.
 _MAPPED_TOGETHER = 256 * 2**10
-"""Bytes of neighbouring tensors that share a mapping; the parts of a product may have more."""
 
+# About how many mappings a file gets: neighbours of a large one may take this part of it each.
 _MAPPINGS = 128
-"""About how many mappings a file gets: neighbours of a large one may take this part of it each."""
 
 
-def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of these names from a safetensors file, on the CPU.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
-    if names:
-        yield from _mapped_tensors(path, lambda key: key in names)
+def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names, number formats and shapes by the header, as tensors on the meta device."""
+    for key, field in _read_header(path)[1].items():
+        dtype, shape = _form(field)
+        yield key, torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _mapped_tensors(
+def mapped_tensors(
     path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors as views of the file; `CheckpointError` if it is damaged.
+
+    Args:
+        path: the file.
+        is_wanted: told a name, says whether that tensor is read.
+        joined: names of tensors that share a mapping where they are neighbours.
+    """
     start, fields = _read_header(path)
     wanted = {key: field for key, field in fields.items() if is_wanted(key)}
     try:
@@ -88,13 +89,11 @@ def _stretches(
 def _map(
     file: BinaryIO, fields: Mapping[str, dict[str, Any]], start: int
 ) -> list[tuple[str, torch.Tensor]]:
-    """Return tensors as views of their stretch of a file, the last one first.
-
-    Pages are copied when they are written to. What was read of a mapping counts as memory until the
-    mapping ends, and systems refuse one as large as all their memory, which the library makes of a
-    large file: so a stretch is one tensor. But every mapping takes one of the few files that a
-    process may have open: so small ones share theirs, and so do those that are joined.
-    """
+    """Return tensors as views of their stretch of a file, the last one first."""
+    # What was read of a mapping counts as memory until the mapping ends, and systems refuse one as
+    # large as all their memory, which the library makes of a large file: so a stretch is one tensor.
+    # But every mapping takes one of the few files that a process may have open: so small tensors
+    # share theirs, and so do those that are joined.
     places = [field["data_offsets"] for field in fields.values()]
     first, end = start + places[0][0], start + places[-1][1]
     before = first % mmap.ALLOCATIONGRANULARITY
@@ -102,19 +101,24 @@ def _map(
     if end > first:
         stretch = mmap.mmap(
             file.fileno(), end - first + before, access=mmap.ACCESS_COPY, offset=first - before
-        )
+        )  # whose pages are copied when they are written to
         data = torch.frombuffer(stretch, dtype=torch.uint8, offset=before)
     tensors = []
     for key, field in fields.items():
         begin, end = field["data_offsets"]
         own = data[begin - places[0][0] : end - places[0][0]]
-        dtype = _STORED_AS.get(field["dtype"])
-        shape = field["shape"] if dtype else [end - begin]  # of a format unknown here, its bytes
-        dtype = dtype or torch.uint8
+        dtype, shape = _form(field)
         if own.data_ptr() % dtype.itemsize or own.storage_offset() % dtype.itemsize:
             own = own.clone()
         tensors.append((key, own.view(dtype).reshape(shape)))
     return tensors[::-1]
+
+
+def _form(field: dict[str, Any]) -> tuple[torch.dtype, list[int]]:
+    """Return number format and shape of a tensor; of a format unknown here, those of its bytes."""
+    begin, end = field["data_offsets"]
+    dtype = _STORED_AS.get(field["dtype"])
+    return (dtype, field["shape"]) if dtype else (torch.uint8, [end - begin])
 
 
 @contextmanager
@@ -128,23 +132,17 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return where a safetensors file's tensors begin, and what its header says of each.
-
-    The library checks everything but names that occur twice, of which it takes one.
-    """
+    """Return where a safetensors file's tensors begin, and what its header says of each."""
     with _opened(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length)
+    # The library checks everything but names that occur twice, of which it takes one.
     fields = parse_json(text, f"the header of {path}")
     fields.pop("__metadata__", None)
     return 8 + length, fields
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file's header says besides its tensors.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
+    """Return what a safetensors file's header says besides its tensors."""
     with _opened(path) as file:
         return dict(file.metadata() or {})

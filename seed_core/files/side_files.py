@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 
+# Bytes of a config or a vocabulary that are read; published ones have half a million.
 _LARGEST_SIDE_FILE = 64 * 2**20
-"""Bytes of a config or a vocabulary that are read; published ones have half a million."""
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -29,22 +29,14 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        CheckpointError: no such file, no JSON, or no object.
-    """
+    """Return the object in a JSON file; `CheckpointError` if it is missing or damaged."""
     if not path.is_file():
-        raise CheckpointError(f"there is no {path.name} in the folder {path.parent}")
+        raise CheckpointError(f"the folder {path.parent} lacks {path.name}")
     return parse_json(read_side_file(path), str(path))
 
 
 def read_side_file(path: Path) -> bytes:
-    """Return the content of a small file.
-
-    Raises:
-        CheckpointError: one too large to be what it should, or that may not be read.
-    """
+    """Return the content of a small file; `CheckpointError` if it is large or not readable."""
     try:
         if (size := path.stat().st_size) <= _LARGEST_SIDE_FILE:
             return path.read_bytes()
@@ -54,14 +46,10 @@ def read_side_file(path: Path) -> bytes:
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """Return the object written in ``text``.
-
-    Args:
-        text: JSON in UTF-8.
-        where: what the text is, for messages.
+    """Return the object written in JSON; ``where`` is what the text is, for messages.
 
     Raises:
-        CheckpointError: no JSON, no object, or a name that occurs twice in one.
+        CheckpointError: it is not JSON, not an object, or has a name twice in one object.
     """
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)

@@ -1,53 +1,107 @@
-"""Weight files of any kind: which there are of a network, and the tensors in them, one at a time."""
+"""Weight files of any format: which ones a network has, and their tensors one at a time.
+
+A new format of weights is a line in `FORMATS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ..errors import CheckpointError
-from .pickled import PICKLED_SUFFIXES, _pickled_tensors, _read_pickled
-from .safetensors import SAFETENSORS_SUFFIXES, _mapped_tensors, _read_header
+from . import pickled, safetensors
 from .side_files import read_json
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
+Joined = Iterable[tuple[str, ...]]
+IsWanted = Callable[[str], bool]
 
-WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLED_SUFFIXES)
+
+class Format(NamedTuple):
+    """How one kind of weight file is recognised and read."""
+
+    suffixes: tuple[str, ...]  # in lower case
+    in_folders: str  # the suffix that Hugging Face gives it
+    stand_ins: Callable[[Path], Tensors]  # on the meta device
+    tensors: Callable[[Path, IsWanted, Joined], Tensors]  # one at a time, on the CPU
+
+
+# The best to have first: a folder may hold the same weights in several formats.
+FORMATS = (
+    Format(
+        safetensors.SAFETENSORS_SUFFIXES,
+        ".safetensors",
+        safetensors.read_stand_ins,
+        safetensors.mapped_tensors,
+    ),
+    Format(pickled.PICKLED_SUFFIXES, ".bin", pickled.read_stand_ins, pickled.copied_tensors),
+)
+
+WEIGHT_SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
+
+# What Hugging Face puts into the names of files in half precision; full ones are preferred.
+_VARIANTS = ("", ".fp16")
+
+# Reads those tensors of a file whose names begin with a prefix: `read_tensors` or `read_stand_ins`.
+Reader = Callable[[Path, str], Tensors]
 
 
 def read_tensors(
-    path: Path, prefix: str = "", joined: Iterable[tuple[str, ...]] = ()
+    path: Path, prefix: str = "", joined: Joined = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of one safetensors or pickled file, one at a time, on the CPU.
+    """Yield the tensors of one weight file, one at a time, on the CPU.
 
     Args:
         path: the file.
-        prefix: only those whose names begin with it.
-        joined: names of tensors that `assemble` will join. Where they lie behind one another in a
-            safetensors file they do so in memory, and are joined without a copy.
+        prefix: only tensors whose names begin with it are read.
+        joined: names of tensors that a network joins to one. Where they are neighbours in a
+            safetensors file, they become neighbours in memory and are joined without a copy.
 
     Raises:
-        CheckpointError: no such file, an unknown kind, a damaged one, or a pickle with code in it.
+        CheckpointError: the file is missing, damaged, of an unknown format or holds program code.
     """
-    if _is_pickled(path):
-        yield from _pickled_tensors(path, prefix)
-        return
-    yield from _mapped_tensors(path, lambda key: key.startswith(prefix), joined)
+    yield from _format(path).tensors(path, lambda key: key.startswith(prefix), joined)
+
+
+def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of these names, as `read_tensors` does."""
+    if names:
+        yield from _format(path).tensors(path, lambda key: key in names, ())
+
+
+def read_stand_ins(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what `read_tensors` would, on the meta device: names, number formats and shapes."""
+    for key, tensor in _format(path).stand_ins(path):
+        if key.startswith(prefix):
+            yield key, tensor
+
+
+def looks() -> Reader:
+    """Return a `read_stand_ins` that remembers: it opens each file once."""
+    seen: dict[Path, list[tuple[str, torch.Tensor]]] = {}
+
+    def look(path: Path, prefix: str) -> Tensors:
+        if path not in seen:
+            seen[path] = list(read_stand_ins(path))
+        return ((key, tensor) for key, tensor in seen[path] if key.startswith(prefix))
+
+    return look
 
 
 def read_weights(
-    files: Iterable[Path], prefix: str = "", joined: Collection[tuple[str, ...]] = ()
+    files: Iterable[Path], prefix: str = "", read: Reader = read_tensors
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of several files, as `read_tensors` does.
+    """Yield the tensors of several files.
 
     Raises:
-        CheckpointError: also for a tensor that two of the files hold.
+        CheckpointError: see `read_tensors`; or two of the files hold the same tensor.
     """
     given: set[str] = set()
     for file in files:
-        for key, tensor in read_tensors(file, prefix, joined):
+        for key, tensor in read(file, prefix):
             if key in given:
                 raise CheckpointError(
                     f"{file} holds {key}, and so does another file of the model in {file.parent}. "
@@ -58,31 +112,26 @@ def read_weights(
 
 
 def read_keys(path: Path) -> list[str]:
-    """Return the names of the tensors of a weight file; of a safetensors file only by its header."""
-    return list(read_shapes(path))
+    """Return the names of the tensors in a weight file."""
+    return [key for key, _ in read_stand_ins(path)]
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors of a weight file, of a safetensors file by its header.
-
-    Raises:
-        CheckpointError: a damaged file.
-    """
-    if _is_pickled(path):
-        return {key: tuple(tensor.shape) for key, tensor in _read_pickled(path).items()}
-    return {key: tuple(field["shape"]) for key, field in _read_header(path)[1].items()}
+    """Return names and shapes of the tensors in a weight file."""
+    return {key: tuple(tensor.shape) for key, tensor in read_stand_ins(path)}
 
 
-def _is_pickled(path: Path) -> bool:
-    """Tell the kind of a weight file, or say why it is none."""
+def _format(path: Path) -> Format:
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path.name} in the folder {path.parent}")
+        raise CheckpointError(f"the folder {path.parent} lacks {path.name}")
     suffix = path.suffix.lower()
-    if suffix not in WEIGHT_SUFFIXES:
-        raise CheckpointError(
-            f"{path} is no weight file this can read; known endings: {', '.join(WEIGHT_SUFFIXES)}"
-        )
-    return suffix in PICKLED_SUFFIXES
+    for each in FORMATS:
+        if suffix in each.suffixes:
+            return each
+    raise CheckpointError(
+        f"{path} is not a weight file that this can read; known endings: "
+        f"{', '.join(WEIGHT_SUFFIXES)}"
+    )
 
 
 def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
@@ -93,14 +142,20 @@ def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
         stems: file names without suffix, best first, such as ``("model", "pytorch_model")``.
 
     Raises:
-        CheckpointError: none found, or an index that names a file outside the folder.
+        CheckpointError: there are none, or an index names a file outside the folder.
     """
-    for stem in stems:
-        for suffix in (".safetensors", ".bin"):
-            if (index := folder / f"{stem}{suffix}.index.json").is_file():
-                return _shards(index)
-            if (single := folder / f"{stem}{suffix}").is_file():
-                return [single]
+    for variant in _VARIANTS:
+        for stem in stems:
+            for suffix in (each.in_folders for each in FORMATS):
+                indices = (
+                    f"{stem}{suffix}.index{variant}.json",
+                    f"{stem}{variant}{suffix}.index.json",  # as older releases named it
+                )
+                for index in indices:
+                    if (folder / index).is_file():
+                        return _shards(folder / index)
+                if (single := folder / f"{stem}{variant}{suffix}").is_file():
+                    return [single]
     wanted = ", ".join(f"{stem}.safetensors" for stem in stems)
     raise CheckpointError(f"the folder {folder} has no weights; looked for {wanted} and shards")
 

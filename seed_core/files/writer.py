@@ -1,8 +1,7 @@
 """A safetensors file written tensor by tensor, which a later run can go on with.
 
-Its whole layout is fixed before the first tensor, so each one goes to its own place and none is kept
-in memory. What is done stands in a journal beside the unfinished file. Knows the format of
-safetensors, not what the tensors are for.
+Its whole layout is fixed before the first tensor, so each one goes to its own place and none is
+kept in memory. What is done stands in a journal beside the unfinished file.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -32,6 +31,7 @@ _DTYPES = {
 }
 _FULL = "the disk of {folder} is full. Make room and give the same command: it goes on where it stopped."
 _FORBIDDEN = "this program may not write {path}: choose a folder of your own"
+# What a user can do about an error of the system.
 _REASONS: dict[int | None, str] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -40,12 +40,11 @@ _REASONS: dict[int | None, str] = {
     errno.EROFS: _FORBIDDEN,
     errno.ENAMETOOLONG: "the path {path} is too long for its disk; choose a shorter one",
 }
-"""What a user can do about an error of the system."""
 
 _CHUNK = 16 * 2**20
 
+# Bytes that the first tensor begins at a multiple of: what processors load at once.
 _ALIGNMENT = 64
-"""Bytes that the first tensor begins at a multiple of: what processors load at once."""
 
 
 class Entry(NamedTuple):
@@ -61,10 +60,10 @@ class Entry(NamedTuple):
 
 
 class StreamedFile:
-    """One file on its way.
+    """One file on its way; until it is finished its name has ``.unfinished`` at the end.
 
     Args:
-        path: the file to make; until it is finished it has ``.unfinished`` at its end.
+        path: the file to make.
         layout: form of every tensor.
         metadata: what the header says besides.
     """
@@ -87,8 +86,7 @@ class StreamedFile:
         """Begin, or go on where an earlier run with the same header ended.
 
         Raises:
-            OptionError: the file exists or may not be written, another run is writing it, or the
-                disk is full.
+            OptionError: see `check_output`; or another run is writing the file, or the disk fills.
         """
         from filelock import FileLock, Timeout
 
@@ -96,7 +94,7 @@ class StreamedFile:
         try:
             with lock.acquire(timeout=0):
                 try:
-                    check_target(self._path, self.nbytes)
+                    check_output(self._path, nbytes=self.nbytes)
                     yield from self._opened()
                 finally:
                     with contextlib.suppress(OSError):  # Windows removes no open file
@@ -164,20 +162,38 @@ class StreamedFile:
     _log: IO[str]
 
 
-def check_target(path: Path, nbytes: int) -> None:
-    """Refuse a file that exists, or that its disk has no room for.
+def check_output(path: Path, suffix: str = "", nbytes: int | None = None) -> None:
+    """Refuse a file that cannot be written, before anything is read or computed for it.
+
+    Args:
+        path: the file to make.
+        suffix: how its name has to end.
+        nbytes: how many a new file will take. None is for small files, which a user may write over.
 
     Raises:
-        OptionError: one of both.
+        OptionError: its name has another ending, its folder does not exist, a folder has its name,
+            a new file exists already, or the disk has too little room.
     """
-    unfinished = _unfinished(path)
+    if not path.name.endswith(suffix):
+        raise OptionError(f"the output must end in {suffix}; got {path.name}")
     try:
-        is_taken = path.exists()
-        there = unfinished.stat().st_size if unfinished.exists() else 0
+        if not path.parent.is_dir():
+            raise OptionError(
+                f"the folder {path.parent} does not exist: make it, then {path.name} can go there"
+            )
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder; give the name of a file")
+        if nbytes is not None:
+            _check_new(path, nbytes)
     except OSError as error:
         raise _explained(error, path) from error
-    if is_taken:
+
+
+def _check_new(path: Path, nbytes: int) -> None:
+    if path.exists():
         raise OptionError(f"{path} exists already; give another name, or move it away")
+    unfinished = _unfinished(path)
+    there = unfinished.stat().st_size if unfinished.exists() else 0
     free = shutil.disk_usage(path.parent).free
     if free + there < nbytes:
         raise OptionError(
@@ -187,7 +203,7 @@ def check_target(path: Path, nbytes: int) -> None:
 
 
 def _explained(error: OSError, path: Path) -> Exception:
-    """Return the error as people can use it, or as it is where nobody knows more."""
+    """Return the error in words for a user, or as it is if we have none."""
     reason = _REASONS.get(error.errno)
     return OptionError(reason.format(path=path, folder=path.parent)) if reason else error
 

@@ -11,24 +11,22 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..codes.value import NUM_CODES, SeedCodes, codes_values
-from ..compute import fp8, layers
+from ..codes.value import NUM_CODES, SeedCodes, codes_values, language_family
+from ..compute import fp8
 from ..compute.precision import LLM_PRECISIONS
 from ..core import CodesCore
 from ..errors import CodesError, PromptError
-from ..models.llm import LlmFolder, find_llm_folder, read_llm_folder
 from .cache import KVCache
 from .chat import Part, SeedChat
 from .config import LlamaConfig
 from .generation import DecodeRequest, generate_tokens, reply_length, until_end
 from .llama import Llama
-from .prompt import join_parts, split_marks
+from .prompt import PromptTemplate, join_parts, split_marks
 from .sampling import GenerationOptions, ImageTokens
+from .vocab import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +73,21 @@ class SeedLLM(CodesCore):
     module: Llama
     uses_graphs = True
 
-    def __init__(self, parts: LlmFolder, device: torch.device, dtype: torch.dtype) -> None:
-        self.module = parts.module
-        self.vocab = parts.vocab
-        self.template = parts.template  # how it wants a conversation written
-        self.family = parts.family
-        self.codebook_size = parts.vocab.codebook_size
-        self.end_ids = parts.end_ids  # any of these token ids ends a reply
+    def __init__(
+        self,
+        module: Llama,
+        vocab: Vocabulary,
+        template: PromptTemplate,
+        end_ids: frozenset[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.module = module
+        self.vocab = vocab
+        self.template = template
+        self.family = language_family(vocab.codebook_size)
+        self.codebook_size = vocab.codebook_size
+        self.end_ids = end_ids
         self.device = device
         self.dtype = fp8.computing_dtype(dtype)
         # What people call the precision of the weights: fp32, fp16, bf16 or fp8.
@@ -247,29 +253,3 @@ class SeedLLM(CodesCore):
             token_ids=tuple(token_ids),
             is_complete=token_ids[-1] in self.end_ids,
         )
-
-
-def load_llm(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    operations: Any = layers,
-) -> SeedLLM:
-    """Load a SEED-LLaMA.
-
-    Args:
-        path: ``"seed-mini"`` for the bundled one; a Hugging Face folder with config.json, one or
-            many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
-            converted model.
-        device: where to put the weights.
-        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
-            fp8, whose weights then stay so and everything else is bfloat16.
-        operations: where layers come from, our own `layers` or a host's equivalent.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
-        OptionError: float8_e4m3fn is asked for, and the model was not converted to it.
-    """
-    device = torch.device(device)
-    parts = read_llm_folder(find_llm_folder(path), device, dtype, operations)
-    return SeedLLM(parts, device, dtype)

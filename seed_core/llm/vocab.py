@@ -1,49 +1,48 @@
 """The vocabulary of a SEED-LLaMA: text and codes to token ids, and back.
 
-Reads ``tokenizer.model`` with sentencepiece and ``added_tokens.json``. Owns the segment rule: the
-models were trained with text cut at image tokens, white space beside those dropped, and each piece
-encoded by itself. Current transformers releases keep that white space and so produce token ids the
-models never saw. Knows nothing of templates or networks.
+Owns the segment rule: the models were trained with text cut at image tokens, white space beside
+those dropped, and each piece encoded by itself. Current transformers releases keep that white space
+and so produce token ids that the models never saw.
 
 Source: AILab-CVC/SEED at 93b3cf4 with transformers 4.30.2, whose slow tokenizer it relied on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sentencepiece
 
 from ..codes.value import BEGIN_IMAGE, END_IMAGE, image_token
 from ..errors import CheckpointError, PromptError
-from ..files.folder import ModelFolder
 from .chat import Part
 
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
 
+# Text that is changed by a file which was cut before the rules at its end.
 _LOSSLESS = "a  b"
-"""Text that is changed by a file which was cut before the rules at its end."""
 
 
 class Vocabulary:
     """Text pieces below, then one token id for each code, then the two markers.
 
     Args:
-        folder: where `VOCABULARY_FILES` are: sentencepiece's model, and the ids of image tokens and
-            markers.
+        pieces: content of ``tokenizer.model``, sentencepiece's model.
+        added: content of ``added_tokens.json``, the ids of image tokens and markers.
+        source: where they come from, for messages.
 
     Raises:
-        CheckpointError: a missing or damaged file, or image tokens that are not in one row.
+        CheckpointError: one of them is damaged, or the ids of codes do not follow one another.
     """
 
-    def __init__(self, folder: ModelFolder) -> None:
-        text_file, added_file = VOCABULARY_FILES
-        self._text = _read_sentencepiece(folder, text_file)
-        added, where = folder.read_json(added_file), f"{added_file} of {folder.path}"
+    def __init__(self, pieces: bytes, added: Mapping[str, Any], source: object) -> None:
+        text_file, added_file = (f"{name} of {source}" for name in VOCABULARY_FILES)
+        self._text = _read_sentencepiece(pieces, text_file)
         for token in (BEGIN_IMAGE, END_IMAGE, image_token(0)):
             if not _is_id(added.get(token)):
                 raise CheckpointError(
-                    f"{where} lacks {token}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
+                    f"{added_file} lacks {token}; it must map {BEGIN_IMAGE}, {END_IMAGE} and "
                     f"{image_token(0)} ... to token ids"
                 )
         self.begin_image: int = added[BEGIN_IMAGE]
@@ -52,16 +51,15 @@ class Vocabulary:
         self.codebook_size = 0
         while added.get(image_token(self.codebook_size)) == self.first_code + self.codebook_size:
             self.codebook_size += 1
-        self._check(added, where)
+        self._check(added, added_file)
         self.bos = int(self._text.bos_id())
         self.eos = int(self._text.eos_id())
         if min(self.bos, self.eos) < 0:
             raise CheckpointError(
-                f"{text_file} of {folder.path} has no tokens for begin and end of text, so it is no "
-                "LLaMA's, or damaged"
+                f"{text_file} has no tokens for begin and end of text: it is damaged, or not a LLaMA's"
             )
 
-    def _check(self, added: dict[str, object], where: str) -> None:
+    def _check(self, added: Mapping[str, Any], where: str) -> None:
         """Refuse ids that overlap or are out of order, which would turn text into pictures."""
         images = [self.begin_image, self.end_image]
         images += range(self.first_code, self.first_code + self.codebook_size)
@@ -88,8 +86,9 @@ class Vocabulary:
     def segments(self, pieces: Iterable[Part], before_image: bool = False) -> list[Part]:
         """Return the pieces as they are encoded: strings joined, cut and stripped at pictures.
 
-        A string is stripped on each side that touches a picture, and after the last piece if a
-        picture is going to follow; an empty one disappears.
+        Args:
+            pieces: text and pictures in order.
+            before_image: whether a picture is going to follow the last piece.
         """
         joined: list[Part] = []
         for piece in pieces:
@@ -109,12 +108,8 @@ class Vocabulary:
         return out
 
     def encode(self, pieces: Iterable[Part], before_image: bool = False) -> list[int]:
-        """Return the token ids of pieces, begin-of-text first; see `segments`.
-
-        Raises:
-            PromptError: the text has half a character in it.
-        """
-        token_ids = [self.bos]
+        """Return the token ids of pieces; `PromptError` for text with half a character in it."""
+        token_ids = [self.bos]  # begin-of-text comes first
         for segment in self.segments(pieces, before_image):
             if isinstance(segment, str):
                 token_ids += self._text.encode(_whole(segment))
@@ -127,7 +122,7 @@ class Vocabulary:
         return [self.begin_image, *(self.first_code + code for code in codes), self.end_image]
 
     def decode(self, token_ids: Sequence[int]) -> tuple[Part, ...]:
-        """Return text and pictures in order, without control tokens and an unfinished picture."""
+        """Return text and pictures in order, without control tokens and unfinished pictures."""
         parts: list[Part] = []
         text: list[int] = []
         codes: list[int] | None = None
@@ -166,19 +161,18 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _read_sentencepiece(folder: ModelFolder, name: str) -> sentencepiece.SentencePieceProcessor:
-    content = folder.read_bytes(name)
+def _read_sentencepiece(content: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
     if not content:  # sentencepiece would take it for "no model given"
-        raise CheckpointError(f"{name} of {folder.path} is empty; download it again")
+        raise CheckpointError(f"{where} is empty; download it again")
     try:
         text = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{name} of {folder.path} is no sentencepiece model, or damaged: {error}"
+            f"{where} is damaged, or not a sentencepiece model: {error}"
         ) from error
     if text.decode(text.encode(_LOSSLESS)) != _LOSSLESS:
         raise CheckpointError(
-            f"{name} of {folder.path} changes the text it encodes, as no LLaMA's does: it is damaged, "
+            f"{where} changes the text that it encodes, which a LLaMA's never does: it is damaged, "
             "or of another model"
         )
     return text

@@ -1,14 +1,12 @@
-"""A Hugging Face folder of a SEED-LLaMA: its network, vocabulary, template and end tokens.
-
-Knows the folder's layout and the quirks of the published ones; not how a reply is made (see
-``llm``).
+"""Opening and loading a SEED-LLaMA: a Hugging Face folder, or a converted model.
 
 Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed-tokenizer-2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,123 +14,163 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..codes.value import CODEBOOK_SIZES
-from ..compute import fp8
+from ..codes.value import language_family
+from ..compute import fp8, layers
 from ..errors import CheckpointError, OptionError
-from ..files import assemble, weights
-from ..files.folder import ModelFolder, Weights, folder_around
+from ..files.assemble import EmptyNetwork
+from ..files.folder import ModelFolder, TensorFiles, folder_around
+from ..files.weights import Reader, Tensors, looks
 from ..llm.config import LlamaConfig
 from ..llm.layout import names_in_file
 from ..llm.llama import Llama
+from ..llm.lora import Replacement
 from ..llm.prompt import LLAMA_2, VICUNA, PromptTemplate
+from ..llm.runtime import SeedLLM
 from ..llm.vocab import VOCABULARY_FILES, Vocabulary
-from . import names
-from . import quantization as fp8_files
+from . import names, quantization
+from .lora import Adapter, Change, changes_by_key, merge_into
+from .opened import Opened
 
 LLM_LINK = "https://huggingface.co/AILab-CVC/seed-llama-8b-sft"
 VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
 
+# Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template.
 _LAYERS_14B = 40
-"""Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template."""
 
+# What no file has where the table of embeddings is the head too.
 HEAD = "lm_head.weight"
-"""What no file has where the table of embeddings is the head too."""
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 _WEIGHT_STEMS = ("model", "pytorch_model")
 
 
-@dataclass(frozen=True)
-class LlmFolder:
-    """What a folder holds.
+@dataclass(frozen=True, kw_only=True)
+class OpenedLlm(Opened):
+    """A SEED-LLaMA on disk."""
 
-    Attributes:
-        module: the network.
-        vocab: the vocabulary.
-        template: how a conversation is written.
-        family: the family of codes in its vocabulary.
-        end_ids: any of these token ids ends a reply.
-    """
-
-    module: Llama
+    config: LlamaConfig
     vocab: Vocabulary
-    template: PromptTemplate
-    family: str
-    end_ids: frozenset[int]
+    end_ids: frozenset[int]  # any of these token ids ends a reply
+    is_quantised: bool  # weights are stored in fp8
+
+
+def load_llm(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = layers,
+) -> SeedLLM:
+    """Load a SEED-LLaMA.
+
+    Args:
+        path: see `open_llm`.
+        device: where to put the weights.
+        dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
+            fp8, whose weights then stay so and everything else is bfloat16.
+        operations: where layers come from, our own `layers` or a host's equivalent.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
+        OptionError: ``dtype`` is float8_e4m3fn, and the weights are not.
+    """
+    device = torch.device(device)
+    opened = open_llm(path, dtype, operations)
+    template = template_of(opened.config)
+    module = opened.load(device)
+    return SeedLLM(module, opened.vocab, template, opened.end_ids, device, dtype)
+
+
+def open_llm(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    operations: Any = layers,
+    adapters: Sequence[Adapter] = (),
+) -> OpenedLlm:
+    """Read what describes a SEED-LLaMA, and check that its weights are all there and fit.
+
+    Args:
+        path: ``"seed-mini"`` for the bundled one; a Hugging Face folder with config.json, one or
+            many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
+            converted model. With an adapter that holds embeddings and head in full it may be the
+            model that the adapter was trained from, with fewer token ids than the vocabulary.
+        dtype: of the network. With float8_e4m3fn weights stored in fp8 stay so; in any other they
+            are dequantised.
+        operations: where its layers come from.
+        adapters: LoRA adapters to merge into the weights.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, incomplete or another model's.
+        OptionError: ``dtype`` is float8_e4m3fn, and the weights are not.
+    """
+    folder = find_llm_folder(path)
+    source = folder.path
+    config, vocab, fields = read_description(folder, grows=bool(adapters))
+    language_family(vocab.codebook_size)  # refuses what belongs to no family
+    files = folder.read_files((CONFIG_FILE, GENERATION_FILE, *VOCABULARY_FILES))
+    weights, look = folder.weights(_WEIGHT_STEMS), looks()
+    stored = quantization.read_scales(weights, look)
+    products = matrix_products(config) if dtype == fp8.FP8 else {}
+    scales = _common_scales(products, stored, source)
+    changes = _changes(adapters, config, source)
+    grows = config.vocab_size != fields["vocab_size"]
+    if grows:
+        _check_new_rows(changes, source)
+        grown = {**fields, "vocab_size": config.vocab_size}
+        files[CONFIG_FILE] = json.dumps(grown, indent=2).encode()
+    kept = {key for name in scales for key in products[name]}
+    factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
+    network = EmptyNetwork(
+        lambda layers: Llama(config, layers, **factory), operations, source, names_in_file, scales
+    )
+    return OpenedLlm(
+        kind="llm",
+        source=source,
+        files=files,
+        weights=weights.files,
+        network=network,
+        stream=_Stream(weights, config, source, stored, kept, changes, grows),
+        look=look,
+        copies=(HEAD,) if config.tie_word_embeddings else (),
+        config=config,
+        vocab=vocab,
+        end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
+        is_quantised=bool(stored),
+    )
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The tensors of a SEED-LLaMA, with whatever has to be done to them; see `Opened.stream`."""
+
+    weights: TensorFiles
+    config: LlamaConfig
+    source: Path
+    scales: Mapping[str, torch.Tensor]
+    kept: Collection[str]  # names of quantised tensors that stay so
+    changes: Mapping[str, Sequence[Change]]  # of adapters
+    grows: bool  # whether the adapters give embeddings and head new rows
+
+    def __call__(self, read: Reader) -> Tensors:
+        stored = self.weights.tensors(read)
+        for key, tensor in quantization.dequantized(stored, self.scales, self.source, self.kept):
+            may_grow = self.grows and key in (EMBEDDINGS, HEAD)
+            merged = merge_into(tensor, self.changes.get(key, ()), may_grow)
+            _check_rows(key, merged.shape, self.config.vocab_size, self.source)
+            yield key, merged
+            if key == EMBEDDINGS and self.config.tie_word_embeddings:
+                yield HEAD, merged
 
 
 def find_llm_folder(path: str | Path) -> ModelFolder:
-    """Return the folder of a model.
-
-    Args:
-        path: ``"seed-mini"`` for the bundled one; a folder, or a file in one; or a converted model.
-
-    Raises:
-        CheckpointError: no such folder, or a converted model of another part.
-    """
-    place = names.bundled("llm") if path == names.SEED_MINI else Path(path)
+    """Return the folder of a model, given as `open_llm` takes it; its files are not looked at."""
+    place = names.place_of(path, "llm")
     if not place.exists():
-        raise CheckpointError(f"there is no folder {place}; get a SEED-LLaMA from {LLM_LINK}")
+        raise CheckpointError(f"{place} does not exist; get a SEED-LLaMA from {LLM_LINK}")
     folder = folder_around(place) if place.is_file() else ModelFolder(place)
     return folder.require("llm")
-
-
-def has_fp8_weights(path: str | Path) -> bool:
-    """Tell whether a model's weights are stored in fp8, from the headers of its files.
-
-    Raises:
-        CheckpointError: no weights there, or damaged ones.
-    """
-    return fp8_files.has_scales(llm_weights(find_llm_folder(path)).files)
-
-
-def llm_weights(folder: ModelFolder) -> Weights:
-    """Return the tensors of a model's network."""
-    return folder.weights(_WEIGHT_STEMS)
-
-
-def read_llm_folder(
-    folder: ModelFolder, device: torch.device, dtype: torch.dtype, operations: Any
-) -> LlmFolder:
-    """Load every part of a SEED-LLaMA folder.
-
-    Weights stored in fp8 stay so where ``dtype`` is float8_e4m3fn, and become what it is otherwise.
-
-    Raises:
-        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
-        OptionError: fp8 asked for, and no weights that are.
-    """
-    config, vocab, fields = read_description(folder)
-    weights, source = llm_weights(folder), folder.path
-    stored = fp8_files.read_scales(weights.files)
-    products = matrix_products(config) if dtype == fp8.FP8 else {}
-    scales = _common_scales(products, stored, source)
-    if dtype == fp8.FP8 and not scales:
-        raise OptionError(
-            f"precision fp8 needs weights that were converted to fp8; those of {source} are not. "
-            f"Choose another precision, or convert the model, {fp8_files.HOW_TO_CONVERT}"
-        )
-    kept = {key for name in scales for key in products[name]}
-    checked = _with_as_many_rows(weights.tensors(_joined(config)), vocab.size, source)
-    tensors = fp8_files.dequantized(checked, stored, source, kept)
-    factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
-    module = assemble.assemble(
-        lambda layers: Llama(config, layers, **factory),
-        operations,
-        _with_head(tensors) if config.tie_word_embeddings else tensors,
-        device,
-        source,
-        names_in_file,
-        scales,
-    )
-    return LlmFolder(
-        module=module,
-        vocab=vocab,
-        template=template_of(config),
-        family=_family(vocab.codebook_size),
-        end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
-    )
 
 
 def template_of(config: LlamaConfig) -> PromptTemplate:
@@ -147,14 +185,14 @@ def read_description(
 
     Args:
         folder: the model's.
-        grows: take the vocabulary's size where the weights have less, for they will get the rest.
+        grows: whether weights with fewer token ids than the vocabulary will get the rest.
 
     Raises:
-        CheckpointError: a missing or damaged file, or another model's.
+        CheckpointError: a file is missing, damaged or another model's.
     """
-    fields = folder.read_json("config.json")
+    fields = folder.read_json(CONFIG_FILE)
     config = LlamaConfig.from_dict(fields)
-    vocab = _vocabulary(folder)
+    vocab = read_vocabulary(folder)
     if grows and config.vocab_size < vocab.size:
         config = replace(config, vocab_size=vocab.size)
     if vocab.size != config.vocab_size:
@@ -167,74 +205,68 @@ def read_description(
 
 def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
     """Return the weight of each matrix product: the network's name of it to those in files."""
-    layers = Llama(config, device="meta").named_modules()
-    weights = [f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Linear)]
+    modules = Llama(config, device="meta").named_modules()
+    weights = [f"{name}.weight" for name, layer in modules if isinstance(layer, nn.Linear)]
     return {name: names_in_file(name) for name in weights}
 
 
-def _joined(config: LlamaConfig) -> list[tuple[str, ...]]:
-    """Return the names in files of tensors that are one in the network."""
-    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
-    products = ("self_attn.qkv_proj", "mlp.gate_up_proj")
-    return [names_in_file(f"{layer}.{name}.weight") for layer in layers for name in products]
-
-
 def _common_scales(
-    products: dict[str, tuple[str, ...]], stored: dict[str, torch.Tensor], folder: Path
+    products: Mapping[str, tuple[str, ...]], stored: Mapping[str, torch.Tensor], source: Path
 ) -> dict[str, torch.Tensor]:
-    """Return the scale of each quantised product, by the network's name of its weight.
-
-    Raises:
-        CheckpointError: tensors that are one product here, and have more than one scale.
-    """
+    """Return the scale of each quantised product, by the network's name of its weight."""
     scales = {}
     for name, keys in products.items():
         found = {float(stored[key]) if key in stored else None for key in keys}
         if len(found) > 1:
             raise CheckpointError(
-                f"{folder} was converted to fp8 by another program: {', '.join(keys)} have "
+                f"{source} was converted to fp8 by another program: {', '.join(keys)} have "
                 "different scales, and here they must have one in common. Load it with another "
-                f"precision, or convert it again, {fp8_files.HOW_TO_CONVERT}"
+                f"precision, or convert it again, {quantization.HOW_TO_CONVERT}"
             )
         if keys[0] in stored:
             scales[name] = stored[keys[0]]
+    if products and not scales:
+        raise OptionError(
+            f"precision fp8 needs weights that were converted to fp8; those of {source} are not. "
+            f"Choose another precision, or convert the model, {quantization.HOW_TO_CONVERT}"
+        )
     return scales
 
 
-def _family(codebook_size: int) -> str:
-    """Return the family a language model speaks, by the number of codes in its vocabulary."""
-    for family in ("seed-2", "seed-mini"):
-        if CODEBOOK_SIZES[family] == codebook_size:
-            return family
-    raise CheckpointError(
-        f"the vocabulary has {codebook_size} image codes; SEED-2 models have "
-        f"{CODEBOOK_SIZES['seed-2']}, seed-mini has {CODEBOOK_SIZES['seed-mini']}"
-    )
+def _changes(
+    adapters: Sequence[Adapter], config: LlamaConfig, source: Path
+) -> dict[str, list[Change]]:
+    if adapters and config.tie_word_embeddings:
+        raise CheckpointError(
+            f"{source} has one table for embeddings and head, and adapters are merged into models "
+            "that have two, as SEED-LLaMA does"
+        )
+    return changes_by_key(adapters, config) if adapters else {}
 
 
-def _vocabulary(folder: ModelFolder) -> Vocabulary:
+def _check_new_rows(changes: Mapping[str, Sequence[Change]], source: Path) -> None:
+    """Refuse to give tables rows for new tokens when no adapter says what the tokens mean."""
+    for key in (EMBEDDINGS, HEAD):
+        if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
+            raise CheckpointError(
+                f"{source} has fewer token ids than the vocabulary beside it: it is not a "
+                f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
+            )
+
+
+def read_vocabulary(folder: ModelFolder) -> Vocabulary:
+    """Return the vocabulary of a model; `CheckpointError` if a file is missing or damaged."""
     if missing := [name for name in VOCABULARY_FILES if not folder.has(name)]:
         raise CheckpointError(
             f"the folder {folder.path} lacks {' and '.join(missing)}; copy them there from "
             f"{VOCABULARY_LINK}"
         )
-    return Vocabulary(folder)
+    pieces, added = VOCABULARY_FILES
+    return Vocabulary(folder.read_bytes(pieces), folder.read_json(added), folder.path)
 
 
-def _with_head(tensors: weights.Tensors) -> weights.Tensors:
-    """Yield the table of embeddings as the head too."""
-    for key, tensor in tensors:
-        yield key, tensor
-        if key == EMBEDDINGS:
-            yield HEAD, tensor
-
-
-def check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
-    """Refuse a table of embeddings, or a head, that is not one row a token id.
-
-    Raises:
-        CheckpointError: naming both counts.
-    """
+def _check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
+    """Refuse a table of embeddings, or a head, that does not have one row a token id."""
     if key in (EMBEDDINGS, HEAD) and tuple(shape[:1]) != (vocab_size,):
         raise CheckpointError(
             f"{source}: {key} {list(shape)} should have one row for each of the {vocab_size} token "
@@ -243,20 +275,10 @@ def check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) ->
         )
 
 
-def _with_as_many_rows(tensors: weights.Tensors, vocab_size: int, source: Path) -> weights.Tensors:
-    for key, tensor in tensors:
-        check_rows(key, tensor.shape, vocab_size, source)
-        yield key, tensor
-
-
 def read_end_ids(folder: ModelFolder, fields: dict[str, Any], vocab_size: int) -> frozenset[int]:
-    """Return the end tokens of both config files; published ones disagree with the vocabulary.
-
-    Raises:
-        CheckpointError: a damaged generation_config.json, or ids that are none.
-    """
+    """Return the end tokens of both config files; published ones disagree with the vocabulary."""
     listed = [fields.get("eos_token_id")]
-    if folder.has("generation_config.json"):
-        listed.append(folder.read_json("generation_config.json").get("eos_token_id"))
+    if folder.has(GENERATION_FILE):
+        listed.append(folder.read_json(GENERATION_FILE).get("eos_token_id"))
     flat = [i for ids in listed for i in (ids if isinstance(ids, list) else [ids])]
     return frozenset(i for i in flat if type(i) is int and 0 <= i < vocab_size)

@@ -12,6 +12,9 @@ SEED_MINI = "seed-mini"
 
 _BUNDLED = Path(__file__).parents[1] / "weights" / SEED_MINI
 
+# Our names of the tokenizer's tensors to those in upstream's files, applied in this order.
+#
+# ``{side}`` is what codes become: "text" in SEED-1, "image" in SEED-2.
 _UPSTREAM_NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -38,15 +41,16 @@ _UPSTREAM_NAMES = tuple(
         (r"^projection\.", "distill_{side}_proj."),
     )
 )
-"""Our names of the tokenizer's tensors to those in upstream's files, applied in this order.
-
-``{side}`` is what codes become: "text" in SEED-1, "image" in SEED-2.
-"""
 
 
-def bundled(part: str) -> Path:
-    """Return the folder of a part of the bundled seed-mini: tokenizer, llm, decoder or lora/night."""
-    return _BUNDLED / part
+def bundled(kind: str) -> Path:
+    """Return a folder of the bundled seed-mini: tokenizer, llm, decoder or lora/night."""
+    return _BUNDLED / kind
+
+
+def place_of(path: str | Path, kind: str) -> Path:
+    """Return where a model lies: the bundled one under its name, any other at its path."""
+    return bundled(kind) if path == SEED_MINI else Path(path)
 
 
 def sample_pictures() -> dict[str, Path]:
@@ -55,14 +59,11 @@ def sample_pictures() -> dict[str, Path]:
 
 
 def upstream_tokenizer_names(name: str, side: str = "image") -> tuple[str | None, ...]:
-    """Return under which names upstream's files hold one of our tokenizer's tensors.
-
-    The vision tower stores query and value biases apart and has none for keys; they are joined to
-    the one bias of its fused product, with zeros in the middle.
-    """
+    """Return under which names upstream's files hold one of our tokenizer's tensors."""
     for pattern, upstream in _UPSTREAM_NAMES:
         name = pattern.sub(upstream.replace("{side}", side), name)
     if name.startswith("visual_encoder.") and name.endswith(".qkv.bias"):
+        # Upstream has none for keys: in our one bias of the fused product they are zeros.
         layer = name.removesuffix(".qkv.bias")
         return f"{layer}.q_bias", None, f"{layer}.v_bias"
     return (name,)

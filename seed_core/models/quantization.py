@@ -1,26 +1,26 @@
 """Quantised weights in safetensors files, as ComfyUI stores them.
 
 ``<layer>.weight`` is float8_e4m3fn, ``<layer>.weight_scale`` a float32 scalar, and the header lists
-the layers. Knows how such files are told and read, not what their layers are for.
-
-Source: Comfy-Org/ComfyUI at 4f874c5e, QUANTIZATION.md.
+the layers. Source: Comfy-Org/ComfyUI at 4f874c5e, QUANTIZATION.md.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from ..compute import fp8
 from ..errors import CheckpointError
-from ..files import assemble, pickled, safetensors, weights
+from ..files import assemble, weights
+from ..files.folder import TensorFiles
+from ..files.weights import Reader
 
 FORMAT = "float8_e4m3fn"
+# What ComfyUI is told of a layer.
 LAYER = {"format": FORMAT}
-"""What ComfyUI is told of a layer."""
 
 _WEIGHT = ".weight"
 
@@ -30,26 +30,23 @@ HOW_TO_CONVERT = (
 )
 
 
-def header(weights: Iterable[str]) -> dict[str, str]:
+def header(names: Iterable[str]) -> dict[str, str]:
     """Return what a file's header says of the quantised weights in it."""
-    layers = {name.removesuffix(_WEIGHT): LAYER for name in weights}
+    layers = {name.removesuffix(_WEIGHT): LAYER for name in names}
     return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
 
 
-def has_scales(files: Sequence[Path]) -> bool:
-    """Tell by their headers whether a model's files hold quantised weights."""
-    return any(_scale_names(path) for path in files)
-
-
-def read_scales(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+def read_scales(files: TensorFiles, look: Reader) -> dict[str, torch.Tensor]:
     """Return the scales of a model's quantised weights, float32 ``[]``, by the weights' names.
 
     Raises:
-        CheckpointError: a damaged file, or a weight with more than one scale.
+        CheckpointError: a file is damaged, or a weight has more than one scale.
     """
+    ending = f"{_WEIGHT}{fp8.SCALE_SUFFIX}"
     scales = {}
-    for path in files:
-        for name, scale in safetensors.read_named(path, _scale_names(path)):
+    for path in files.files:
+        names = [name for name, _ in look(path, "") if name.endswith(ending)]
+        for name, scale in weights.read_named(path, names):
             if scale.numel() != 1:
                 raise CheckpointError(
                     f"{path} has {scale.numel()} scales for one tensor ({name}), a kind of "
@@ -60,13 +57,6 @@ def read_scales(files: Sequence[Path]) -> dict[str, torch.Tensor]:
             assemble.check_finite(name, scale, path)
             scales[name.removesuffix(fp8.SCALE_SUFFIX)] = scale
     return scales
-
-
-def _scale_names(path: Path) -> list[str]:
-    if path.suffix.lower() in pickled.PICKLED_SUFFIXES:
-        return []  # none are published, and to list their names is to read them
-    ending = f"{_WEIGHT}{fp8.SCALE_SUFFIX}"
-    return [name for name in weights.read_keys(path) if name.endswith(ending)]
 
 
 def dequantized(
@@ -84,7 +74,7 @@ def dequantized(
         kept: names of those to leave quantised.
 
     Raises:
-        CheckpointError: a float8 tensor without scale, or another kind of quantisation.
+        CheckpointError: a float8 tensor has no scale, or it is another kind of quantisation.
     """
     own = {f"{name}{fp8.SCALE_SUFFIX}" for name in scales}
     for name, tensor in tensors:

@@ -1,7 +1,7 @@
 """Stable Diffusion 2.1 unCLIP-h as one file in its makers' own format, such as sd21-unclip-h.ckpt.
 
 Such a file holds weights and nothing else, so the sizes stand here. diffusers knows what its own
-networks call those weights. Knows this one model, not how a picture is made from it.
+networks call those weights.
 
 Source: Stability-AI/stablediffusion, configs/stable-diffusion/v2-1-stable-unclip-h-inference.yaml at
 5ca06055, and the config files of its diffusers folder.
@@ -10,14 +10,17 @@ Source: Stability-AI/stablediffusion, configs/stable-diffusion/v2-1-stable-uncli
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
 from ..files import weights
-from .unclip import EMPTY_PROMPT
+from ..files.weights import Reader, Tensors, read_tensors
+from .empty_prompt import PromptEncoder
 
 UNET: dict[str, Any] = {
     "sample_size": 96,
@@ -58,10 +61,11 @@ TEXT_ENCODER: dict[str, Any] = {
     "hidden_act": "gelu",
     "max_position_embeddings": 77,
 }
+# Token ids of the empty prompt; SD 2 fills up with zeros.
 _BEGIN, _END, _PAD = 49406, 49407, 0
-"""Token ids of the empty prompt; SD 2 fills up with zeros."""
 
 _UNET_PREFIX = "model.diffusion_model."
+_TEXT_PREFIX = "cond_stage_model."
 _LABEL = f"{_UNET_PREFIX}label_emb.0.0.weight"
 
 
@@ -71,73 +75,71 @@ def is_single_file(path: Path) -> bool:
 
 
 class SingleFile:
-    """The tensors of such a file under diffusers' names.
+    """Where the tensors of such a file go; `CheckpointError` if it is another Stable Diffusion."""
 
-    Attributes:
-        networks: of unet and vae, read when they are used.
-
-    Raises:
-        CheckpointError: a damaged file, or another Stable Diffusion.
-    """
-
-    def __init__(self, path: Path) -> None:
-        names = _diffusers_names()
+    def __init__(self, path: Path, look: Reader) -> None:
         self._path = path
-        self._tensors = dict(weights.read_tensors(path))
-        label = self._tensors.get(_LABEL)
+        stand_ins = dict(look(path, ""))
+        label = stand_ins.get(_LABEL)
         if label is None or label.shape[-1] != UNET["projection_class_embeddings_input_dim"]:
             raise CheckpointError(
                 f"{path} is a Stable Diffusion that takes no image embedding of SEED; a decoder is "
                 "made of SD 2.1 unCLIP-h (sd21-unclip-h)"
             )
         try:
-            self.networks: dict[str, dict[str, torch.Tensor]] = {
-                "unet": names.convert_ldm_unet_checkpoint(dict(self._tensors), dict(UNET)),
-                "vae": names.convert_ldm_vae_checkpoint(dict(self._tensors), dict(VAE)),
-            }
+            self._places = _places(stand_ins)
         except (KeyError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{path} lacks parts of the model: {error!r:.200}") from error
-
-    def small_tensors(self) -> dict[str, torch.Tensor]:
-        """Return what a decoder needs besides its networks, under a converted model's names.
-
-        This model was trained without statistics of image embeddings.
-        """
-        width = UNET["cross_attention_dim"]
-        return {
-            "image_normalizer.mean": torch.zeros(1, width),
-            "image_normalizer.std": torch.ones(1, width),
-            f"text_encoder.{EMPTY_PROMPT}": self.empty_prompt(),
-        }
-
-    def empty_prompt(self) -> torch.Tensor:
-        """Return what the text encoder in the file makes of "", float32 ``[1, 77, 1024]``.
-
-        Raises:
-            CheckpointError: a file without all of it.
-        """
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        with torch.device("meta"):
-            encoder: Any = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER))
-        encoder.eval()
-        stored = _diffusers_names().convert_open_clip_checkpoint(encoder, self._tensors)
-        # transformers 5 leaves out the name of the only part.
-        found = {key.removeprefix("text_model."): tensor for key, tensor in stored.items()}
-        wanted = {key: key.removeprefix("text_model.") for key in encoder.state_dict()}
-        if missing := [key for key in wanted.values() if key not in found]:
-            raise CheckpointError(
-                f"{self._path} lacks {len(missing)} tensors of its text encoder, such as "
-                f"{missing[0]}"
-            )
-        state = {key: found[short].float() for key, short in wanted.items()}
-        encoder.load_state_dict(state, strict=True, assign=True)
+            raise CheckpointError(f"{path} lacks tensors of the model: {error!r:.200}") from error
         length = TEXT_ENCODER["max_position_embeddings"]
-        token_ids = torch.tensor([[_BEGIN, _END, *[_PAD] * (length - 2)]])
-        with torch.inference_mode():
-            # Positions are given, as the encoder's own were made without memory too.
-            encoded: torch.Tensor = encoder(token_ids, position_ids=torch.arange(length)[None])[0]
-        return encoded.clone()
+        token_ids = [_BEGIN, _END, *[_PAD] * (length - 2)]
+        self.prompt = PromptEncoder(TEXT_ENCODER, token_ids, path)
+        self.prompt.check(self._text_tensors(look))
+
+    def networks(self, read: Reader) -> Tensors:
+        """Yield the tensors of UNet and VAE, one at a time, under the names of a converted model."""
+        for key, tensor in read(self._path, ""):
+            for name, shape in self._places.get(key, ()):
+                yield name, tensor.reshape(shape)
+
+    def encode_prompt(self) -> torch.Tensor:
+        """Return what the text encoder makes of "", float32 ``[1, 77, 1024]``."""
+        return self.prompt.encode(self._text_tensors(read_tensors))
+
+    def _text_tensors(self, read: Reader) -> Tensors:
+        """Return the tensors of the text encoder under transformers' names."""
+        encoder = SimpleNamespace(config=SimpleNamespace(**TEXT_ENCODER))
+        stored = dict(read(self._path, _TEXT_PREFIX))
+        convert = _diffusers_names().convert_open_clip_checkpoint
+        try:
+            found: dict[str, torch.Tensor] = convert(encoder, stored)
+        except IndexError as error:
+            raise CheckpointError(f"{self._path}: its text encoder is damaged: {error}") from error
+        return found.items()
+
+
+def _places(
+    stand_ins: Mapping[str, torch.Tensor],
+) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Return by each name in the file where diffusers has that tensor: names and shapes.
+
+    diffusers renames whole tables of tensors. Given stand-ins, it shows where each one goes, and
+    the tensors themselves can follow one at a time.
+    """
+    names = _diffusers_names()
+    found = {
+        "unet": names.convert_ldm_unet_checkpoint(dict(stand_ins), dict(UNET)),
+        "vae": names.convert_ldm_vae_checkpoint(dict(stand_ins), dict(VAE)),
+    }
+    # It may cut off dimensions of size 1, which makes a view with the storage of the stand-in.
+    keys = {tensor.untyped_storage()._cdata: key for key, tensor in stand_ins.items()}
+    places: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for network, tensors in found.items():
+        for name, tensor in tensors.items():
+            key = keys[tensor.untyped_storage()._cdata]
+            if tensor.numel() != stand_ins[key].numel():
+                raise IndexError(f"{key} {list(stand_ins[key].shape)}")
+            places.setdefault(key, []).append((f"{network}.{name}", tuple(tensor.shape)))
+    return places
 
 
 def _diffusers_names() -> Any:

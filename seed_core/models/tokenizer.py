@@ -1,33 +1,41 @@
-"""The files of an image tokenizer: which of them belong together, and what stands in them.
+"""Opening and loading an image tokenizer.
 
-The published tokenizers come in pieces: SEED-2 as ``seed_quantizer.pt``, SEED-1 as
-``causal_qformer.pth`` and ``seed_tokenizer.pth``, both with the vision tower apart. Knows names of
-files and tensors, not what the networks compute.
+The published ones come in pieces: SEED-2 as ``seed_quantizer.pt``, SEED-1 as
+``causal_qformer.pth`` and ``seed_tokenizer.pth``, both with the vision tower apart.
 
 Source: AILab-CVC/SEED at 93b3cf4 (SEED-2) and 9ab18ae (SEED-1).
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import torch
+from torch import nn
 
 from ..errors import CheckpointError
 from ..files import weights
+from ..files.assemble import EmptyNetwork
 from ..files.folder import folder_around
-from ..tokenizer.network import TOKENIZER_LINK, TokenizerConfig
+from ..tokenizer.network import TOKENIZER_LINK, TokenizerConfig, TokenizerModel
+from ..tokenizer.runtime import SeedTokenizer
 from . import names
+from .opened import Opened
 
 EVA_VIT_LINK = (
     "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 )
 SEED_1_LINK = "https://github.com/AILab-CVC/SEED/tree/v1"
 
+# Names under which the vision tower may lie beside the tokenizer's own file.
 VISION_TOWER_FILES = ("eva_vit_g.safetensors", "eva_vit_g.pth", "eva_vit_g.pt")
-"""Names under which the vision tower may lie beside the tokenizer's own file."""
 
+# Names under which SEED-1's first file may lie beside its second.
 QFORMER_FILES = ("causal_qformer.safetensors", "causal_qformer.pth", "causal_qformer.pt")
-"""Names under which SEED-1's first file may lie beside its second."""
 
 _TOKENIZER_FILES = (
     "model.safetensors",
@@ -41,73 +49,105 @@ _TOKENIZER_FILES = (
 CONFIG_FILE = "config.json"
 
 
-class TokenizerFiles(NamedTuple):
-    """What a tokenizer is built from.
+@dataclass(frozen=True, kw_only=True)
+class OpenedTokenizer(Opened):
+    """An image tokenizer on disk."""
 
-    Attributes:
-        source: the tokenizer's own file.
-        parts: all files, and what the names in each lack at their beginning to be upstream's. Of
-            equal names the first counts.
-    """
-
-    source: Path
     config: TokenizerConfig
-    parts: dict[Path, str]
-
-    def tensors(self) -> weights.Tensors:
-        """Yield all tensors by upstream's names, each once."""
-        given: set[str] = set()
-        for file, prefix in self.parts.items():
-            for key, tensor in weights.read_tensors(file):
-                if (name := prefix + key) not in given:
-                    given.add(name)
-                    yield name, tensor
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of all tensors by upstream's names."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for file, prefix in reversed(self.parts.items()):
-            shapes |= {prefix + k: shape for k, shape in weights.read_shapes(file).items()}
-        return shapes
-
-    def names(self, name: str) -> tuple[str | None, ...]:
-        """Return upstream's names of one of our network's tensors."""
-        side = "text" if self.config.embeds_text else "image"
-        return names.upstream_tokenizer_names(name, side)
 
 
-def open_tokenizer(path: Path) -> TokenizerFiles:
-    """Find the files of a tokenizer and tell which one it is; tensors are read when asked for.
+def load_tokenizer(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations: Any = nn,
+) -> SeedTokenizer:
+    """Load an image tokenizer.
 
     Args:
-        path: the tokenizer's own file, or the folder it lies in.
+        path: see `open_tokenizer`.
+        device: where to put the weights.
+        dtype: float32, float16 or bfloat16.
+        operations: where layers come from, ``torch.nn`` or a host's equivalent.
 
     Raises:
-        CheckpointError: a missing or damaged file, or another model's.
+        CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
     """
-    source = _own_file(path)
-    keys = set(weights.read_keys(source))
-    folder = folder_around(source).require("tokenizer")
-    if folder.has(CONFIG_FILE):
-        config = TokenizerConfig.from_dict(folder.read_json(CONFIG_FILE))
-    else:
-        config = TokenizerConfig.published(keys)
-    try:
-        config = config.with_head_of(keys)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    parts = {source: ""}
+    device = torch.device(device)
+    opened = open_tokenizer(path, dtype, operations)
+    return SeedTokenizer(opened.config, opened.load(device), device, dtype)
+
+
+def open_tokenizer(
+    path: str | Path, dtype: torch.dtype = torch.float32, operations: Any = nn
+) -> OpenedTokenizer:
+    """Find the files of a tokenizer, tell which one it is, and check that they are all there.
+
+    Args:
+        path: ``"seed-mini"`` for the bundled one; a weight file; or a folder that holds one. The
+            published ``seed_quantizer.pt`` needs ``eva_vit_g.pth`` beside it, SEED-1's
+            ``seed_tokenizer.pth`` also ``causal_qformer.pth``. A ``config.json`` beside the file
+            gives its sizes; without one they are the published ones.
+        dtype: of the network.
+        operations: where its layers come from.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, incomplete or another model's.
+    """
+    source = _own_file(names.place_of(path, "tokenizer"))
+    look = weights.looks()
+    keys = {key for key, _ in look(source, "")}
+    config = _config(source, keys)
+    files = {source: ""}  # what the names in each lack at their beginning to be upstream's
     if config.embeds_text and (first := _beside(source, QFORMER_FILES)):
-        parts[first] = ""
-        keys.update(weights.read_keys(first))
+        files[first] = ""
+        keys.update(key for key, _ in look(first, ""))
     if "query_tokens" not in keys and config.embeds_text:
         raise CheckpointError(
             f"{source.name} holds no Q-Former, and causal_qformer.pth is not beside it in the folder "
             f"{source.parent}. SEED-1's page links to both: {SEED_1_LINK}"
         )
     if not any(key.startswith("visual_encoder.") for key in keys):
-        parts[_vision_tower(source)] = "visual_encoder."
-    return TokenizerFiles(source, config, parts)
+        files[_vision_tower(source)] = "visual_encoder."
+
+    def stream(read: weights.Reader) -> weights.Tensors:
+        given: set[str] = set()
+        for file, prefix in files.items():
+            for key, tensor in read(file, ""):
+                if (name := prefix + key) not in given:  # the tokenizer's own file comes first
+                    given.add(name)
+                    yield name, tensor
+
+    side = "text" if config.embeds_text else "image"
+    network = EmptyNetwork(
+        lambda layers: TokenizerModel(config, layers, device="meta", dtype=dtype),
+        operations,
+        source,
+        lambda name: names.upstream_tokenizer_names(name, side),
+    )
+    return OpenedTokenizer(
+        kind="tokenizer",
+        source=source,
+        files={CONFIG_FILE: json.dumps(config.to_dict(), indent=1).encode()},
+        weights=tuple(files),
+        network=network,
+        stream=stream,
+        look=look,
+        config=config,
+    )
+
+
+def _config(source: Path, keys: Collection[str]) -> TokenizerConfig:
+    """Return the sizes of a tokenizer: those of its config.json, or the published ones."""
+    folder = folder_around(source).require("tokenizer")
+    if folder.has(CONFIG_FILE):
+        config = TokenizerConfig.from_dict(folder.read_json(CONFIG_FILE))
+    else:
+        config = TokenizerConfig.published(keys)
+    try:
+        return config.with_head_of(keys)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def _own_file(path: Path) -> Path:

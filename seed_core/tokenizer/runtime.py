@@ -8,8 +8,6 @@ Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -19,9 +17,6 @@ from ..codes.value import NUM_CODES, SeedCodes, codes_values
 from ..compute.threads import threads_for
 from ..core import CodesCore
 from ..errors import PictureError
-from ..files import assemble
-from ..models import names
-from ..models.tokenizer import open_tokenizer
 from .network import TokenizerConfig, TokenizerModel
 from .preprocess import preprocess
 
@@ -160,37 +155,3 @@ class SeedTokenizer(CodesCore):
         tower = at_once * vision.num_tokens * widest * size
         distances = at_once * NUM_CODES * self.codebook_size * 4 * 3
         return tower + distances
-
-
-def load_tokenizer(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    operations: Any = nn,
-) -> SeedTokenizer:
-    """Load an image tokenizer.
-
-    Args:
-        path: ``"seed-mini"`` for the bundled one; a weight file; or a folder that holds one. The
-            published ``seed_quantizer.pt`` needs ``eva_vit_g.pth`` beside it, SEED-1's
-            ``seed_tokenizer.pth`` also ``causal_qformer.pth``. A ``config.json`` beside the file
-            gives its sizes; without one they are the published ones.
-        device: where to put the weights.
-        dtype: float32, float16 or bfloat16.
-        operations: where layers come from, ``torch.nn`` or a host's equivalent.
-
-    Raises:
-        CheckpointError: a missing, damaged, unsafe or incomplete file, or another model's.
-    """
-    bundled = names.bundled("tokenizer")
-    files = open_tokenizer(bundled if path == names.SEED_MINI else Path(path))
-    device = torch.device(device)
-    module = assemble.assemble(
-        lambda layers: TokenizerModel(files.config, layers, device="meta", dtype=dtype),
-        operations,
-        files.tensors(),
-        device,
-        files.source,
-        files.names,
-    )
-    return SeedTokenizer(files.config, module, device, dtype)

@@ -26,15 +26,17 @@ from tqdm import tqdm
 
 from ..compute.generators import seeded_generators
 from ..decoder.options import DecodeOptions
-from ..decoder.runtime import load_decoder
 from ..errors import OptionError
-from ..files.pictures import check_output
 from ..files.side_files import read_json
-from ..llm.lora import merge_lora, read_lora
-from ..llm.runtime import Reply, load_llm
+from ..files.writer import check_output
+from ..llm.lora import merge_lora
+from ..llm.runtime import Reply
 from ..llm.sampling import GenerationOptions
+from ..models.llm import load_llm
+from ..models.lora import read_lora
 from ..models.names import bundled
-from ..tokenizer.runtime import load_tokenizer
+from ..models.tokenizer import load_tokenizer
+from ..models.unclip import load_decoder
 from .data.pictures import normalize
 from .networks.losses import psnr
 from .networks.vae import latents_of

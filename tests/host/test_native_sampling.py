@@ -18,10 +18,10 @@ from PIL import Image
 
 import seed_core
 from seed_core.codes.value import codes_to_text
+from seed_core.decoder.network import UnclipModel
 from seed_core.decoder.options import DecodeOptions
 from seed_core.decoder.runtime import SeedDecoder
 from seed_core.models.convert import convert_model, plan_conversion
-from seed_core.models.unclip import UnclipModel
 
 pytestmark = pytest.mark.host
 

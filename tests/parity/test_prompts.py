@@ -14,7 +14,7 @@ from seed_core.files.folder import ModelFolder
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.llm.sampling import GenerationOptions
-from seed_core.llm.vocab import Vocabulary
+from seed_core.models.llm import read_vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "prompts.json"
 PROMPTS = json.loads(GOLDEN.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def vocab(text_model, tmp_path_factory):
     added = {f"<img_{code:05d}>": first + code for code in range(8192)}
     added |= {"<img>": first + 8192, "</img>": first + 8193}
     (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
-    return Vocabulary(ModelFolder(folder))
+    return read_vocabulary(ModelFolder(folder))
 
 
 def codes_of(rows):

@@ -9,8 +9,9 @@ from torch import nn
 
 import seed_core
 from seed_core.decoder import runtime as decoder_module
+from seed_core.decoder.network import UnclipModel
 from seed_core.decoder.options import DecodeOptions
-from seed_core.decoder.runtime import SeedDecoder, UnclipModel
+from seed_core.decoder.runtime import SeedDecoder
 
 CASES = ["default", "negative", "no_guidance", "scale5_steps10"]
 

@@ -16,7 +16,7 @@ from seed_core import GenerationOptions, OptionError, load_llm, merge_lora, read
 from seed_core.bench.subject import Subject
 from seed_core.files.side_files import read_json
 from seed_core.llm.cache import KVCache
-from seed_core.llm.vocab import Vocabulary
+from seed_core.models.llm import read_vocabulary
 from seed_core.models.names import bundled
 from seed_core.training.data.sources import SourceFiles
 from seed_core.training.loop import Schedule
@@ -160,7 +160,9 @@ def test_a_merged_model_replies_as_its_adapter_does_and_can_be_tuned(
     recipe = make_recipe(tmp_path, 3, merge=True, trained_in_full=("embeddings", "norms"))
     tune.run(recipe, tmp_path / "first")
     folder = tmp_path / "first" / llm.FOLDER
-    base = llm.load_start("seed-mini", torch.float32, Vocabulary(llm.model_folder("seed-mini")))
+    base = llm.load_start(
+        "seed-mini", torch.float32, read_vocabulary(llm.model_folder("seed-mini"))
+    )
     adapter = PeftModel.from_pretrained(base, tmp_path / "first" / tune.FOLDER)
     merged = LlamaForCausalLM.from_pretrained(folder)
     token_ids = torch.tensor([[1, 400, 1200, 7]])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...compute.precision import PRECISIONS
 from ...models.names import SEED_MINI
-from ...tokenizer.runtime import load_tokenizer
+from ...models.tokenizer import load_tokenizer
 from ..world import data as world_data
 from .encoding import KINDS, Encoder, claim_folder, find_shards
 from .picture_sources import METADATA_FILE

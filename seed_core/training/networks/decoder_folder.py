@@ -22,7 +22,8 @@ from torch import nn
 from ...files import assemble
 from ...files.folder import ModelFolder
 from ...models import names
-from ...models.unclip import build_network, network_config, network_tensors
+from ...models.diffusers_networks import build_network, network_config
+from ...models.unclip import network_tensors
 from .unet import UnetLearner
 
 _ABSENT = ("feature_extractor", "image_encoder", "tokenizer", "text_encoder")
@@ -74,11 +75,10 @@ def read_vae(path: str | Path) -> Any:
     Raises:
         CheckpointError: a missing, damaged, unsafe or incomplete file.
     """
-    is_bundled = str(path) == names.SEED_MINI
-    folder = ModelFolder(names.bundled("decoder") if is_bundled else Path(path))
+    folder = ModelFolder(names.place_of(path, "decoder"))
     config = network_config(folder, "vae")
     return assemble.assemble(
-        lambda _: build_network(AutoencoderKL, config, torch.float32),
+        lambda _: build_network(AutoencoderKL, config),
         nn,
         network_tensors(folder, "vae"),
         torch.device("cpu"),

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...decoder.runtime import SeedDecoder
 from ...errors import OptionError
-from ...models.unclip import UnclipFolder, find_unclip_folder, read_unclip_folder
-from ...tokenizer.runtime import load_tokenizer
+from ...models.tokenizer import load_tokenizer
+from ...models.unclip import load_decoder
 from ..data.pictures import WorldSettings, normalize
 from ..loop import Samples, Schedule, check_whole, is_first_process, train
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
@@ -424,8 +425,8 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
         write_decoder(output / "decoder", stage.learner, vae, recipe.half)
 
 
-def _read_start(path: str) -> UnclipFolder:
-    started = read_unclip_folder(find_unclip_folder(path), torch.device("cpu"), torch.float32)
+def _read_start(path: str) -> SeedDecoder:
+    started = load_decoder(path)
     kind = started.scheduler.config.prediction_type
     if kind != "v_prediction":
         raise OptionError(f"the decoder {path} predicts {kind}; only v_prediction is trained here")

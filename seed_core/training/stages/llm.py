@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from ...codes.value import CODEBOOK_SIZES
+from ...codes.value import language_family
 from ...compute import precision
 from ...errors import CheckpointError, OptionError
 from ...files.folder import ModelFolder
@@ -27,7 +27,7 @@ from ...llm.config import LlamaConfig as NetworkConfig
 from ...llm.prompt import VICUNA, PromptTemplate
 from ...llm.vocab import VOCABULARY_FILES, Vocabulary
 from ...models import names
-from ...models.llm import find_llm_folder, template_of
+from ...models.llm import find_llm_folder, read_vocabulary, template_of
 from ..data import documents, sources
 from ..loop import Schedule, is_first_process, train
 from ..settings import check_parts
@@ -67,14 +67,9 @@ class Data:
 
         Raises:
             OptionError: no source, or one that does not fit.
+            CheckpointError: the vocabulary has as many codes as no family has.
         """
-        families = {CODEBOOK_SIZES[name]: name for name in ("seed-2", "seed-mini")}
-        family = families.get(vocab.codebook_size)
-        if family is None:
-            raise OptionError(
-                f"the vocabulary has {vocab.codebook_size} codes; a model of the SEED family has "
-                f"{' or '.join(map(str, families))}"
-            )
+        family = language_family(vocab.codebook_size)
         writer = documents.DocumentWriter(vocab, family, self.pieces, template)
         mixed = [files.open(seed) for files in self.files]
         if self.world is not None:
@@ -143,7 +138,7 @@ def run(recipe: Recipe, output: Path) -> None:
         CheckpointError: a damaged start or vocabulary.
     """
     place = model_folder(recipe.vocabulary or [*recipe.start, names.SEED_MINI][0])
-    vocab = Vocabulary(place)
+    vocab = read_vocabulary(place)
 
     def build() -> LlamaForCausalLM:
         if not recipe.start:

@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM
 from ...compute import precision
 from ...errors import OptionError
 from ...llm.config import LlamaConfig
-from ...llm.vocab import Vocabulary
+from ...models.llm import read_vocabulary
 from ..data import documents
 from ..loop import Schedule, is_first_process, train
 from . import llm
@@ -107,7 +107,7 @@ def run(recipe: Recipe, output: Path) -> None:
         CheckpointError: a damaged model or vocabulary.
     """
     place = model_folder(recipe.vocabulary or recipe.start)
-    vocab = Vocabulary(place)
+    vocab = read_vocabulary(place)
     template = read_template(recipe.start)
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import OptionError
 from ...models.names import SEED_MINI
-from ...tokenizer.runtime import load_tokenizer
+from ...models.tokenizer import load_tokenizer
 from ..settings import check_parts
 from . import prompts
 from .code_bank import CodeBank, Picture

@@ -15,10 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...errors import OptionError, PictureError
-from ...files.pictures import check_output
 from ...files.side_files import read_json
+from ...files.writer import check_output
 from ...models.names import SEED_MINI, bundled
-from ...tokenizer.runtime import load_tokenizer
+from ...models.tokenizer import load_tokenizer
 from .artwork import add_object, read_artwork, write_artwork, write_description
 from .code_bank import CodeBank
 from .fluent_emoji import download_package, read_package

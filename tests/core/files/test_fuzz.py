@@ -30,7 +30,6 @@ from seed_core.llm.chat import SeedChat
 from seed_core.llm.config import LlamaConfig
 from seed_core.llm.llama import Llama
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
-from seed_core.llm.vocab import Vocabulary
 from seed_core.models import llm as llm_folder
 from seed_core.models import unclip as unclip_folder
 from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
@@ -289,7 +288,7 @@ def network_target(folder, text, part, cases):
         (folder / part).mkdir(exist_ok=True)
         (folder / part / "config.json").write_bytes(content)
         config = unclip_folder.network_config(ModelFolder(folder), part)
-        unclip_folder.build_network(kind, config, torch.float32)
+        unclip_folder.build_network(kind, config)
 
     return Target(cases, lambda chance: damage_json(chance, text), run)
 
@@ -314,7 +313,7 @@ def added_tokens_target(folder):
 
     def run(content):
         (folder / "added_tokens.json").write_bytes(content)
-        made = Vocabulary(ModelFolder(folder))
+        made = llm_folder.read_vocabulary(ModelFolder(folder))
         assert made.decode(made.encode(["a ", (0,) * 32])) == ("a", (0,) * 32)
 
     return Target(5_000, lambda chance: damage_json(chance, text), run)
@@ -352,7 +351,7 @@ def converted_target(folder, mini):
         text = json.dumps({"__metadata__": {"seed_llama": metadata}}).encode()
         file.write_bytes(with_header(text, b""))
         made = llm_folder.find_llm_folder(file)
-        assert made.part == "llm"
+        assert made.kind == "llm"
         llm_folder.read_description(made)
 
     return Target(8_000, make, run)

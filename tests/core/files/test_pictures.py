@@ -6,7 +6,8 @@ from PIL import Image
 
 from seed_core import SeedCodes
 from seed_core.errors import CodesError, OptionError
-from seed_core.files.pictures import check_output, check_picture_output, read_codes, save_codes
+from seed_core.files.pictures import check_picture_output, read_codes, save_codes
+from seed_core.files.writer import check_output
 
 
 @pytest.fixture

@@ -275,6 +275,40 @@ def test_a_file_is_never_changed(merged):
     assert merged.read_bytes() == before
 
 
+# --- which files ---
+
+FULL, HALF = "model.safetensors", "model.fp16.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        ([FULL, "model.bin", HALF], FULL),
+        (["model.bin", "pytorch_model.bin"], "model.bin"),
+        (["pytorch_model.bin", HALF], "pytorch_model.bin"),  # full numbers, if in an older format
+        ([HALF, "pytorch_model.fp16.bin"], HALF),
+        (["pytorch_model.fp16.bin"], "pytorch_model.fp16.bin"),
+    ],
+)
+def test_full_weights_come_before_those_of_half_precision(tmp_path, there, chosen):
+    for name in there:
+        (tmp_path / name).touch()
+    assert weights.weight_files(tmp_path, ("model", "pytorch_model")) == [tmp_path / chosen]
+
+
+@pytest.mark.parametrize(
+    "index", ["model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"]
+)
+def test_shards_of_half_precision_are_found_by_either_name_of_their_index(tmp_path, index):
+    """Hugging Face's libraries have written both."""
+    names = [f"model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in names:
+        (tmp_path / name).touch()
+    table = {"weight_map": dict(zip("ab", names, strict=True))}
+    (tmp_path / index).write_text(json.dumps(table), encoding="utf-8")
+    assert weights.weight_files(tmp_path, ("model",)) == [tmp_path / name for name in names]
+
+
 # --- config.json ---
 
 
@@ -423,6 +457,13 @@ def test_a_host_whose_layers_hold_nothing_before_they_are_loaded_gets_all_weight
     assert torch.equal(module[0].weight, weight)
     with pytest.raises(CheckpointError, match=r"0\.weight.*missing"):
         assemble.assemble(build, Operations, [], cpu, merged)
+
+
+def test_a_transposed_tensor_of_a_pickled_file_keeps_its_numbers(tmp_path, make_generator):
+    """Pickles store the strides of a tensor, and torch keeps them in a copy."""
+    path, weight = tmp_path / "model.pt", torch.randn(4, 6, generator=make_generator(4)).T
+    torch.save({"a": weight}, path)
+    assert torch.equal(joined_from(path, torch.float32, ("a",)), weight)
 
 
 # --- what shares a mapping ---

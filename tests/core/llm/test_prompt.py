@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from seed_core.errors import PromptError
-from seed_core.llm.chat import SeedChat
-from seed_core.llm.prompt import (
-    IMAGE_MARK,
-    LLAMA_2,
-    VICUNA,
-    join_parts,
-    pieces_to_string,
-    split_marks,
-)
+from seed_core.llm.chat import IMAGE_MARK, SeedChat
+from seed_core.llm.prompt import LLAMA_2, VICUNA, join_parts, pieces_to_string, split_marks
 
 A, B, C = (tuple(range(first, first + 32)) for first in (0, 100, 200))
 TOKENS_A = "<img>" + "".join(f"<img_{code:05d}>" for code in A) + "</img>"

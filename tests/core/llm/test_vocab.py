@@ -8,7 +8,7 @@ import sentencepiece
 
 from seed_core.errors import CheckpointError
 from seed_core.files.folder import ModelFolder
-from seed_core.llm.vocab import Vocabulary
+from seed_core.models.llm import read_vocabulary
 
 PICTURE = tuple(range(32))
 OTHER = tuple(range(100, 132))
@@ -22,7 +22,7 @@ def text_model(mini_folder):
 @pytest.fixture(scope="module")
 def vocab(mini_folder):
     folder = mini_folder / "llm"
-    return Vocabulary(ModelFolder(folder))
+    return read_vocabulary(ModelFolder(folder))
 
 
 def test_ids_are_those_of_the_files(vocab):
@@ -117,7 +117,7 @@ def folder(tmp_path, mini_folder):
 
 
 def open_in(folder):
-    return Vocabulary(ModelFolder(folder))
+    return read_vocabulary(ModelFolder(folder))
 
 
 def change_added(folder, change):

@@ -353,7 +353,10 @@ def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(llm_fol
 )
 def test_numbers_that_do_not_fit_are_refused_with_their_tensor(llm_folder, output, dtype, number):
     change(llm_folder, model__layers__0__mlp__down_proj__weight=torch.full((32, 48), number))
-    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj.*cannot hold"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"model\.layers\.0\.mlp\.down_proj.* holds NaN or infinity in.*try bf16",
+    ):
         convert(llm_folder, output, dtype)
     assert not output.exists()
 
@@ -491,7 +494,7 @@ def test_tokens_that_no_adapter_gives_a_meaning_are_not_made_up(
     config = seed_core.load_llm(llm_folder).config
     tensors = peft_adapter.random_tensors(config, make_generator(6))
     adapter = peft_adapter.save(tmp_path / "adapter", tensors)
-    with pytest.raises(CheckpointError, match=r"no SEED-LLaMA yet.*embed_tokens"):
+    with pytest.raises(CheckpointError, match=r"not a SEED-LLaMA yet.*embed_tokens"):
         convert(ancestor, tmp_path / "new.safetensors", torch.float32, loras=[(adapter, 1.0)])
     assert not (tmp_path / "new.safetensors").exists()
 

@@ -6,12 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from seed_core.codes.value import image_token
 from seed_core.errors import CheckpointError
 from seed_core.llm.prompt import LLAMA_2, VICUNA
-from seed_core.models.llm import VOCABULARY_LINK, find_llm_folder, read_llm_folder
+from seed_core.models.llm import VOCABULARY_LINK, load_llm
 
 TEXT_TOKENS = 1024  # of seed-mini's tokenizer.model
 WIDTH, MLP = 8, 12
@@ -74,7 +73,7 @@ def folder(make_folder):
 
 
 def read(folder):
-    return read_llm_folder(find_llm_folder(folder), torch.device("cpu"), torch.float32, nn)
+    return load_llm(folder)
 
 
 def equal(module, other):

@@ -11,7 +11,7 @@ import seed_core
 from seed_core.compute.fp8 import FP8, scale_of
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.models.convert import convert_model, plan_conversion
-from seed_core.models.llm import has_fp8_weights
+from seed_core.models.llm import open_llm
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -35,14 +35,14 @@ def make_folder(llm_folder, tmp_path):
 
 
 def test_a_folder_tells_whether_its_weights_are_in_fp8(make_folder, llm_folder):
-    assert has_fp8_weights(make_folder({}))
-    assert has_fp8_weights(make_folder({}) / "config.json")
-    assert not has_fp8_weights(llm_folder)
-    assert not has_fp8_weights("seed-mini")
+    assert open_llm(make_folder({})).is_quantised
+    assert open_llm(make_folder({}) / "config.json").is_quantised
+    assert not open_llm(llm_folder).is_quantised
+    assert not open_llm("seed-mini").is_quantised
     file = llm_folder / "model.safetensors"
     torch.save(load_file(file), llm_folder / "pytorch_model.bin")
     file.unlink()
-    assert not has_fp8_weights(llm_folder)
+    assert not open_llm(llm_folder).is_quantised
 
 
 @pytest.mark.parametrize("dtype", [FP8, torch.bfloat16])
