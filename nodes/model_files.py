@@ -163,7 +163,7 @@ def is_fp8(choice: str) -> bool:
     try:
         source = find(LLM, choice)
         return _is_quantised(source, fingerprint(source))
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
 
 

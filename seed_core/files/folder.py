@@ -106,13 +106,7 @@ def read_header(path: Path) -> tuple[str, dict[str, bytes]] | None:
 
 
 def header(kind: str, files: Mapping[str, bytes], origin: Mapping[str, Any]) -> dict[str, str]:
-    """Return what makes a safetensors file a converted model.
-
-    Args:
-        kind: tokenizer, llm or decoder.
-        files: the small files by their names in the model's folder.
-        origin: where the model comes from, to be read by people.
-    """
+    """Return what the header of a converted model says; ``origin`` is read by people alone."""
     record = {
         "part": kind,  # as saved files have it
         "origin": dict(origin),

@@ -142,7 +142,7 @@ def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
         stems: file names without suffix, best first, such as ``("model", "pytorch_model")``.
 
     Raises:
-        CheckpointError: there are none, or an index names a file outside the folder.
+        CheckpointError: it has none, or an index names a file outside the folder.
     """
     for variant in _VARIANTS:
         for stem in stems:

@@ -116,16 +116,13 @@ def changes_by_key(adapters: Sequence[Adapter], config: LlamaConfig) -> dict[str
 
 
 def merge_into(tensor: torch.Tensor, changes: Sequence[Change], may_grow: bool) -> torch.Tensor:
-    """Return a tensor of a file with what adapters do to it, in float32.
-
-    Args:
-        tensor: ``[rows, D]``; on the meta device only its shape is computed.
-        changes: what they do.
-        may_grow: whether the adapters may give it rows that it does not have.
-    """
-    shape = changes[0][0].part.shape if changes else tensor.shape
-    if not changes or (tensor.shape != shape and not may_grow):
-        return tensor  # a tensor of a wrong shape is refused later, by its own
+    """Return a tensor of a file, or its stand-in, with what adapters do to it, in float32."""
+    if not changes:
+        return tensor
+    shape = changes[0][0].part.shape
+    is_table = may_grow and tensor.shape[1:] == shape[1:] and len(tensor) < shape[0]
+    if tensor.shape != shape and not is_table:
+        return tensor  # whose own shape will be refused
     merged = torch.zeros(shape, device=tensor.device)
     if not tensor.is_meta:
         merged[: len(tensor)] = tensor
@@ -207,16 +204,7 @@ class _Scales:
         return cls(file, fields)
 
     def of(self, module: str, rank: int, alpha: torch.Tensor | None) -> float:
-        """Return what the product of one module is multiplied by.
-
-        Args:
-            module: its name in the model.
-            rank: of its matrices.
-            alpha: the tensor that some files hold in place of a config.
-
-        Raises:
-            CheckpointError: nothing tells the scale, or the rank is not the config's.
-        """
+        """Return what the product of one module is multiplied by (``alpha``: as the file says)."""
         expected = self._setting("rank_pattern", "r", module)
         if expected not in (None, rank):
             raise CheckpointError(

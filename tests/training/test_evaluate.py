@@ -102,7 +102,7 @@ def test_says_what_it_cannot_measure(options, tmp_path, capsys):
             "--beside",
             str(tmp_path / "test.json"),
         ],
-        "there is no folder": ["--json", str(tmp_path / "no" / "metrics.json")],
+        "does not exist": ["--json", str(tmp_path / "no" / "metrics.json")],
         "embedding needs the folder of the vision tower": ["--tasks", "embedding"],
         str(tmp_path): ["--model", str(tmp_path)],
     }

@@ -58,7 +58,7 @@ def test_a_suffix_that_cannot_be_written_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("check", [check_output, check_picture_output])
 def test_a_path_that_cannot_be_written_is_refused(tmp_path, check):
-    with pytest.raises(OptionError, match="no folder .*gone"):
+    with pytest.raises(OptionError, match="folder .*gone does not exist"):
         check(tmp_path / "gone" / "picture.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OptionError, match="folder.png is a folder"):

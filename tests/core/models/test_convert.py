@@ -488,6 +488,13 @@ def test_an_adapter_makes_a_seed_llama_of_the_model_it_was_trained_from(
         torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+def test_an_adapter_takes_no_rows_from_a_table(ancestor, adapter):
+    """The config says 1024 token ids, the table has more than the vocabulary's 1538."""
+    change(ancestor, model__embed_tokens__weight=torch.zeros(1600, 32))
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight \[1600, 32\] should have"):
+        plan_conversion(ancestor, torch.float32, [(adapter, 1.0)])
+
+
 def test_tokens_that_no_adapter_gives_a_meaning_are_not_made_up(
     llm_folder, ancestor, tmp_path, peft_adapter, make_generator
 ):
