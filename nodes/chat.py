@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..seed_core import DecodeOptions, SeedChat
+from ..seed_core import DecodeOptions, SeedChat, SeedDecoder, SeedTokenizer
 from ..seed_core.errors import OptionError
 from . import host
 from .decode import paint
@@ -55,8 +55,8 @@ class SeedChatView(io.ComfyNode):
     def execute(
         cls,
         chat: SeedChat,
-        tokenizer: host.LoadedModel | None = None,
-        decoder: host.LoadedModel | None = None,
+        tokenizer: host.LoadedModel[SeedTokenizer] | None = None,
+        decoder: host.LoadedModel[SeedDecoder] | None = None,
     ) -> io.NodeOutput:
         if (tokenizer is None) != (decoder is None):
             missing = "tokenizer" if tokenizer is None else "decoder"

@@ -5,7 +5,13 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import DecodeOptions, SeedCodes, seeded_generators
+from ..seed_core import (
+    DecodeOptions,
+    SeedCodes,
+    SeedDecoder,
+    SeedTokenizer,
+    seeded_generators,
+)
 from ..seed_core.decoder.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
@@ -99,8 +105,8 @@ class SeedDecode(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        tokenizer: host.LoadedModel,
-        decoder: host.LoadedModel,
+        tokenizer: host.LoadedModel[SeedTokenizer],
+        decoder: host.LoadedModel[SeedDecoder],
         codes: SeedCodes,
         seed: int,
         steps: int,
@@ -121,8 +127,8 @@ class SeedDecode(io.ComfyNode):
 
 
 def paint(
-    tokenizer: host.LoadedModel,
-    decoder: host.LoadedModel,
+    tokenizer: host.LoadedModel[SeedTokenizer],
+    decoder: host.LoadedModel[SeedDecoder],
     codes: SeedCodes,
     options: DecodeOptions,
     seed: int = 0,
@@ -146,8 +152,8 @@ def paint(
 
 
 def require_match(
-    tokenizer: host.LoadedModel,
-    decoder: host.LoadedModel,
+    tokenizer: host.LoadedModel[SeedTokenizer],
+    decoder: host.LoadedModel[SeedDecoder],
     codes: SeedCodes,
     negative_codes: SeedCodes | None,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import SeedCodes
+from ..seed_core import SeedCodes, SeedTokenizer
 from ..seed_core.decoder.embeddings import (
     BLEND_MODES,
     blend_embeddings,
@@ -25,7 +25,7 @@ NO_PICTURES = (
 
 
 def embed(
-    tokenizer: host.LoadedModel,
+    tokenizer: host.LoadedModel[SeedTokenizer],
     codes: SeedCodes,
     check: Callable[[tuple[int, ...], str], None] = require_image_embedding,
 ) -> torch.Tensor:
@@ -70,7 +70,7 @@ class SeedCodesToEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         return io.NodeOutput(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
 
 
@@ -101,7 +101,7 @@ class SeedCodesToIpAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         embedding = host.to_wire(embed(tokenizer, codes, require_ip_adapter))
         return io.NodeOutput(embedding, torch.zeros_like(embedding))
 
@@ -130,7 +130,7 @@ class SeedCodesToConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         condition = embed(tokenizer, codes, require_text_condition)
         return io.NodeOutput(host.embeddings_to_conditioning(condition))
 

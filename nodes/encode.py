@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..seed_core import SeedCodes
+from ..seed_core import SeedTokenizer
 from ..seed_core.codes.familiarity import summarize_fit
 from ..seed_core.models.names import sample_pictures
 from ..seed_core.tokenizer.preprocess import FITS
@@ -76,19 +76,14 @@ class SeedEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, image: torch.Tensor, fit: str) -> io.NodeOutput:
-        """Encode chunk by chunk, with a look at Stop after each."""
+    def execute(
+        cls, tokenizer: host.LoadedModel[SeedTokenizer], image: torch.Tensor, fit: str
+    ) -> io.NodeOutput:
         pixels = host.image_to_pixels(image)
         core = tokenizer.ready(tokenizer.core.memory_required(len(pixels)))
         progress = host.Progress(len(pixels))
-        rows: list[torch.Tensor] = []
-        distances: list[torch.Tensor] = []
-        for chunk in pixels.split(core.pictures_at_once):
-            found = core.encode_with_distances(core.preprocess(chunk, fit))
-            rows.append(found[0])
-            distances.append(found[1])
-            progress.step(sum(map(len, rows)), len(pixels))
-        codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core, torch.cat(distances))
+        values, distances = core.encode_pictures(pixels, fit, on_step=progress.step)
+        codes = host.codes_to_wire(values, core, distances)
         # At each run: nothing takes the words of the last one off the node.
         host.show_text(summarize_fit(codes))
         return io.NodeOutput(codes)

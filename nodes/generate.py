@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import GenerationOptions, SeedChat, SeedCodes, seeded_generators
+from ..seed_core import GenerationOptions, SeedChat, SeedCodes, SeedLLM, seeded_generators
 from ..seed_core.llm.generation import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
@@ -129,7 +129,7 @@ class SeedGenerate(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        llm: host.LoadedModel,
+        llm: host.LoadedModel[SeedLLM],
         prompt: str,
         reply: Literal["auto", "text", "image"],
         variations: int,

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..seed_core import read_lora
-from . import host, model_files
+from ..seed_core import SeedLLM, read_lora
+from . import host
 from .io_types import CATEGORY, SeedLlmWire
-from .model_files import LORA
+from .kinds import LORA
 
 
 class SeedLoraLoader(io.ComfyNode):
@@ -24,7 +24,7 @@ class SeedLoraLoader(io.ComfyNode):
                 SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA, or another LoRA."),
                 io.Combo.Input(
                     "lora",
-                    options=model_files.choices(LORA),
+                    options=LORA.choices(),
                     default=LORA.bundled_choice,
                     tooltip="A peft folder (with adapter_config.json) or a .safetensors file of "
                     "models/seed_lora, trained on the model that is connected. seed-mini night comes "
@@ -46,17 +46,17 @@ class SeedLoraLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: str = "") -> bool | str:
-        return model_files.check(LORA, lora)
+        return LORA.check(lora)
 
     @classmethod
     def fingerprint_inputs(
-        cls, lora: str, strength: float, llm: host.LoadedModel | None = None
+        cls, lora: str, strength: float, llm: host.LoadedModel[SeedLLM] | None = None
     ) -> str:
-        return model_files.fingerprint_choice(LORA, lora)
+        return LORA.fingerprint(lora)
 
     @classmethod
-    def execute(cls, llm: host.LoadedModel, lora: str, strength: float) -> io.NodeOutput:
+    def execute(cls, llm: host.LoadedModel[SeedLLM], lora: str, strength: float) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(llm)
-        adapter = read_lora(model_files.find(LORA, lora), llm.core.config)
+        adapter = read_lora(LORA.find(lora), llm.core.config)
         return io.NodeOutput(llm.with_lora(adapter, strength))

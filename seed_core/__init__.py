@@ -22,7 +22,7 @@ from .llm.chat import SeedChat, Turn
 from .llm.generation import GenerationOptions
 from .llm.lora import LoraAdapter, merge_lora, read_lora
 from .llm.runtime import Reply, SeedLLM, load_llm
-from .tokenizer.network import TokenizerConfig
+from .tokenizer.config import TokenizerConfig
 from .tokenizer.runtime import SeedTokenizer, load_tokenizer
 
 __all__ = [

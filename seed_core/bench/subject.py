@@ -30,7 +30,8 @@ from ..models import names
 from ..models.llm import matrix_products
 from ..models.sd21 import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
 from ..models.unclip import UnclipModel
-from ..tokenizer.network import TokenizerConfig, TokenizerModel
+from ..tokenizer.config import TokenizerConfig
+from ..tokenizer.network import TokenizerModel
 from ..tokenizer.runtime import SeedTokenizer, load_tokenizer
 
 MINI = "mini"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..errors import CheckpointError
 from ..files import weights
 from ..files.folder import folder_around
-from ..tokenizer.network import TOKENIZER_LINK, TokenizerConfig
+from ..tokenizer.config import TOKENIZER_LINK, TokenizerConfig
 from . import names
 
 EVA_VIT_LINK = (

@@ -25,7 +25,7 @@ def test_one_object_a_picture_with_cores_embedding(mini, embedded):
 
 def test_it_is_the_hosts_own_type(pack, embedded):
     for output in embedded[1]:
-        assert isinstance(output, pack.host.comfy.clip_vision.Output)
+        assert isinstance(output, pack.comfy.clip_vision.Output)
         assert output["image_embeds"] is output.image_embeds
 
 
@@ -125,7 +125,7 @@ def test_conditioning_needs_seed_1(pack, run, mini, fox_codes):
 @pytest.fixture
 def hosts_own(pack, generator):
     """What CLIP Vision Encode makes, in the precision of its model."""
-    output = pack.host.comfy.clip_vision.Output()
+    output = pack.comfy.clip_vision.Output()
     output.image_embeds = torch.randn(1, 256, generator=generator).half()
     output.last_hidden_state = torch.zeros(1, 257, 8)
     return output
