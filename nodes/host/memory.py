@@ -7,7 +7,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
@@ -23,14 +23,21 @@ from ...seed_core.compute.precision import LLM_PRECISIONS
 class LoadedCore(Protocol):
     """A loaded tokenizer, language model or decoder, as far as the host's memory is concerned."""
 
-    module: torch.nn.Module  # all of its networks
     device: torch.device  # where calls compute
-    dtype: torch.dtype
-    uses_graphs: ClassVar[bool]  # whether calls may run as CUDA graphs
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """All of its networks."""
+        ...
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
         """What the host may move, each by itself."""
+        ...
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether calls may run as CUDA graphs."""
         ...
 
 
@@ -175,7 +182,7 @@ def _exchanging(base: Any) -> Any:
         ) -> None:
             # With dirty the host has every weight fetched anew.
             super().load(device_to, *args, dirty=False, **named)
-            before = getattr(self.model, "patched_keys", set())
+            before: set[str] = getattr(self.model, "patched_keys", set())
             if dirty:
                 for key in before | set(self.patches):
                     self.model.get_submodule(key.rpartition(".")[0])._v_signature = None

@@ -53,7 +53,9 @@ def test_nothing_waits_inside_a_decode_step(played):
     for model in ("bf16 3", "fp8 3"):
         _, few, more = [record for record in played if model in record.action]
         waits = waits_of_steps(few, more)
-        assert all(what.startswith("an event: seed_core/generation.py") for what in waits), waits
+        assert all(what.startswith("an event: seed_core/llm/generation.py") for what in waits), (
+            waits
+        )
 
 
 @pytest.mark.parametrize("played", ["RTX 4090: depths"], indirect=True)
@@ -81,7 +83,11 @@ def test_nothing_waits_inside_a_unet_step(played):
     for few, more in zip(played[::2], played[1::2], strict=True):
         assert (few.error, more.error) == ("", "")
         waits = waits_of_steps(few, more)
-        waits = {w: n for w, n in waits.items() if not w.startswith("an event: seed_core/denoiser")}
+        waits = {
+            w: n
+            for w, n in waits.items()
+            if not w.startswith("an event: seed_core/decoder/denoiser")
+        }
         scheduler = more.action.split("scheduler=")[1].split()[0]
         steps = option(more, "steps") - option(few, "steps")
         known = WAITS_OF_SCHEDULERS.get(scheduler, 0) * steps

@@ -95,11 +95,11 @@ def _write_llms(folder: Path, pack: Path) -> None:
 
 
 def _write_llm(folder: Path, config: Any, precision: str, pack: Path) -> None:
-    shapes = {name: part.shape for name, part in _core("llama").parts_in_file(config).items()}
+    shapes = {name: part.shape for name, part in _core("llm.llama").parts_in_file(config).items()}
     dtypes: dict[str, str] = {}
     scales: dict[str, list[float]] = {}
     if precision == "fp8":
-        products = _core("llm_folder").matrix_products(config).values()
+        products = _core("models.llm").matrix_products(config).values()
         weights = [name for names in products for name in names if "lm_head" not in name]
         dtypes = dict.fromkeys(weights, "F8_E4M3") | {f"{name}_scale": "F32" for name in weights}
         scales = {f"{name}_scale": [FP8_SCALE] for name in weights}
@@ -117,7 +117,7 @@ def _write_vocabulary(folder: Path, size: int, pack: Path) -> None:
     words = pack / "seed_core" / "weights" / "seed-mini" / "llm" / "tokenizer.model"
     shutil.copy(words, folder)
     count = sentencepiece.SentencePieceProcessor(str(words)).vocab_size()
-    codes = _core("codes")
+    codes = _core("codes.value")
     codebook = codes.CODEBOOK_SIZES["seed-2"]
     first = size - codebook - 2
     added = {f"<word {i}>": i for i in range(count, first)}
@@ -127,14 +127,14 @@ def _write_vocabulary(folder: Path, size: int, pack: Path) -> None:
 
 
 def _write_tokenizers(folder: Path) -> None:
-    network = _core("tokenizer_network")
+    configs, networks = _core("tokenizer.config"), _core("tokenizer.network")
     for family in ("seed_1", "seed_2"):
-        config = getattr(network.TokenizerConfig, family)()
+        config = getattr(configs.TokenizerConfig, family)()
         side = "text" if config.embeds_text else "image"
-        own = network.TokenizerModel(config, device="meta").state_dict()
+        own = networks.TokenizerModel(config, device="meta").state_dict()
         shapes: dict[str, tuple[int, ...]] = {}
         for name, tensor in own.items():
-            parts = _core("checkpoints").upstream_tokenizer_names(name, side)
+            parts = _core("models.names").upstream_tokenizer_names(name, side)
             shape = (tensor.shape[0] // len(parts), *tensor.shape[1:])
             shapes |= {part: shape for part in parts if part is not None}
         name = family.replace("_", "-")
@@ -145,7 +145,7 @@ def _write_tokenizers(folder: Path) -> None:
 
 def _write_decoders(folder: Path) -> None:
     """Stable Diffusion 2.1 unCLIP, and its outermost layers for what is counted by step."""
-    sizes = _core("unclip_single_file")
+    sizes = _core("models.sd21")
     _write_decoder(folder / "sd21-unclip.safetensors", sizes.UNET, sizes.VAE)
     unet = sizes.UNET | {
         "block_out_channels": (320, 640),
@@ -162,7 +162,7 @@ def _write_decoder(path: Path, unet: dict[str, Any], vae: dict[str, Any]) -> Non
     """Write a decoder as the pack's converter does: everything in one file."""
     import diffusers
 
-    sizes = _core("unclip_single_file")
+    sizes = _core("models.sd21")
     parts = {"unet": (diffusers.UNet2DConditionModel, unet)}
     parts["vae"] = (diffusers.AutoencoderKL, vae)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -180,14 +180,14 @@ def _write_decoder(path: Path, unet: dict[str, Any], vae: dict[str, Any]) -> Non
         "image_noising_scheduler/scheduler_config.json": sizes.NOISING_SCHEDULER,
     }
     content = {name: json.dumps(fields).encode() for name, fields in files.items()}
-    header = _core("model_folder").header("decoder", content, {})
+    header = _core("files.folder").header("decoder", content, {})
     write_hollow(path, shapes, "F16", dict.fromkeys(values, "F32"), values, header)
 
 
 def _write_loras(folder: Path) -> None:
     """One adapter of a few weights, and one of every matrix of every layer."""
     config = llm_config()
-    parts = _core("llama").parts_in_file(config)
+    parts = _core("llm.llama").parts_in_file(config)
     layers = [name for name in parts if name.endswith("_proj.weight")]
     few = [name for name in layers if name.endswith(".o_proj.weight")][:FEW_WEIGHTS]
     for name, weights, rank in (("few", few, 8), ("all", layers, 16)):

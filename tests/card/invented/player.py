@@ -76,7 +76,7 @@ class Player:
     ) -> Callable[[], Any]:
         """As a program that uses seed_core alone on a card."""
         core = importlib.import_module(f"{PACK}.seed_core")
-        fp8 = importlib.import_module(f"{PACK}.seed_core.fp8")
+        fp8 = importlib.import_module(f"{PACK}.seed_core.compute.fp8")
         dtype = fp8.FP8 if "fp8" in llm else torch.bfloat16
         find = self._host.nodes.kinds.LLM.find
         model = core.load_llm(find(llm), CARD, dtype)
@@ -168,7 +168,7 @@ class Player:
         return self._load(loader, f"{name}.safetensors", precision="auto")
 
     def _codes(self, family: str, pictures: int) -> Any:
-        codes = importlib.import_module(f"{PACK}.seed_core.codes")
+        codes = importlib.import_module(f"{PACK}.seed_core.codes.value")
         size = codes.CODEBOOK_SIZES[family]
         return codes.SeedCodes(torch.zeros(pictures, 32, dtype=torch.int64), family, size)
 
