@@ -29,18 +29,18 @@ class SeedChatView(io.ComfyNode):
                 SeedTokenizerWire.Input(
                     "tokenizer",
                     optional=True,
-                    tooltip="Connect it with a decoder to see the pictures, too.",
+                    tooltip="Connect it together with a decoder to see the pictures too.",
                 ),
                 SeedDecoderWire.Input(
                     "decoder",
                     optional=True,
-                    tooltip="Connect it with a tokenizer to see the pictures, too.",
+                    tooltip="Connect it together with a tokenizer to see the pictures too.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     "text",
-                    tooltip="The conversation, a paragraph a turn; <image> stands for a picture.",
+                    tooltip="The conversation, one paragraph per turn; <image> stands for a picture.",
                 ),
                 SeedCodesWire.Output(
                     "codes",
@@ -62,7 +62,7 @@ class SeedChatView(io.ComfyNode):
             missing = "tokenizer" if tokenizer is None else "decoder"
             raise OptionError(
                 f"the {missing} is missing: connect tokenizer and decoder to see the pictures, or "
-                "neither of them to see only the words"
+                "neither of them to see only the text"
             )
         text, codes = chat.to_text(), host.codes_to_wire(chat.codes, chat)
         host.show_text(text)

@@ -44,7 +44,7 @@ def _painting_inputs() -> list[Any]:
             default=20,
             min=1,
             max=1000,
-            tooltip="Diffusion steps. The reference uses 20; more is slower and finer.",
+            tooltip="Diffusion steps. The reference uses 20; more steps are slower and finer.",
         ),
         io.Float.Input(
             "guidance_scale",
@@ -67,8 +67,8 @@ def _rare_inputs() -> list[Any]:
             default=0,
             min=0,
             max=999,
-            tooltip="Noise put on the embedding, 0 to 999. Higher leaves more freedom: looser "
-            "variations of the same picture.",
+            tooltip="Noise added to the embedding, 0 to 999. More noise gives looser variations "
+            "of the same picture.",
             advanced=True,
         ),
         *(
@@ -96,7 +96,7 @@ class SeedDecode(io.ComfyNode):
             display_name="SEED Decode",
             category=CATEGORY,
             description="Paints a picture from codes. It shows the same things as the original, "
-            "never the same pixels.",
+            "but never the same pixels.",
             search_aliases=["SEED decoder", "unCLIP", "image codes", "codes to image"],
             inputs=[*_source_inputs(), *_painting_inputs(), *_rare_inputs()],
             outputs=[io.Image.Output("image", tooltip="One picture for each row of codes.")],
@@ -164,7 +164,7 @@ def require_match(
     if made != wanted:
         raise CodesError(
             f"this decoder paints from embeddings of {wanted} numbers, but the "
-            f"{core.family} tokenizer makes {made}: load the decoder that belongs to it."
+            f"{core.family} tokenizer makes embeddings of {made}: load the decoder that belongs to it."
         )
     if negative_codes is not None and len(negative_codes) not in (1, len(codes)):
         raise CodesError(

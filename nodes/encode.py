@@ -23,13 +23,13 @@ class SeedSamplePicture(io.ComfyNode):
             display_name="SEED Sample Picture",
             category=CATEGORY,
             description="One of the pictures that come with the pack, so that every template runs "
-            "at once. Put Load Image in its place to use your own.",
+            "right away. Replace it with Load Image to use your own.",
             search_aliases=["sample image", "example picture", "test image", "emoji"],
             inputs=[
                 io.Combo.Input(
                     "picture",
                     options=sorted(sample_pictures()),
-                    tooltip="Which picture. All are of the kind that seed-mini knows.",
+                    tooltip="Which picture. All of them show things that seed-mini knows.",
                 )
             ],
             outputs=[io.Image.Output("image", tooltip="The picture, 128 x 128 pixels.")],
@@ -64,8 +64,8 @@ class SeedEncode(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     default="stretch",
-                    tooltip="How a picture becomes square. stretch: squeezed, as the model was "
-                    "trained. crop: the middle is kept. pad: bars are added.",
+                    tooltip="How a picture is made square. stretch: it is squeezed, as in training. "
+                    "crop: only the middle is kept. pad: bars are added.",
                 ),
             ],
             outputs=[

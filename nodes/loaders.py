@@ -49,8 +49,8 @@ def _precision(options: list[str], usual: str, more: str = "") -> io.Combo.Input
         "precision",
         options=options,
         default="auto",
-        tooltip=f"Number format of the weights while they compute. auto: fp32 on a CPU, {usual} on "
-        f"a graphics card that is fast at it. {more}Change it only to save memory or to compare.",
+        tooltip=f"Number format of the computation. auto: fp32 on a CPU, {usual} on a graphics card "
+        f"that is fast at it. {more}Change it only to save memory or to compare.",
         advanced=True,
     )
 
@@ -65,23 +65,23 @@ class SeedTokenizerLoader(io.ComfyNode):
             display_name="Load SEED Tokenizer",
             category=CATEGORY,
             description="Loads the model that turns a picture into 32 codes, and codes into the "
-            "embedding a decoder paints from.",
+            "embedding that a decoder paints from.",
             search_aliases=["SEED tokenizer", "image tokens", "image codes"],
             inputs=[
                 io.Combo.Input(
                     "tokenizer",
                     options=TOKENIZER.choices(),
                     default=TOKENIZER.bundled_choice,
-                    tooltip="A file of models/seed_tokenizer, of SEED-2 or SEED-1. seed-mini comes with "
-                    "the pack: a miniature that knows 192 emoji-like things, to try every workflow.",
+                    tooltip="A SEED-2 or SEED-1 file in models/seed_tokenizer. seed-mini comes with the "
+                    "pack: a miniature that knows 192 emoji-like things, enough to try every workflow.",
                 ),
                 _precision(PRECISIONS, "fp16"),
             ],
             outputs=[
                 SeedTokenizerWire.Output(
                     "tokenizer",
-                    tooltip="The loaded tokenizer. Tokenizer, language model and decoder must be "
-                    "of one family (seed-mini with seed-mini, SEED-2 with SEED-LLaMA).",
+                    tooltip="The loaded tokenizer. Tokenizer, language model and decoder must "
+                    "belong to one family (seed-mini with seed-mini, SEED-2 with SEED-LLaMA).",
                 )
             ],
         )
@@ -123,8 +123,8 @@ class SeedLlamaLoader(io.ComfyNode):
                 _precision(
                     LLM_PRECISIONS,
                     "bf16",
-                    "fp8 needs a model that was converted to it (see the help page), for which "
-                    "it is also what auto means on a graphics card. ",
+                    "fp8 needs a model that was converted to fp8 (see the help page); on a "
+                    "graphics card, auto uses fp8 for such a model. ",
                 ),
             ],
             outputs=[SeedLlmWire.Output("llm", tooltip="The loaded model, for SEED Generate.")],

@@ -17,18 +17,20 @@ class SeedLoraLoader(io.ComfyNode):
             node_id="SEEDLoRALoader",
             display_name="Load SEED LoRA",
             category=CATEGORY,
-            description="Puts a LoRA adapter on SEED-LLaMA, as peft saves it after fine-tuning. The "
-            "model itself is not changed; several can follow one another.",
+            description="Applies a LoRA adapter, as saved by peft after fine-tuning, to SEED-LLaMA. "
+            "The model itself stays as it is. Several adapters can be chained.",
             search_aliases=["LoRA", "peft", "adapter", "fine-tune", "SEED-LLaMA"],
             inputs=[
-                SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA, or another LoRA."),
+                SeedLlmWire.Input(
+                    "llm", tooltip="From Load SEED-LLaMA, or from another Load SEED LoRA."
+                ),
                 io.Combo.Input(
                     "lora",
                     options=LORA.choices(),
                     default=LORA.bundled_choice,
-                    tooltip="A peft folder (with adapter_config.json) or a .safetensors file of "
-                    "models/seed_lora, trained on the model that is connected. seed-mini night comes "
-                    "with the pack: it puts what seed-mini draws on black.",
+                    tooltip="A peft folder (with adapter_config.json) or a .safetensors file in "
+                    "models/seed_lora, trained on the connected model. seed-mini night comes with the "
+                    "pack: with it, seed-mini draws on a black background.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -36,7 +38,7 @@ class SeedLoraLoader(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much of it. 1 is as trained, 0 is off, below 0 turns it around.",
+                    tooltip="How strongly the adapter acts. 1 is as trained, 0 is off, below 0 reverses it.",
                 ),
             ],
             outputs=[

@@ -38,10 +38,10 @@ def input_file(name: str) -> Path:
         if path.is_file() and any(path.is_relative_to(Path(root).resolve()) for root in folders):
             return path
     except ValueError:
-        pass  # a path out of the folder, or none at all
+        pass  # the name leads out of the folder, or is not a path
     raise CodesError(
-        f"there is no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED "
-        "Save Codes wrote from the output folder to there, then press R to refresh the list."
+        f"found no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED Save "
+        "Codes wrote from the output folder to that folder, then press R to refresh the list."
     )
 
 

@@ -47,7 +47,7 @@ def pixels_to_image(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class SeedClipVisionOutput(comfy.clip_vision.Output):
-    """CLIP_VISION_OUTPUT with nothing but `image_embeds`, and words for who asks for more."""
+    """CLIP_VISION_OUTPUT with nothing but `image_embeds`; asked for more, it says what it is."""
 
     def __init__(self, image_embeds: torch.Tensor):
         self.image_embeds = image_embeds

@@ -86,7 +86,7 @@ class TokenizerConfig:
     Attributes:
         image_down: widths of the token-wise reduction before the projection, or empty where the
             reverse Q-Former takes its place.
-        reverse_depth: layers of the reverse Q-Former, 0 where there is none.
+        reverse_depth: layers of the reverse Q-Former; 0 where image_down is used.
         reverse_queries: queries of the reverse Q-Former: 1, or as many as CLIP has text tokens.
         embedding_dim: width of the embedding.
         interpolation: how pictures are resized, one of `preprocess.INTERPOLATIONS`.
@@ -131,7 +131,8 @@ class TokenizerConfig:
             check_number("each width in image_down", width, WIDTH)
         if len(self.image_down) > _LONGEST_REDUCTION:
             raise CheckpointError(
-                f"image_down lists {len(self.image_down)} widths; that is no SEED"
+                f"image_down lists {len(self.image_down)} widths; a SEED tokenizer has at most "
+                f"{_LONGEST_REDUCTION}"
             )
         width = self.qformer.width
         if width % self.decode_heads or int(width * self.decode_mlp_ratio) < 1:
@@ -214,7 +215,7 @@ class TokenizerConfig:
         code also builds the reverse Q-Former with another depth than the inference code.
 
         Raises:
-            CheckpointError: no head, or one of another family.
+            CheckpointError: the head is missing, or belongs to another family.
         """
         if _hold_text_head(keys) != self.embeds_text:
             raise CheckpointError(
@@ -224,15 +225,15 @@ class TokenizerConfig:
         if any(key.startswith("image_down.") for key in keys):
             if not self.image_down:
                 raise CheckpointError(
-                    "the weights hold image_down.*, but config.json no widths of it"
+                    "the weights hold image_down.*, but config.json does not list its widths"
                 )
             return dataclasses.replace(self, reverse_depth=0)
         layers = (_REVERSE_LAYER.match(key) for key in keys)
         depth = 1 + max((int(match[1]) for match in layers if match), default=-1)
         if not depth:
             raise CheckpointError(
-                "the file has neither image_down.* nor Reverse_Qformer.*, so it is no SEED tokenizer "
-                f"or only a part of one. The published one: {TOKENIZER_LINK}"
+                "the file has neither image_down.* nor Reverse_Qformer.*, so it is not a whole SEED "
+                f"tokenizer. Download the published one: {TOKENIZER_LINK}"
             )
         return dataclasses.replace(self, image_down=(), reverse_depth=depth)
 

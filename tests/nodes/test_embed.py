@@ -51,7 +51,7 @@ def test_it_can_be_copied(embedded):
 def test_no_codes_is_one_sentence(pack, run, mini, node):
     """Before anything that is wrong with the tokenizer, which may be right for the next picture."""
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
-    with pytest.raises(pack.seed_core.CodesError, match="no picture in these codes"):
+    with pytest.raises(pack.seed_core.CodesError, match="these codes hold no picture"):
         run(node, tokenizer=mini.tokenizer, codes=codes)
 
 
