@@ -90,7 +90,7 @@ class ModelKind:
         """What core loads for a choice: the name of the bundled model, or a path.
 
         Raises:
-            CheckpointError: there is no such choice; with what to download and where to put it.
+            CheckpointError: the choice is not there; it says what to download and where to put it.
         """
         if choice == self.bundled_choice:
             return self.bundled

@@ -1,8 +1,6 @@
-"""The sizes of a SEED tokenizer: as config.json has them, and as the names of its weights tell.
+"""The sizes of a SEED tokenizer: from config.json, or told from the names of its weights.
 
-Knows names and numbers, and reads no file.
-
-Sources: AILab-CVC/SEED at 93b3cf4 for the sizes of the published tokenizers.
+Source: AILab-CVC/SEED at 93b3cf4 for the sizes of the published tokenizers.
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ from .preprocess import INTERPOLATIONS
 from .qformer import QFormerConfig
 
 TOKENIZER_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
-TEXT_FAMILY = "seed-1"
-"""The family whose codes become a text condition; those of the others, one image embedding."""
+TEXT_FAMILY = "seed-1"  # its codes become a text condition, those of others an image embedding
 
 _RANGES: dict[str, Range] = {
     "codebook_dim": WIDTH,
@@ -69,8 +66,8 @@ _FIELDS = (
     ("{side}_features_dim", "tokenizer", "embedding_dim"),
     ("interpolation", "tokenizer", "interpolation"),
 )
+# What a config.json means that was written before it had these fields.
 _OLDER_FILES = {"image_down": (), "num_reverse_tokens": 1, "interpolation": "bilinear"}
-"""What a config.json means that was written before it had these fields."""
 
 
 def _fields(embeds_text: bool) -> list[tuple[str, str, str]]:
@@ -81,16 +78,7 @@ def _fields(embeds_text: bool) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Sizes of a tokenizer; the defaults are SEED-2's.
-
-    Attributes:
-        image_down: widths of the token-wise reduction before the projection, or empty where the
-            reverse Q-Former takes its place.
-        reverse_depth: layers of the reverse Q-Former; 0 where image_down is used.
-        reverse_queries: queries of the reverse Q-Former: 1, or as many as CLIP has text tokens.
-        embedding_dim: width of the embedding.
-        interpolation: how pictures are resized, one of `preprocess.INTERPOLATIONS`.
-    """
+    """Sizes of a tokenizer; the defaults are SEED-2's."""
 
     family: str = "seed-2"
     vision: VisionConfig = VisionConfig()
@@ -102,11 +90,13 @@ class TokenizerConfig:
     decode_mlp_ratio: float = 4.0
     decode_norm_eps: float = 1e-6
     image_norm_eps: float = 1e-5
+    # The decode blocks' tokens are reduced one by one to these widths, or read by a reverse Q-Former
+    # where there are none.
     image_down: tuple[int, ...] = (256, 128, 32)
-    reverse_depth: int = 0
-    reverse_queries: int = 1
+    reverse_depth: int = 0  # layers
+    reverse_queries: int = 1  # or as many as CLIP has text tokens
     embedding_dim: int = 1024
-    interpolation: str = "bilinear"
+    interpolation: str = "bilinear"  # how pictures are resized
 
     def __post_init__(self) -> None:
         if self.qformer.num_queries != NUM_CODES:
@@ -143,7 +133,7 @@ class TokenizerConfig:
 
     @property
     def embeds_text(self) -> bool:
-        """Whether codes become a text condition, as from SD 1.x's CLIP, and no image embedding."""
+        """Whether codes become what SD 1.x's text encoder makes, instead of an image embedding."""
         return self.family == TEXT_FAMILY
 
     @property
@@ -211,9 +201,6 @@ class TokenizerConfig:
     def with_head_of(self, keys: Collection[str]) -> TokenizerConfig:
         """Return this config with the decode head that a file's upstream ``keys`` hold.
 
-        Published code and published weights disagree on the head, so the keys decide; the training
-        code also builds the reverse Q-Former with another depth than the inference code.
-
         Raises:
             CheckpointError: the head is missing, or belongs to another family.
         """
@@ -222,6 +209,8 @@ class TokenizerConfig:
                 f"config.json says that this is a {self.family} tokenizer, but the weights are "
                 f"{'not ' if self.embeds_text else ''}those of SEED-1"
             )
+        # Published code and published weights disagree on the head, so the keys decide. They tell the
+        # depth as well: training builds the reverse Q-Former deeper or flatter than inference.
         if any(key.startswith("image_down.") for key in keys):
             if not self.image_down:
                 raise CheckpointError(
@@ -239,7 +228,7 @@ class TokenizerConfig:
 
 
 def _hold_text_head(keys: Collection[str]) -> bool:
-    """Tell SEED-1's weights. SEED-2's may hold what is left of its text branch, which is not used."""
+    """Tell SEED-1's weights from SEED-2's, which may hold an unused rest of the text branch."""
 
     def has(*beginnings: str) -> bool:
         return any(key.startswith(beginnings) for key in keys)

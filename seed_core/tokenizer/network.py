@@ -1,7 +1,5 @@
 """The networks of a SEED tokenizer: vision tower, Q-Former, codebook and decode head in a row.
 
-Knows tensors only: neither files nor pictures (see ``runtime``).
-
 Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
 """
 
@@ -56,6 +54,7 @@ class CodeEmbedder(nn.Module):
         linear = operations.Linear
         factory = _after_tower(config, factory)
         self._dtype = factory["dtype"]
+        # Called so in checkpoints of training, which people have saved.
         self.quantizer = Codebook(config.codebook_size, dim, **factory)
         self.decode_head = nn.Sequential(
             linear(dim, dim, **factory), nn.Tanh(), linear(dim, width, **factory)
@@ -105,14 +104,9 @@ class CodeEmbedder(nn.Module):
 
 
 class TokenizerModel(nn.Module):
-    """Both networks of a tokenizer. They share nothing, so a host may move each by itself.
+    """Both networks of a tokenizer. They share nothing, so a host may move each by itself."""
 
-    Args:
-        config: the sizes.
-        operations: where Linear, Conv2d and LayerNorm come from, ``torch.nn`` or the host's.
-        factory: ``device`` and ``dtype`` of the weights.
-    """
-
+    # operations: where Linear, Conv2d and LayerNorm come from; factory: device and dtype of weights
     def __init__(self, config: TokenizerConfig, operations: Any = nn, **factory: Any) -> None:
         super().__init__()
         self.encoder = PictureEncoder(config, operations, **factory)
@@ -121,16 +115,14 @@ class TokenizerModel(nn.Module):
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return int64 codes ``[B, 32]`` of pixels ``[B, 3, S, S]``, and their float32 distances."""
         queries = self.encoder(pixels)  # [B, 32, codebook_dim]
-        quantizer = self.embedder.quantizer
-        codes = quantizer.nearest(queries)
-        return codes, (queries.float() - quantizer.lookup(codes)).norm(dim=-1)
+        codebook = self.embedder.quantizer
+        codes = codebook.nearest(queries)
+        return codes, (queries.float() - codebook.lookup(codes)).norm(dim=-1)
 
 
 def _after_tower(config: TokenizerConfig, factory: dict[str, Any]) -> dict[str, Any]:
-    """Return the factory of what follows the vision tower.
-
-    The reference halves SEED-2 as a whole, but of SEED-1 only the tower.
-    """
+    """Return the factory of what follows the vision tower."""
+    # The reference halves all of SEED-2, but only the tower of SEED-1.
     dtype = torch.float32 if config.embeds_text else factory.get("dtype") or torch.float32
     return {**factory, "dtype": dtype}
 

@@ -1,7 +1,5 @@
 """The SEED image tokenizer: pixels to codes, and codes to an embedding.
 
-Loads a tokenizer and runs it. It knows neither text nor how the embedding becomes a picture.
-
 Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
 """
 
@@ -27,8 +25,8 @@ from .preprocess import preprocess
 
 _PICTURES_AT_ONCE = 64  # they fill any card, and take 0.8 GB in 16 bits
 
+# Called after every chunk of pictures: how many are done, of how many.
 OnStep = Callable[[int, int], None]
-"""Called after every chunk of pictures with how many are done, and of how many."""
 
 
 class SeedTokenizer:
