@@ -40,7 +40,7 @@ class SeedChatView(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     "text",
-                    tooltip="The conversation, one paragraph per turn; <image> stands for a picture.",
+                    tooltip="The conversation, one paragraph per turn; <image> marks a picture.",
                 ),
                 SeedCodesWire.Output(
                     "codes",

@@ -164,7 +164,7 @@ def require_match(
     if made != wanted:
         raise CodesError(
             f"this decoder paints from embeddings of {wanted} numbers, but the "
-            f"{core.family} tokenizer makes embeddings of {made}: load the decoder that belongs to it."
+            f"{core.family} tokenizer makes {made}: load the decoder that belongs to it."
         )
     if negative_codes is not None and len(negative_codes) not in (1, len(codes)):
         raise CodesError(

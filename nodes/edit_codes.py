@@ -20,7 +20,8 @@ class SeedPreviewCodes(io.ComfyNode):
             display_name="SEED Preview Codes",
             category=CATEGORY,
             description="Shows the 32 codes of each picture as signs: equal codes look alike. Codes "
-            "that pictures of a batch share are framed. Also tells how well the model knows such pictures.",
+            "that pictures of a batch share are framed. Also tells how well the model knows such "
+            "pictures.",
             search_aliases=["image codes", "image tokens", "show codes", "compare codes"],
             inputs=[SeedCodesWire.Input("codes", tooltip="The codes to look at.")],
             outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, passed on.")],

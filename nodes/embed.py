@@ -19,8 +19,8 @@ from . import host
 from .io_types import CATEGORY, IpAdapterEmbeds, SeedCodesWire, SeedTokenizerWire
 
 NO_PICTURES = (
-    "these codes hold no picture, so there is nothing to paint. If they come from SEED Generate, the "
-    "reply was only text: set its reply to image."
+    "these codes hold no picture, so there is nothing to paint. If they come from SEED Generate, "
+    "the reply was only text: set its reply to image."
 )
 
 
@@ -95,7 +95,7 @@ class SeedCodesToIpAdapter(io.ComfyNode):
                 ),
                 IpAdapterEmbeds.Output(
                     "neg_embed",
-                    tooltip="Zeros of the same shape, for neg_embed of the same node. Connect it as well.",
+                    tooltip="As many zeros, for neg_embed of the same node. Connect it as well.",
                 ),
             ],
         )
@@ -122,9 +122,9 @@ class SeedCodesToConditioning(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     "conditioning",
-                    tooltip="For positive of KSampler; for negative, use CLIP Text Encode with an empty "
-                    "text. With several pictures, picture i guides latent i: give Empty Latent Image "
-                    "the same batch_size.",
+                    tooltip="For positive of KSampler; for negative, use CLIP Text Encode with an "
+                    "empty text. With several pictures, picture i guides latent i: give Empty "
+                    "Latent Image the same batch_size.",
                 )
             ],
         )
@@ -145,8 +145,8 @@ class SeedBlendEmbeddings(io.ComfyNode):
             node_id="SEEDBlendEmbeddings",
             display_name="SEED Blend Embeddings",
             category=CATEGORY,
-            description="Makes an embedding between those of two pictures, such as a fox on its way to "
-            "an owl, to paint with unCLIPConditioning.",
+            description="Makes an embedding between those of two pictures, such as a fox on its way "
+            "to an owl, to paint with unCLIPConditioning.",
             search_aliases=["interpolate", "slerp", "mix pictures", "unCLIP", "morph"],
             inputs=[
                 io.ClipVisionOutput.Input("a", tooltip=f"Where the blend begins, {end}"),

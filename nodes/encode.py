@@ -64,8 +64,8 @@ class SeedEncode(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     default="stretch",
-                    tooltip="How a picture is made square. stretch: it is squeezed, as in training. "
-                    "crop: only the middle is kept. pad: bars are added.",
+                    tooltip="How a picture is made square. stretch: squeezed, as in training. crop: "
+                    "only the middle is kept. pad: bars are added.",
                 ),
             ],
             outputs=[

@@ -1,7 +1,7 @@
 """What an artist may choose in a loader: what comes with the pack and the models found on disk.
 
-Listing runs whenever the host describes its nodes, so it is cheap and never raises. A question about
-one choice looks at that choice alone. Knows the shape of a model on disk, not what is inside it.
+Listing runs whenever the host describes its nodes, so it is cheap and never raises. A question
+about one choice looks at that choice alone. Knows the shape of a model on disk, not its content.
 """
 
 import json

@@ -49,8 +49,8 @@ def _precision(options: list[str], usual: str, more: str = "") -> io.Combo.Input
         "precision",
         options=options,
         default="auto",
-        tooltip=f"Number format of the computation. auto: fp32 on a CPU, {usual} on a graphics card "
-        f"that is fast at it. {more}Change it only to save memory or to compare.",
+        tooltip=f"Number format of the computation. auto: fp32 on a CPU, {usual} on a graphics "
+        f"card that is fast at it. {more}Change it only to save memory or to compare.",
         advanced=True,
     )
 
@@ -72,8 +72,9 @@ class SeedTokenizerLoader(io.ComfyNode):
                     "tokenizer",
                     options=TOKENIZER.choices(),
                     default=TOKENIZER.bundled_choice,
-                    tooltip="A SEED-2 or SEED-1 file in models/seed_tokenizer. seed-mini comes with the "
-                    "pack: a miniature that knows 192 emoji-like things, enough to try every workflow.",
+                    tooltip="A SEED-2 or SEED-1 file in models/seed_tokenizer. seed-mini comes with "
+                    "the pack: a miniature that knows 192 emoji-like things, enough to try every "
+                    "workflow.",
                 ),
                 _precision(PRECISIONS, "fp16"),
             ],

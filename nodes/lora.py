@@ -29,8 +29,8 @@ class SeedLoraLoader(io.ComfyNode):
                     options=LORA.choices(),
                     default=LORA.bundled_choice,
                     tooltip="A peft folder (with adapter_config.json) or a .safetensors file in "
-                    "models/seed_lora, trained on the connected model. seed-mini night comes with the "
-                    "pack: with it, seed-mini draws on a black background.",
+                    "models/seed_lora, trained on the connected model. seed-mini night comes with "
+                    "the pack: with it, seed-mini draws on a black background.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -38,7 +38,7 @@ class SeedLoraLoader(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How strongly the adapter acts. 1 is as trained, 0 is off, below 0 reverses it.",
+                    tooltip="How strongly it acts. 1 is as trained, 0 is off, below 0 reverses it.",
                 ),
             ],
             outputs=[

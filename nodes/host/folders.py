@@ -40,8 +40,8 @@ def input_file(name: str) -> Path:
     except ValueError:
         pass  # the name leads out of the folder, or is not a path
     raise CodesError(
-        f"found no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED Save "
-        "Codes wrote from the output folder to that folder, then press R to refresh the list."
+        f"found no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED "
+        "Save Codes wrote from the output folder to that folder, then press R to refresh the list."
     )
 
 

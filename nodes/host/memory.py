@@ -119,9 +119,9 @@ def load_model(
 ) -> LoadedModel[Core]:
     """Load a model, or share the one that another loader node still holds under the same key.
 
-    When the last wire that holds a model is gone, so is the model. `load(device=...)` makes the core
-    object. A network that is called hundreds of times in a row gives its `longest_work` in bytes: it
-    stays on the card as a whole, if it fits beside that much.
+    When the last wire that holds a model is gone, so is the model. `load(device=...)` makes the
+    core object. For a network that is called hundreds of times in a row, `longest_work` gives the
+    bytes of its largest work: it stays on the card as a whole, if it fits beside that.
     """
     model = _loaded.get(key)
     if model is None:

@@ -1,4 +1,4 @@
-"""What a node says while it runs: the progress bar and live text. Every step is a chance to Stop."""
+"""What a node says while it runs: the progress bar and live text. Each step is a chance to Stop."""
 
 import html
 import time

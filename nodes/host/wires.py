@@ -34,7 +34,7 @@ def codes_to_wire(
 
 
 def image_to_pixels(image: torch.Tensor) -> torch.Tensor:
-    """View IMAGE [B, H, W, C] as RGB [B, 3, H, W]; grey repeated, alpha dropped (as the reference)."""
+    """View IMAGE [B, H, W, C] as RGB [B, 3, H, W]; grey is repeated, alpha is dropped."""
     if image.ndim != 4 or image.shape[0] == 0:
         raise PictureError(f"expected pictures [B, H, W, C], got a tensor of {tuple(image.shape)}")
     rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:3], 3)

@@ -23,7 +23,7 @@ class Codebook(nn.Module):
         self.codebook = nn.Parameter(table)
 
     def nearest(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return int64 codes ``[B, N]`` of vectors ``[B, N, D]``; of equally near ones the lowest."""
+        """Return int64 codes ``[B, N]`` of vectors ``[B, N, D]``; on ties, the lowest."""
         vectors = vectors.float()
         table = self.codebook.to(vectors)
         # |v - c|^2, multiplied out, so that a [B, N, K, D] tensor is never made.

@@ -90,8 +90,8 @@ class TokenizerConfig:
     decode_mlp_ratio: float = 4.0
     decode_norm_eps: float = 1e-6
     image_norm_eps: float = 1e-5
-    # The decode blocks' tokens are reduced one by one to these widths, or read by a reverse Q-Former
-    # where there are none.
+    # The decode blocks' tokens are reduced one by one to these widths. Without any, a reverse
+    # Q-Former reads them.
     image_down: tuple[int, ...] = (256, 128, 32)
     reverse_depth: int = 0  # layers
     reverse_queries: int = 1  # or as many as CLIP has text tokens
@@ -209,8 +209,8 @@ class TokenizerConfig:
                 f"config.json says that this is a {self.family} tokenizer, but the weights are "
                 f"{'not ' if self.embeds_text else ''}those of SEED-1"
             )
-        # Published code and published weights disagree on the head, so the keys decide. They tell the
-        # depth as well: training builds the reverse Q-Former deeper or flatter than inference.
+        # Published code and published weights disagree on the head, so the keys decide. They tell
+        # the depth as well: the training code builds another than the inference code.
         if any(key.startswith("image_down.") for key in keys):
             if not self.image_down:
                 raise CheckpointError(
@@ -221,8 +221,8 @@ class TokenizerConfig:
         depth = 1 + max((int(match[1]) for match in layers if match), default=-1)
         if not depth:
             raise CheckpointError(
-                "the file has neither image_down.* nor Reverse_Qformer.*, so it is not a whole SEED "
-                f"tokenizer. Download the published one: {TOKENIZER_LINK}"
+                "the file has neither image_down.* nor Reverse_Qformer.*, so it is not a whole "
+                f"SEED tokenizer. Download the published one: {TOKENIZER_LINK}"
             )
         return dataclasses.replace(self, image_down=(), reverse_depth=depth)
 

@@ -1,6 +1,6 @@
 """The vision tower: EVA-CLIP's ViT-g/14 as BLIP-2 cuts it, pixels to image features.
 
-The class token and every patch leave it as the raw residual stream, without a final norm or pooling.
+The class token and the patches leave it as the raw residual stream, without final norm or pooling.
 
 Sources: arXiv 2211.07636 (EVA), 2301.12597 (BLIP-2); AILab-CVC/SEED at 93b3cf4 for the numbers.
 """

@@ -90,7 +90,7 @@ class CodeEmbedder(nn.Module):
         return self.embed_decoded(self.decode_head(vectors))
 
     def embed_decoded(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the embedding ``[B, *embedding_shape]`` of the decode head's output ``[B, 32, D]``."""
+        """Return the embedding ``[B, *embedding_shape]`` of the head's output ``[B, 32, D]``."""
         x = x + self.decode_pos_embed.to(x)
         for block in self.decode_blocks:
             x = block(x)

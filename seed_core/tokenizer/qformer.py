@@ -1,7 +1,8 @@
 """The Q-Former: learned queries that read image features through cross-attention.
 
-The network serves twice: to make codes, where query j sees queries 0..j, which gives the codes their
-order; and as the reverse Q-Former of the decode side, where every query sees all. Post-norm, as BERT.
+The network serves twice: to make codes, where query j sees queries 0..j, which gives the codes
+their order; and as the reverse Q-Former of the decode side, where every query sees all. Post-norm,
+as BERT.
 
 Sources: arXiv 2301.12597 (BLIP-2), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
 """
