@@ -16,7 +16,8 @@ from seed_core.llm.cache import KVCache
 from seed_core.llm.llama import Llama
 from seed_core.models.llm import HEAD, matrix_products
 from seed_core.models.sd21 import UNET, VAE
-from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer.config import TokenizerConfig
+from seed_core.tokenizer.network import TokenizerModel
 from seed_core.tokenizer.runtime import SeedTokenizer
 
 GIB = 2**30

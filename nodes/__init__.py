@@ -5,7 +5,7 @@ Nothing here may import transformers or diffusers: this runs at every start of C
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, model_files
+from . import host, kinds
 from .chat import SeedChatView
 from .decode import SeedDecode
 from .edit_codes import SeedBatchCodes, SeedMixCodes, SeedPreviewCodes, SeedSelectCodes
@@ -51,7 +51,7 @@ class SeedExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """Make our model folders known before the first loader lists them."""
-        host.register_model_folders(model_files.SUFFIXES)
+        host.register_model_folders(kinds.SUFFIXES)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..seed_core import DecodeOptions, SeedChat
+from ..seed_core import DecodeOptions, SeedChat, SeedDecoder, SeedTokenizer
 from ..seed_core.errors import OptionError
 from . import host
 from .decode import paint
@@ -29,18 +29,18 @@ class SeedChatView(io.ComfyNode):
                 SeedTokenizerWire.Input(
                     "tokenizer",
                     optional=True,
-                    tooltip="Connect it with a decoder to see the pictures, too.",
+                    tooltip="Connect it together with a decoder to see the pictures too.",
                 ),
                 SeedDecoderWire.Input(
                     "decoder",
                     optional=True,
-                    tooltip="Connect it with a tokenizer to see the pictures, too.",
+                    tooltip="Connect it together with a tokenizer to see the pictures too.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     "text",
-                    tooltip="The conversation, a paragraph a turn; <image> stands for a picture.",
+                    tooltip="The conversation, one paragraph per turn; <image> marks a picture.",
                 ),
                 SeedCodesWire.Output(
                     "codes",
@@ -55,14 +55,14 @@ class SeedChatView(io.ComfyNode):
     def execute(
         cls,
         chat: SeedChat,
-        tokenizer: host.LoadedModel | None = None,
-        decoder: host.LoadedModel | None = None,
+        tokenizer: host.LoadedModel[SeedTokenizer] | None = None,
+        decoder: host.LoadedModel[SeedDecoder] | None = None,
     ) -> io.NodeOutput:
         if (tokenizer is None) != (decoder is None):
             missing = "tokenizer" if tokenizer is None else "decoder"
             raise OptionError(
                 f"the {missing} is missing: connect tokenizer and decoder to see the pictures, or "
-                "neither of them to see only the words"
+                "neither of them to see only the text"
             )
         text, codes = chat.to_text(), host.codes_to_wire(chat.codes, chat)
         host.show_text(text)

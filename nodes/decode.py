@@ -5,7 +5,13 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import DecodeOptions, SeedCodes, seeded_generators
+from ..seed_core import (
+    DecodeOptions,
+    SeedCodes,
+    SeedDecoder,
+    SeedTokenizer,
+    seeded_generators,
+)
 from ..seed_core.decoder.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
@@ -38,7 +44,7 @@ def _painting_inputs() -> list[Any]:
             default=20,
             min=1,
             max=1000,
-            tooltip="Diffusion steps. The reference uses 20; more is slower and finer.",
+            tooltip="Diffusion steps. The reference uses 20; more steps are slower and finer.",
         ),
         io.Float.Input(
             "guidance_scale",
@@ -61,8 +67,8 @@ def _rare_inputs() -> list[Any]:
             default=0,
             min=0,
             max=999,
-            tooltip="Noise put on the embedding, 0 to 999. Higher leaves more freedom: looser "
-            "variations of the same picture.",
+            tooltip="Noise added to the embedding, 0 to 999. More noise gives looser variations "
+            "of the same picture.",
             advanced=True,
         ),
         *(
@@ -90,7 +96,7 @@ class SeedDecode(io.ComfyNode):
             display_name="SEED Decode",
             category=CATEGORY,
             description="Paints a picture from codes. It shows the same things as the original, "
-            "never the same pixels.",
+            "but never the same pixels.",
             search_aliases=["SEED decoder", "unCLIP", "image codes", "codes to image"],
             inputs=[*_source_inputs(), *_painting_inputs(), *_rare_inputs()],
             outputs=[io.Image.Output("image", tooltip="One picture for each row of codes.")],
@@ -99,8 +105,8 @@ class SeedDecode(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        tokenizer: host.LoadedModel,
-        decoder: host.LoadedModel,
+        tokenizer: host.LoadedModel[SeedTokenizer],
+        decoder: host.LoadedModel[SeedDecoder],
         codes: SeedCodes,
         seed: int,
         steps: int,
@@ -121,8 +127,8 @@ class SeedDecode(io.ComfyNode):
 
 
 def paint(
-    tokenizer: host.LoadedModel,
-    decoder: host.LoadedModel,
+    tokenizer: host.LoadedModel[SeedTokenizer],
+    decoder: host.LoadedModel[SeedDecoder],
     codes: SeedCodes,
     options: DecodeOptions,
     seed: int = 0,
@@ -146,8 +152,8 @@ def paint(
 
 
 def require_match(
-    tokenizer: host.LoadedModel,
-    decoder: host.LoadedModel,
+    tokenizer: host.LoadedModel[SeedTokenizer],
+    decoder: host.LoadedModel[SeedDecoder],
     codes: SeedCodes,
     negative_codes: SeedCodes | None,
 ) -> None:

@@ -20,10 +20,11 @@ class SeedPreviewCodes(io.ComfyNode):
             display_name="SEED Preview Codes",
             category=CATEGORY,
             description="Shows the 32 codes of each picture as signs: equal codes look alike. Codes "
-            "that pictures of a batch share are framed. Tells how well the model knows such pictures.",
+            "that pictures of a batch share are framed. Also tells how well the model knows such "
+            "pictures.",
             search_aliases=["image codes", "image tokens", "show codes", "compare codes"],
             inputs=[SeedCodesWire.Input("codes", tooltip="The codes to look at.")],
-            outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, to go on with.")],
+            outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, passed on.")],
             is_output_node=True,
         )
 
@@ -59,14 +60,16 @@ class SeedMixCodes(io.ComfyNode):
                 ),
                 _position("start", NUM_CODES // 2, "First position taken from codes_b, from 0."),
                 _position(
-                    "end", NUM_CODES, "Position to stop before: 16 and 32 take positions 16 to 31."
+                    "end",
+                    NUM_CODES,
+                    "Position to stop before: from 16 to 32 takes positions 16 to 31.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MIX_MODES),
                     default=MIX_MODES[0],
-                    tooltip="splice takes every position from start to end from codes_b, random "
-                    "takes each with the probability amount.",
+                    tooltip="splice takes every position from start to end from codes_b; random "
+                    "takes each of them with the probability amount.",
                 ),
                 io.Float.Input(
                     "amount",
@@ -78,7 +81,9 @@ class SeedMixCodes(io.ComfyNode):
                 ),
                 random_seed_input("takes the same positions. Only with random."),
             ],
-            outputs=[SeedCodesWire.Output("codes", tooltip="The mixed codes, one row a picture.")],
+            outputs=[
+                SeedCodesWire.Output("codes", tooltip="The mixed codes, one row per picture.")
+            ],
         )
 
     @classmethod
@@ -101,7 +106,7 @@ class SeedBatchCodes(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        more = {"optional": True, "tooltip": "More codes of the same family, to come after."}
+        more = {"optional": True, "tooltip": "More codes of the same family, added at the end."}
         return io.Schema(
             node_id="SEEDBatchCodes",
             display_name="SEED Batch Codes",
@@ -111,7 +116,9 @@ class SeedBatchCodes(io.ComfyNode):
             search_aliases=["batch codes", "join codes", "combine image codes", "image tokens"],
             inputs=[
                 SeedCodesWire.Input("codes_1", tooltip="The codes that come first."),
-                SeedCodesWire.Input("codes_2", tooltip="Codes of the same family, to come next."),
+                SeedCodesWire.Input(
+                    "codes_2", tooltip="Codes of the same family, which come next."
+                ),
                 SeedCodesWire.Input("codes_3", **more),
                 SeedCodesWire.Input("codes_4", **more),
             ],

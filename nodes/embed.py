@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import SeedCodes
+from ..seed_core import SeedCodes, SeedTokenizer
 from ..seed_core.decoder.embeddings import (
     BLEND_MODES,
     blend_embeddings,
@@ -19,13 +19,13 @@ from . import host
 from .io_types import CATEGORY, IpAdapterEmbeds, SeedCodesWire, SeedTokenizerWire
 
 NO_PICTURES = (
-    "there is no picture in these codes, so there is nothing to paint. If they come from SEED "
-    "Generate, the reply was only text: set its reply to image."
+    "these codes hold no picture, so there is nothing to paint. If they come from SEED Generate, "
+    "the reply was only text: set its reply to image."
 )
 
 
 def embed(
-    tokenizer: host.LoadedModel,
+    tokenizer: host.LoadedModel[SeedTokenizer],
     codes: SeedCodes,
     check: Callable[[tuple[int, ...], str], None] = require_image_embedding,
 ) -> torch.Tensor:
@@ -62,7 +62,7 @@ class SeedCodesToEmbedding(io.ComfyNode):
             outputs=[
                 io.ClipVisionOutput.Output(
                     "clip_vision_output",
-                    tooltip="A list with one embedding a picture (1024 numbers with SEED-2), for "
+                    tooltip="A list with one embedding per picture (1024 numbers with SEED-2), for "
                     "unCLIPConditioning.",
                     is_output_list=True,
                 )
@@ -70,7 +70,7 @@ class SeedCodesToEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         return io.NodeOutput(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
 
 
@@ -90,18 +90,18 @@ class SeedCodesToIpAdapter(io.ComfyNode):
             outputs=[
                 IpAdapterEmbeds.Output(
                     "pos_embed",
-                    tooltip="One embedding of 1024 numbers a picture, for pos_embed of IPAdapter "
+                    tooltip="One embedding of 1024 numbers per picture, for pos_embed of IPAdapter "
                     "Embeds.",
                 ),
                 IpAdapterEmbeds.Output(
                     "neg_embed",
-                    tooltip="As many zeros, for neg_embed of the same node. Connect it too.",
+                    tooltip="As many zeros, for neg_embed of the same node. Connect it as well.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         embedding = host.to_wire(embed(tokenizer, codes, require_ip_adapter))
         return io.NodeOutput(embedding, torch.zeros_like(embedding))
 
@@ -122,15 +122,15 @@ class SeedCodesToConditioning(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     "conditioning",
-                    tooltip="For positive of KSampler; negative is CLIP Text Encode with an empty "
-                    "text. Of several pictures in a batch, picture i guides latent i: give Empty "
+                    tooltip="For positive of KSampler; for negative, use CLIP Text Encode with an "
+                    "empty text. With several pictures, picture i guides latent i: give Empty "
                     "Latent Image the same batch_size.",
                 )
             ],
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         condition = embed(tokenizer, codes, require_text_condition)
         return io.NodeOutput(host.embeddings_to_conditioning(condition))
 
@@ -145,8 +145,8 @@ class SeedBlendEmbeddings(io.ComfyNode):
             node_id="SEEDBlendEmbeddings",
             display_name="SEED Blend Embeddings",
             category=CATEGORY,
-            description="Makes an embedding between those of two pictures: a fox on the way to "
-            "an owl, to paint with unCLIPConditioning.",
+            description="Makes an embedding between those of two pictures, such as a fox on its way "
+            "to an owl, to paint with unCLIPConditioning.",
             search_aliases=["interpolate", "slerp", "mix pictures", "unCLIP", "morph"],
             inputs=[
                 io.ClipVisionOutput.Input("a", tooltip=f"Where the blend begins, {end}"),
@@ -157,13 +157,13 @@ class SeedBlendEmbeddings(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="0 is a, 1 is b, 0.5 is half way.",
+                    tooltip="0 is a, 1 is b, 0.5 is halfway.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(BLEND_MODES),
                     default="linear",
-                    tooltip="linear: the average; weaker half way between unlike pictures. "
+                    tooltip="linear: the average, which is weaker halfway between unlike pictures. "
                     "spherical: turns from one to the other and keeps the strength.",
                 ),
             ],

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..seed_core import SeedCodes
+from ..seed_core import SeedTokenizer
 from ..seed_core.codes.familiarity import summarize_fit
 from ..seed_core.models.names import sample_pictures
 from ..seed_core.tokenizer.preprocess import FITS
@@ -23,13 +23,13 @@ class SeedSamplePicture(io.ComfyNode):
             display_name="SEED Sample Picture",
             category=CATEGORY,
             description="One of the pictures that come with the pack, so that every template runs "
-            "at once. Put Load Image in its place to use your own.",
+            "right away. Replace it with Load Image to use your own.",
             search_aliases=["sample image", "example picture", "test image", "emoji"],
             inputs=[
                 io.Combo.Input(
                     "picture",
                     options=sorted(sample_pictures()),
-                    tooltip="Which picture. All are of the kind that seed-mini knows.",
+                    tooltip="Which picture. All of them show things that seed-mini knows.",
                 )
             ],
             outputs=[io.Image.Output("image", tooltip="The picture, 128 x 128 pixels.")],
@@ -64,8 +64,8 @@ class SeedEncode(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     default="stretch",
-                    tooltip="How a picture becomes square. stretch: squeezed, as the model was "
-                    "trained. crop: the middle is kept. pad: bars are added.",
+                    tooltip="How a picture is made square. stretch: squeezed, as in training. crop: "
+                    "only the middle is kept. pad: bars are added.",
                 ),
             ],
             outputs=[
@@ -76,19 +76,14 @@ class SeedEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: host.LoadedModel, image: torch.Tensor, fit: str) -> io.NodeOutput:
-        """Encode chunk by chunk, with a look at Stop after each."""
+    def execute(
+        cls, tokenizer: host.LoadedModel[SeedTokenizer], image: torch.Tensor, fit: str
+    ) -> io.NodeOutput:
         pixels = host.image_to_pixels(image)
         core = tokenizer.ready(tokenizer.core.memory_required(len(pixels)))
         progress = host.Progress(len(pixels))
-        rows: list[torch.Tensor] = []
-        distances: list[torch.Tensor] = []
-        for chunk in pixels.split(core.pictures_at_once):
-            found = core.encode_with_distances(core.preprocess(chunk, fit))
-            rows.append(found[0])
-            distances.append(found[1])
-            progress.step(sum(map(len, rows)), len(pixels))
-        codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core, torch.cat(distances))
+        values, distances = core.encode_pictures(pixels, fit, on_step=progress.step)
+        codes = host.codes_to_wire(values, core, distances)
         # At each run: nothing takes the words of the last one off the node.
         host.show_text(summarize_fit(codes))
         return io.NodeOutput(codes)

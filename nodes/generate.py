@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import GenerationOptions, SeedChat, SeedCodes, seeded_generators
+from ..seed_core import GenerationOptions, SeedChat, SeedCodes, SeedLLM, seeded_generators
 from ..seed_core.llm.sampling import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
@@ -19,8 +19,8 @@ def _context_inputs() -> list[Any]:
             multiline=True,
             default="",
             placeholder="What is in this picture? <image>",
-            tooltip="What you ask. Write <image> where each picture of `codes` belongs; pictures "
-            "without a mark go before the text.",
+            tooltip="What you ask or want drawn. Write <image> where each picture of `codes` "
+            "belongs; pictures without a mark come before the text.",
         ),
         SeedCodesWire.Input(
             "codes",
@@ -28,7 +28,7 @@ def _context_inputs() -> list[Any]:
             tooltip="Pictures to talk about, from SEED Encode or an earlier reply.",
         ),
         SeedChatWire.Input(
-            "chat", optional=True, tooltip="An earlier conversation, which this turn goes on from."
+            "chat", optional=True, tooltip="An earlier conversation, which this turn continues."
         ),
     ]
 
@@ -53,8 +53,8 @@ def _reply_inputs() -> list[Any]:
             default=512,
             min=1,
             max=4096,
-            tooltip="Longest reply, in tokens. A picture takes 34; one that no longer fits is not "
-            "begun.",
+            tooltip="The longest reply, in tokens. A picture takes 34; if one no longer fits, it is "
+            "not begun.",
         ),
     ]
 
@@ -67,7 +67,7 @@ def _sampling_inputs() -> list[Any]:
             min=0.0,
             max=2.0,
             step=0.05,
-            tooltip="How free the choice of each token is. 0 always takes the likeliest one.",
+            tooltip="How freely each token is chosen. 0 always takes the likeliest one.",
         ),
         io.Float.Input(
             "top_p",
@@ -116,7 +116,7 @@ class SeedGenerate(io.ComfyNode):
                 SeedCodesWire.Output(
                     "codes",
                     tooltip="All pictures of all replies in order, for SEED Decode. Empty if the "
-                    "model only wrote.",
+                    "replies are only text.",
                 ),
                 SeedChatWire.Output(
                     "chat",
@@ -129,7 +129,7 @@ class SeedGenerate(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        llm: host.LoadedModel,
+        llm: host.LoadedModel[SeedLLM],
         prompt: str,
         reply: Literal["auto", "text", "image"],
         variations: int,

@@ -4,35 +4,44 @@ Weights go to the host's offload device here; a node that computes asks the host
 them brought to the device then.
 """
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
-from ..seed_core import load_decoder, load_llm, load_tokenizer
+from ..seed_core import SeedLLM, load_decoder, load_llm, load_tokenizer
 from ..seed_core.errors import CheckpointError
-from . import host, model_files
+from . import host
 from .io_types import CATEGORY, SeedDecoderWire, SeedLlmWire, SeedTokenizerWire
-from .model_files import DECODER, LLM, TOKENIZER, ModelKind
+from .kinds import DECODER, LLM, TOKENIZER, ModelKind, is_fp8, state_of
 
 PRECISIONS = ["auto", "fp32", "fp16", "bf16"]
 LLM_PRECISIONS = ["auto", "bf16", "fp16", "fp32", "fp8"]
-# The reference runs SEED-2's tokenizer and decoder in fp16 and trained the language model in bf16.
-PREFERRED_DTYPE = {TOKENIZER: "fp16", DECODER: "fp16", LLM: "bf16"}
-
 # Layers that the host can keep in main memory and stream to the card.
 CASTING = {"operations": host.cast_operations()}
 
 
-def _load(core_loader: Any, kind: ModelKind, choice: str, precision: str, **options: Any) -> Any:
-    source = model_files.find(kind, choice)
-    dtype = host.choose_dtype(precision, PREFERRED_DTYPE[kind])
+def _load(
+    core_loader: Callable[..., host.Core],
+    kind: ModelKind,
+    source: str | Path,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    longest_work: Callable[[host.Core], int] | None = None,
+) -> io.NodeOutput:
     load = partial(core_loader, source, dtype=dtype, **options)
+    key = (kind.folder, dtype, state_of(source))
     try:
-        key = (kind.folder, dtype, model_files.fingerprint(source))
-        return host.load_model(load, key, keep_whole=kind is LLM)
+        return io.NodeOutput(host.load_model(load, key, longest_work))
     except CheckpointError as error:
-        raise model_files.with_advice(error, kind) from error
+        raise kind.with_advice(error) from error
+
+
+def _longest_reply(llm: SeedLLM) -> int:
+    return llm.memory_required(llm.config.max_position_embeddings)
 
 
 def _precision(options: list[str], usual: str, more: str = "") -> io.Combo.Input:
@@ -40,8 +49,8 @@ def _precision(options: list[str], usual: str, more: str = "") -> io.Combo.Input
         "precision",
         options=options,
         default="auto",
-        tooltip=f"Number format of the weights while they compute. auto: fp32 on a CPU, {usual} on "
-        f"a graphics card that is fast at it. {more}Change it only to save memory or to compare.",
+        tooltip=f"Number format of the computation. auto: fp32 on a CPU, {usual} on a graphics "
+        f"card that is fast at it. {more}Change it only to save memory or to compare.",
         advanced=True,
     )
 
@@ -56,39 +65,41 @@ class SeedTokenizerLoader(io.ComfyNode):
             display_name="Load SEED Tokenizer",
             category=CATEGORY,
             description="Loads the model that turns a picture into 32 codes, and codes into the "
-            "embedding a decoder paints from.",
+            "embedding that a decoder paints from.",
             search_aliases=["SEED tokenizer", "image tokens", "image codes"],
             inputs=[
                 io.Combo.Input(
                     "tokenizer",
-                    options=model_files.choices(TOKENIZER),
+                    options=TOKENIZER.choices(),
                     default=TOKENIZER.bundled_choice,
-                    tooltip="A file of models/seed_tokenizer, of SEED-2 or SEED-1. seed-mini comes with "
-                    "the pack: a miniature that knows 192 emoji-like things, to try every workflow.",
+                    tooltip="A SEED-2 or SEED-1 file in models/seed_tokenizer. seed-mini comes with "
+                    "the pack: a miniature that knows 192 emoji-like things, enough to try every "
+                    "workflow.",
                 ),
                 _precision(PRECISIONS, "fp16"),
             ],
             outputs=[
                 SeedTokenizerWire.Output(
                     "tokenizer",
-                    tooltip="The loaded tokenizer. Tokenizer, language model and decoder must be "
-                    "of one family (seed-mini with seed-mini, SEED-2 with SEED-LLaMA).",
+                    tooltip="The loaded tokenizer. Tokenizer, language model and decoder must "
+                    "belong to one family (seed-mini with seed-mini, SEED-2 with SEED-LLaMA).",
                 )
             ],
         )
 
     @classmethod
     def validate_inputs(cls, tokenizer: str = "") -> bool | str:
-        return model_files.check(TOKENIZER, tokenizer)
+        return TOKENIZER.check(tokenizer)
 
     @classmethod
     def fingerprint_inputs(cls, tokenizer: str, precision: str) -> str:
-        return model_files.fingerprint_choice(TOKENIZER, tokenizer)
+        return TOKENIZER.fingerprint(tokenizer)
 
     @classmethod
     def execute(cls, tokenizer: str, precision: str) -> io.NodeOutput:
-        loaded = _load(load_tokenizer, TOKENIZER, tokenizer, precision, **CASTING)
-        return io.NodeOutput(loaded)
+        # The reference runs SEED-2's tokenizer and decoder in fp16.
+        dtype = host.choose_dtype(precision, "fp16")
+        return _load(load_tokenizer, TOKENIZER, TOKENIZER.find(tokenizer), dtype, CASTING)
 
 
 class SeedLlamaLoader(io.ComfyNode):
@@ -105,7 +116,7 @@ class SeedLlamaLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=model_files.choices(LLM),
+                    options=LLM.choices(),
                     default=LLM.bundled_choice,
                     tooltip="A Hugging Face folder inside models/seed_llm (with config.json and "
                     "weights), or a converted file. seed-mini comes with the pack.",
@@ -113,8 +124,8 @@ class SeedLlamaLoader(io.ComfyNode):
                 _precision(
                     LLM_PRECISIONS,
                     "bf16",
-                    "fp8 needs a model that was converted to it (see the help page), for which "
-                    "it is also what auto means on a graphics card. ",
+                    "fp8 needs a model that was converted to fp8 (see the help page); on a "
+                    "graphics card, auto uses fp8 for such a model. ",
                 ),
             ],
             outputs=[SeedLlmWire.Output("llm", tooltip="The loaded model, for SEED Generate.")],
@@ -122,19 +133,20 @@ class SeedLlamaLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str = "") -> bool | str:
-        return model_files.check(LLM, model)
+        return LLM.check(model)
 
     @classmethod
     def fingerprint_inputs(cls, model: str, precision: str) -> str:
-        return model_files.fingerprint_choice(LLM, model)
+        return LLM.fingerprint(model)
 
     @classmethod
     def execute(cls, model: str, precision: str) -> io.NodeOutput:
-        options = CASTING
+        source, options = LLM.find(model), CASTING
         wanted = precision == "fp8" or (precision == "auto" and host.prefers_fp8())
-        if wanted and model_files.is_fp8(model):
+        if wanted and is_fp8(source):
             precision, options = "fp8", {"operations": host.fp8_operations()}
-        return io.NodeOutput(_load(load_llm, LLM, model, precision, **options))
+        dtype = host.choose_dtype(precision, "bf16")  # in which the reference was trained
+        return _load(load_llm, LLM, source, dtype, options, _longest_reply)
 
 
 class SeedDecoderLoader(io.ComfyNode):
@@ -152,7 +164,7 @@ class SeedDecoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "decoder",
-                    options=model_files.choices(DECODER),
+                    options=DECODER.choices(),
                     default=DECODER.bundled_choice,
                     tooltip="A diffusers unCLIP folder (with model_index.json) inside "
                     "models/seed_decoder or models/diffusers, or a converted file. seed-mini "
@@ -167,12 +179,13 @@ class SeedDecoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, decoder: str = "") -> bool | str:
-        return model_files.check(DECODER, decoder)
+        return DECODER.check(decoder)
 
     @classmethod
     def fingerprint_inputs(cls, decoder: str, precision: str) -> str:
-        return model_files.fingerprint_choice(DECODER, decoder)
+        return DECODER.fingerprint(decoder)
 
     @classmethod
     def execute(cls, decoder: str, precision: str) -> io.NodeOutput:
-        return io.NodeOutput(_load(load_decoder, DECODER, decoder, precision, **CASTING))
+        dtype = host.choose_dtype(precision, "fp16")
+        return _load(load_decoder, DECODER, DECODER.find(decoder), dtype, CASTING)

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..seed_core import read_lora
-from . import host, model_files
+from ..seed_core import SeedLLM, read_lora
+from . import host
 from .io_types import CATEGORY, SeedLlmWire
-from .model_files import LORA
+from .kinds import LORA
 
 
 class SeedLoraLoader(io.ComfyNode):
@@ -17,18 +17,20 @@ class SeedLoraLoader(io.ComfyNode):
             node_id="SEEDLoRALoader",
             display_name="Load SEED LoRA",
             category=CATEGORY,
-            description="Puts a LoRA adapter on SEED-LLaMA, as peft saves it after fine-tuning. The "
-            "model itself is not changed; several can follow one another.",
+            description="Applies a LoRA adapter, as saved by peft after fine-tuning, to SEED-LLaMA. "
+            "The model itself stays as it is. Several adapters can be chained.",
             search_aliases=["LoRA", "peft", "adapter", "fine-tune", "SEED-LLaMA"],
             inputs=[
-                SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA, or another LoRA."),
+                SeedLlmWire.Input(
+                    "llm", tooltip="From Load SEED-LLaMA, or from another Load SEED LoRA."
+                ),
                 io.Combo.Input(
                     "lora",
-                    options=model_files.choices(LORA),
+                    options=LORA.choices(),
                     default=LORA.bundled_choice,
-                    tooltip="A peft folder (with adapter_config.json) or a .safetensors file of "
-                    "models/seed_lora, trained on the model that is connected. seed-mini night comes "
-                    "with the pack: it puts what seed-mini draws on black.",
+                    tooltip="A peft folder (with adapter_config.json) or a .safetensors file in "
+                    "models/seed_lora, trained on the connected model. seed-mini night comes with "
+                    "the pack: with it, seed-mini draws on a black background.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -36,7 +38,7 @@ class SeedLoraLoader(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much of it. 1 is as trained, 0 is off, below 0 turns it around.",
+                    tooltip="How strongly it acts. 1 is as trained, 0 is off, below 0 reverses it.",
                 ),
             ],
             outputs=[
@@ -46,17 +48,17 @@ class SeedLoraLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: str = "") -> bool | str:
-        return model_files.check(LORA, lora)
+        return LORA.check(lora)
 
     @classmethod
     def fingerprint_inputs(
-        cls, lora: str, strength: float, llm: host.LoadedModel | None = None
+        cls, lora: str, strength: float, llm: host.LoadedModel[SeedLLM] | None = None
     ) -> str:
-        return model_files.fingerprint_choice(LORA, lora)
+        return LORA.fingerprint(lora)
 
     @classmethod
-    def execute(cls, llm: host.LoadedModel, lora: str, strength: float) -> io.NodeOutput:
+    def execute(cls, llm: host.LoadedModel[SeedLLM], lora: str, strength: float) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(llm)
-        adapter = read_lora(model_files.find(LORA, lora), llm.core.config)
+        adapter = read_lora(LORA.find(lora), llm.core.config)
         return io.NodeOutput(llm.with_lora(adapter, strength))

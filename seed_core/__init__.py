@@ -28,7 +28,7 @@ from .models.llm import load_llm
 from .models.lora import read_lora
 from .models.tokenizer import load_tokenizer
 from .models.unclip import load_decoder
-from .tokenizer.network import TokenizerConfig
+from .tokenizer.config import TokenizerConfig
 from .tokenizer.runtime import SeedTokenizer
 
 __all__ = [

@@ -33,7 +33,8 @@ from ..models.llm import load_llm, matrix_products
 from ..models.sd21 import NOISING_SCHEDULER, SCHEDULER, UNET, VAE
 from ..models.tokenizer import load_tokenizer
 from ..models.unclip import load_decoder
-from ..tokenizer.network import TokenizerConfig, TokenizerModel
+from ..tokenizer.config import TokenizerConfig
+from ..tokenizer.network import TokenizerModel
 from ..tokenizer.runtime import SeedTokenizer
 
 MINI = "mini"

@@ -21,7 +21,8 @@ from ..errors import CheckpointError
 from ..files import weights
 from ..files.assemble import EmptyNetwork
 from ..files.folder import folder_around
-from ..tokenizer.network import TOKENIZER_LINK, TokenizerConfig, TokenizerModel
+from ..tokenizer.config import TOKENIZER_LINK, TokenizerConfig
+from ..tokenizer.network import TokenizerModel
 from ..tokenizer.runtime import SeedTokenizer
 from . import names
 from .opened import Opened

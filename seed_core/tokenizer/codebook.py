@@ -1,7 +1,6 @@
 """The codebook: vectors to their nearest code, codes to their vectors.
 
-Plain squared Euclid, no normalisation, lowest index on ties. Always float32, whatever the precision
-of the networks around it: half-precision distances confuse close codes. Knows nothing of pictures.
+It is float32 whatever the precision of the networks around it: in 16 bits close codes are confused.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ class Codebook(nn.Module):
         self.codebook = nn.Parameter(table)
 
     def nearest(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return int64 codes ``[B, N]`` of vectors ``[B, N, D]``."""
+        """Return int64 codes ``[B, N]`` of vectors ``[B, N, D]``; on ties, the lowest."""
         vectors = vectors.float()
         table = self.codebook.to(vectors)
+        # |v - c|^2, multiplied out, so that a [B, N, K, D] tensor is never made.
         distance = (
             vectors.square().sum(-1, keepdim=True)
             + table.square().sum(-1)

@@ -1,7 +1,6 @@
-"""The visual encoder: EVA-CLIP's ViT-g/14 as BLIP-2 cuts it, pixels to image features.
+"""The vision tower: EVA-CLIP's ViT-g/14 as BLIP-2 cuts it, pixels to image features.
 
-Every patch token and the class token leave the tower as the raw residual stream: no final norm, no
-pooling. Keys carry no bias. Knows nothing of queries or codes.
+The class token and the patches leave it as the raw residual stream, without final norm or pooling.
 
 Sources: arXiv 2211.07636 (EVA), 2301.12597 (BLIP-2); AILab-CVC/SEED at 93b3cf4 for the numbers.
 """
@@ -31,15 +30,10 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the tower; the defaults are SEED-2's.
+    """Sizes of the tower; the defaults are SEED-2's."""
 
-    Attributes:
-        image_size: side of the square input, in pixels.
-        patch_size: side of a patch, in pixels.
-    """
-
-    image_size: int = 224
-    patch_size: int = 14
+    image_size: int = 224  # side of the square input, in pixels
+    patch_size: int = 14  # side of a patch, in pixels
     width: int = 1408
     depth: int = 39
     num_heads: int = 16

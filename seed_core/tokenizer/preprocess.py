@@ -1,8 +1,7 @@
 """Pictures to pixels: what the vision tower sees, bit for bit as the reference prepares it.
 
-The reference squashes every picture to a square with one of Pillow's 8-bit filters and ignores its
-aspect ratio. Tensor resampling (with or without antialiasing) gives other numbers and so other
-codes, which is why this module goes through Pillow and numpy. Knows nothing of any network.
+The reference resizes with Pillow's 8-bit filters. Resampling tensors gives other numbers, and so
+other codes.
 
 Source: AILab-CVC/SEED at 93b3cf4, the ``clip`` transform of its scripts (SEED-2, bilinear), and at
 9ab18ae, ``demo_recon.py`` (SEED-1, bicubic).
@@ -18,14 +17,13 @@ from PIL import Image, ImageOps
 
 from ..errors import OptionError, PictureError
 
+# stretch: squash to a square (the reference); crop: centre square; pad: black borders
 FITS = ("stretch", "crop", "pad")
-"""stretch: squash to a square (the reference); crop: centre square; pad: black borders."""
-
+# The filters that a tokenizer may have been trained with.
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-"""The filters a tokenizer may have been trained with."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,7 +39,7 @@ def preprocess(
 
     Args:
         images: PIL pictures of any mode and size, or float ``[B, C, H, W]`` in 0..1 with 1, 3 or 4
-            channels. Transparency is dropped, as the reference does.
+            channels. Transparency is dropped, as in the reference.
         size: side of the square, in pixels.
         fit: one of `FITS`.
         interpolation: one of `INTERPOLATIONS`.
@@ -50,8 +48,8 @@ def preprocess(
         float32 ``[B, 3, size, size]``, CLIP-normalised RGB.
 
     Raises:
-        OptionError: unknown ``fit``.
-        PictureError: a tensor that is not a batch of pictures, or an empty picture.
+        OptionError: ``fit`` is unknown.
+        PictureError: a tensor is not a batch of pictures, or a picture is empty.
     """
     if fit not in FITS:
         raise OptionError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")

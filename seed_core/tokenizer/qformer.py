@@ -1,8 +1,8 @@
 """The Q-Former: learned queries that read image features through cross-attention.
 
-One network serves twice. With as many queries as a picture has codes it is causal, query j seeing
-queries 0..j, which gives the codes their order; with any other number (the reverse Q-Former of the
-decode side) its self-attention sees everything. Post-norm, as BERT. Knows nothing of codes' values.
+The network serves twice: to make codes, where query j sees queries 0..j, which gives the codes
+their order; and as the reverse Q-Former of the decode side, where every query sees all. Post-norm,
+as BERT.
 
 Sources: arXiv 2301.12597 (BLIP-2), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
 """
@@ -35,21 +35,16 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Sizes of a Q-Former; the defaults are those of SEED-2's causal one.
-
-    Attributes:
-        context_width: width of the tokens that cross-attention reads.
-        cross_attention_every: layers 0, n, 2n ... have cross-attention.
-    """
+    """Sizes of a Q-Former; the defaults are those of SEED-2's causal one."""
 
     num_queries: int = NUM_CODES
     width: int = 768
-    context_width: int = 1408
+    context_width: int = 1408  # of the tokens that cross-attention reads
     depth: int = 12
     num_heads: int = 12
     mlp_width: int = 3072
     norm_eps: float = 1e-12
-    cross_attention_every: int = 2
+    cross_attention_every: int = 2  # layers 0, n, 2n ... have cross-attention
 
     def __post_init__(self) -> None:
         check_numbers("the Q-Former", self, _RANGES)

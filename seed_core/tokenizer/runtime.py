@@ -1,13 +1,11 @@
 """The SEED image tokenizer: pixels to codes, and codes to an embedding.
 
-Loads a tokenizer and runs it. It knows neither text nor how the embedding becomes a picture.
-
 Sources: arXiv 2307.08041 (SEED), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -17,24 +15,18 @@ from ..codes.value import NUM_CODES, SeedCodes, codes_values
 from ..compute.threads import threads_for
 from ..core import CodesCore
 from ..errors import PictureError
-from .network import TokenizerConfig, TokenizerModel
+from .config import TokenizerConfig
+from .network import TokenizerModel
 from .preprocess import preprocess
 
-_PICTURES_AT_ONCE = 64
-"""Most pictures through the tower together: they fill any card, and take 0.8 GB in 16 bits."""
+_PICTURES_AT_ONCE = 64  # they fill any card, and take 0.8 GB in 16 bits
+
+# Called after every chunk of pictures: how many are done, of how many.
+OnStep = Callable[[int, int], None]
 
 
 class SeedTokenizer(CodesCore):
-    """A loaded image tokenizer.
-
-    Attributes:
-        module: the networks; a host may move them.
-        device: where `encode` and `embed` compute.
-        dtype: precision of the networks, of SEED-1 only of the vision tower; the nearest-code search
-            is float32 always.
-        family: the family of its codes.
-        codebook_size: number of different codes.
-    """
+    """A loaded image tokenizer."""
 
     module: TokenizerModel
 
@@ -47,7 +39,8 @@ class SeedTokenizer(CodesCore):
     ) -> None:
         self.config = config
         self.module = module
-        self.device = device
+        self.device = device  # where `encode` and `embed` compute; a host may change it
+        # Of the networks; of SEED-1 only of the vision tower. Codes are searched in float32 always.
         self.dtype = dtype
         self.family = config.family
         self.codebook_size = config.codebook_size
@@ -59,7 +52,7 @@ class SeedTokenizer(CodesCore):
 
     @property
     def image_size(self) -> int:
-        """Side of the square the tower sees, in pixels."""
+        """Side of the square that the tower sees, in pixels."""
         return self.config.vision.image_size
 
     @property
@@ -69,10 +62,8 @@ class SeedTokenizer(CodesCore):
 
     @property
     def pictures_at_once(self) -> int:
-        """Pictures that `encode` sends through the tower together.
-
-        One on a CPU: together they gain nothing there, and at full size one takes seconds.
-        """
+        """How many pictures make a chunk, which goes through the tower together."""
+        # On a CPU a batch gains nothing, and at full size one picture takes seconds.
         return 1 if self.device.type == "cpu" else _PICTURES_AT_ONCE
 
     def preprocess(
@@ -82,28 +73,20 @@ class SeedTokenizer(CodesCore):
         return preprocess(images, self.image_size, fit, self.config.interpolation)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the codes of pictures.
-
-        Args:
-            pixels: float ``[B, 3, S, S]`` from `preprocess`.
-
-        Returns:
-            int64 ``[B, 32]`` on this tokenizer's device, one row a picture.
+        """Return codes, int64 ``[B, 32]``, of pixels ``[B, 3, S, S]`` from `preprocess`.
 
         Raises:
-            PictureError: pixels of another shape.
+            PictureError: the pixels have another shape.
         """
         return self.encode_with_distances(pixels)[0]
 
-    @torch.inference_mode()
-    def encode_with_distances(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the codes of pictures as `encode` does, and how well they fit.
-
-        Returns:
-            int64 ``[B, 32]`` and float32 ``[B, 32]``, the distances of `SeedCodes`.
+    def encode_with_distances(
+        self, pixels: torch.Tensor, on_step: OnStep | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return codes as `encode` does, and the distances of `SeedCodes`, float32 ``[B, 32]``.
 
         Raises:
-            PictureError: pixels of another shape.
+            PictureError: the pixels have another shape.
         """
         size = self.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
@@ -111,14 +94,38 @@ class SeedTokenizer(CodesCore):
                 f"expected pixels [batch, 3, {size}, {size}] as preprocess makes them; "
                 f"got {list(pixels.shape)}"
             )
-        codes = torch.empty(len(pixels), NUM_CODES, dtype=torch.int64, device=self.device)
-        distances = torch.empty(len(pixels), NUM_CODES, device=self.device)
+        return self._encode_chunks(len(pixels), lambda rows: pixels[rows], on_step)
+
+    def encode_pictures(
+        self,
+        images: Sequence[Image.Image] | torch.Tensor,
+        fit: str = "stretch",
+        on_step: OnStep | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`preprocess` and `encode_with_distances`, chunk by chunk, so that a long batch can stop.
+
+        Raises:
+            OptionError: ``fit`` is unknown.
+            PictureError: a tensor is not a batch of pictures, or a picture is empty.
+        """
+        return self._encode_chunks(
+            len(images), lambda rows: self.preprocess(images[rows], fit), on_step
+        )
+
+    @torch.inference_mode()
+    def _encode_chunks(
+        self, total: int, pixels_of: Callable[[slice], torch.Tensor], on_step: OnStep | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = torch.empty(total, NUM_CODES, dtype=torch.int64, device=self.device)
+        distances = torch.empty(total, NUM_CODES, device=self.device)
         at_once = self.pictures_at_once
         with threads_for(self.device, self.module, at_once * self.config.vision.num_tokens):
-            for start in range(0, len(pixels), at_once):
+            for start in range(0, total, at_once):
                 rows = slice(start, start + at_once)
-                chunk = pixels[rows].to(device=self.device, dtype=self.dtype)
+                chunk = pixels_of(rows).to(device=self.device, dtype=self.dtype)
                 codes[rows], distances[rows] = self.module.encode(chunk)
+                if on_step is not None:
+                    on_step(min(rows.stop, total), total)
         return codes, distances
 
     @torch.inference_mode()
@@ -135,7 +142,7 @@ class SeedTokenizer(CodesCore):
             float32 ``[B, *embedding_shape]`` on this tokenizer's device.
 
         Raises:
-            CodesError: codes out of range, of another count or family.
+            CodesError: the codes are out of range, or of another number or family.
         """
         values = codes_values(codes, self.family, self.codebook_size, "This tokenizer")
         embeddings = torch.empty(len(values), *self.embedding_shape, device=self.device)

@@ -110,7 +110,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(
 def test_a_checkpoint_of_another_model_is_refused(comfy_server, comfy, graphs, tokenizer_folder):
     torch.save({"unet.weight": torch.zeros(3)}, tokenizer_folder / "other.pt")
     graph = graphs["reconstruct"].set("tokenizer", tokenizer="other.pt")
-    refused(comfy_server, comfy, graph, "no SEED tokenizer", "huggingface.co")
+    refused(comfy_server, comfy, graph, "not a whole SEED tokenizer", "huggingface.co")
 
 
 def test_a_new_file_is_offered_without_a_restart(comfy_server, comfy, tokenizer_folder):

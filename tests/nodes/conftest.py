@@ -86,7 +86,8 @@ def pack(host_name: str) -> Iterator[ModuleType]:
     module = load_file(name, PACK_ROOT / "__init__.py")
     module.seed_core = sys.modules[f"{name}.seed_core"]
     module.host = sys.modules[f"{name}.nodes.host"]
-    module.model_files = sys.modules[f"{name}.nodes.model_files"]
+    module.kinds = sys.modules[f"{name}.nodes.kinds"]
+    module.comfy, module.folder_paths = sys.modules["comfy"], sys.modules["folder_paths"]
     extension = asyncio.run(module.comfy_entrypoint())
     asyncio.run(extension.on_load())
     module.nodes_by_id = {
@@ -147,4 +148,4 @@ def seed_1_codes(run: Callable[..., Any], seed_1: Any, fox: torch.Tensor) -> Any
 @pytest.fixture
 def management(pack: ModuleType) -> Any:
     """The module comfy.model_management of the host in use."""
-    return pack.host.comfy.model_management
+    return pack.comfy.model_management

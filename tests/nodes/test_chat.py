@@ -84,7 +84,9 @@ def test_marks_survive_the_frontends_markup(pack, view, chat, monkeypatch):
     """Sent as they are, it took each <image> for a tag and showed nothing in its place."""
     sent = []
     server = SimpleNamespace(client_id="me", send_progress_text=lambda *given: sent.append(given))
-    monkeypatch.setattr(pack.host.PromptServer, "instance", server, raising=False)
-    monkeypatch.setattr(pack.host, "get_executing_context", lambda: SimpleNamespace(node_id="7"))
+    monkeypatch.setattr(pack.host.progress.PromptServer, "instance", server, raising=False)
+    monkeypatch.setattr(
+        pack.host.progress, "get_executing_context", lambda: SimpleNamespace(node_id="7")
+    )
     text = view(chat=chat).args[0]
     assert sent == [(text.replace("<image>", "&lt;image&gt;"), "7", "me")]

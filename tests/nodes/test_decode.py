@@ -51,7 +51,7 @@ def test_width_and_height_are_the_pictures(run, models, fox_codes):
 
 def test_no_codes_is_one_sentence(pack, run, models):
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
-    with pytest.raises(pack.seed_core.CodesError, match=r"no picture in these codes"):
+    with pytest.raises(pack.seed_core.CodesError, match=r"these codes hold no picture"):
         run("SEEDDecode", **models, codes=codes)
 
 

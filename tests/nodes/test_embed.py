@@ -25,7 +25,7 @@ def test_one_object_a_picture_with_cores_embedding(mini, embedded):
 
 def test_it_is_the_hosts_own_type(pack, embedded):
     for output in embedded[1]:
-        assert isinstance(output, pack.host.comfy.clip_vision.Output)
+        assert isinstance(output, pack.comfy.clip_vision.Output)
         assert output["image_embeds"] is output.image_embeds
 
 
@@ -51,7 +51,7 @@ def test_it_can_be_copied(embedded):
 def test_no_codes_is_one_sentence(pack, run, mini, node):
     """Before anything that is wrong with the tokenizer, which may be right for the next picture."""
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
-    with pytest.raises(pack.seed_core.CodesError, match="no picture in these codes"):
+    with pytest.raises(pack.seed_core.CodesError, match="these codes hold no picture"):
         run(node, tokenizer=mini.tokenizer, codes=codes)
 
 
@@ -125,7 +125,7 @@ def test_conditioning_needs_seed_1(pack, run, mini, fox_codes):
 @pytest.fixture
 def hosts_own(pack, generator):
     """What CLIP Vision Encode makes, in the precision of its model."""
-    output = pack.host.comfy.clip_vision.Output()
+    output = pack.comfy.clip_vision.Output()
     output.image_embeds = torch.randn(1, 256, generator=generator).half()
     output.last_hidden_state = torch.zeros(1, 257, 8)
     return output

@@ -15,7 +15,7 @@ LAYER = "model.layers.0.self_attn.o_proj"
 @pytest.fixture(scope="module")
 def converted(pack):
     """seed-mini in fp8, in the host's model folder."""
-    folder = Path(pack.host.folder_paths.models_dir) / "seed_llm"
+    folder = Path(pack.folder_paths.models_dir) / "seed_llm"
     folder.mkdir(parents=True, exist_ok=True)
     convert = import_module(f"{pack.seed_core.__name__}.models.convert")
     file = folder / "mini-fp8.safetensors"
@@ -134,7 +134,7 @@ def test_another_precision_is_of_plain_weights(load, pack, converted, logits_of)
 
 def test_the_file_is_read_by_the_hosts_own_loader(pack, on_comfyui, converted):
     """With nothing of ours: its reader of metadata, its layers, one tensor of the file."""
-    comfy = pack.host.comfy
+    comfy = pack.comfy
     path = str(converted)
     tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     weight, scale = tensors[f"{LAYER}.weight"], tensors[f"{LAYER}.weight_scale"]
@@ -158,6 +158,6 @@ def test_a_model_that_was_not_converted_is_refused_with_the_command(pack, run):
 def test_a_host_without_such_layers_is_one_clear_error(
     pack, run, converted, monkeypatch, find_layout
 ):
-    monkeypatch.setattr(pack.host.comfy.ops, "get_layout_class", find_layout, raising=False)
+    monkeypatch.setattr(pack.comfy.ops, "get_layout_class", find_layout, raising=False)
     with pytest.raises(pack.seed_core.OptionError, match="no layers for models in fp8"):
         run("SEEDLLaMALoader", model=converted.name, precision="fp8")

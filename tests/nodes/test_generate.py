@@ -146,9 +146,9 @@ def test_live_text_is_sent_a_few_times_a_second_to_the_node(pack, monkeypatch):
 
     clock = iter([10.0, 10.1, 10.2, 10.3, 10.31])
     context = type("Context", (), {"node_id": "7"})
-    monkeypatch.setattr(pack.host.PromptServer, "instance", Server(), raising=False)
-    monkeypatch.setattr(pack.host, "get_executing_context", lambda: context)
-    monkeypatch.setattr(pack.host.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(pack.host.progress.PromptServer, "instance", Server(), raising=False)
+    monkeypatch.setattr(pack.host.progress, "get_executing_context", lambda: context)
+    monkeypatch.setattr(pack.host.progress.time, "monotonic", lambda: next(clock))
     progress = pack.host.Progress(4)
     for word in "abcd":
         progress.show(lambda word=word: word)

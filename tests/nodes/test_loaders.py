@@ -3,6 +3,7 @@
 import gc
 import importlib
 import json
+import os
 import shutil
 import sys
 from importlib import import_module
@@ -17,7 +18,7 @@ BUNDLED = "seed-mini (bundled)"
 @pytest.fixture
 def models(pack):
     """The host's model folder with nothing of ours in it, before and after."""
-    root = Path(pack.host.folder_paths.models_dir)
+    root = Path(pack.folder_paths.models_dir)
     yield root
     for name in ("seed_tokenizer", "seed_llm", "seed_decoder", "diffusers"):
         shutil.rmtree(root / name, ignore_errors=True)
@@ -50,12 +51,12 @@ def test_tokenizer_files_are_offered_without_what_lies_beside_them(pack, models)
 
 def test_a_choice_in_a_subfolder_is_the_same_model_on_every_system(pack, models):
     """The host's own lists have the system's separator, and so has what was written after them."""
-    kind = pack.model_files.TOKENIZER
+    kind = pack.kinds.TOKENIZER
     file = write(models / "seed_tokenizer" / "sub" / "deep" / "c.pt")
-    assert "sub/deep/c.pt" in pack.model_files.choices(kind)
+    assert "sub/deep/c.pt" in kind.choices()
     for choice in ("sub/deep/c.pt", "sub\\deep\\c.pt", "sub\\deep/c.pt"):
-        assert pack.model_files.find(kind, choice) == file
-        assert pack.model_files.fingerprint_choice(kind, choice) != "missing"
+        assert kind.find(choice) == file
+        assert kind.fingerprint(choice) != "missing"
 
 
 @pytest.mark.parametrize("choice", ["..\\c.pt", "sub\\..\\..\\c.pt", "C:\\c.pt", "\\c.pt"])
@@ -63,14 +64,14 @@ def test_a_backslash_leads_nowhere_that_is_no_choice(pack, models, choice):
     write(models / "c.pt")
     write(models / "seed_tokenizer" / "sub" / "d.pt")
     with pytest.raises(pack.seed_core.errors.CheckpointError, match="is not in"):
-        pack.model_files.find(pack.model_files.TOKENIZER, choice)
+        pack.kinds.TOKENIZER.find(choice)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a backslash is a separator there")
 def test_a_name_with_a_backslash_of_its_own_is_found(pack, models):
     file = write(models / "seed_tokenizer" / "odd\\name.pt")
     write(models / "seed_tokenizer" / "odd" / "name.pt")
-    assert pack.model_files.find(pack.model_files.TOKENIZER, "odd\\name.pt") == file
+    assert pack.kinds.TOKENIZER.find("odd\\name.pt") == file
 
 
 def test_llm_folders_are_those_with_a_config(pack, models):
@@ -89,6 +90,66 @@ def test_decoder_folders_are_those_of_unclip_pipelines(pack, models):
     write(models / "diffusers" / "broken" / "model_index.json", "{not json")
     write(models / "diffusers" / "list" / "model_index.json", "[1]")
     assert options(pack, "SEEDDecoderLoader") == [BUNDLED, "other/unclip", "sd21"]
+
+
+def test_what_is_offered_is_found_and_nothing_else_is(pack, models):
+    """A choice is looked up without listing the folder, by the same rules."""
+    unclip = json.dumps({"_class_name": "StableUnCLIPImg2ImgPipeline"})
+    for folder in ("", "1/", "1/2/3/", "1/2/3/4/", "1/2/3/4/5/", ".hidden/"):
+        for name in ("a.pt", "a.safetensors", "eva_vit_g.pth", "notes.txt", ".b.safetensors"):
+            write(models / "seed_tokenizer" / folder / name)
+        write(models / "seed_llm" / folder / "model" / "config.json", "{}")
+        write(models / "seed_llm" / folder / "model" / "inside" / "config.json", "{}")
+        write(models / "diffusers" / folder / "model" / "model_index.json", unclip)
+        write(models / "seed_lora" / folder / "model" / "adapter_config.json", "{}")
+        write(models / "seed_lora" / folder / "model" / "adapter_model.safetensors")
+    for kind in (pack.kinds.TOKENIZER, pack.kinds.LLM, pack.kinds.DECODER, pack.kinds.LORA):
+        names = {
+            path.relative_to(root).as_posix()
+            for root in (models / folder for folder in kind.folders)
+            for path in root.rglob("*")
+        }
+        offered = set(kind.choices()) - {kind.bundled_choice}
+        assert len(offered) >= 3
+        assert {name for name in names if kind.fingerprint(name) != "missing"} == offered
+    shutil.rmtree(models / "seed_lora")
+
+
+@pytest.mark.parametrize("choice", ["", ".", "./a.pt", "sub//c.pt", "sub/./c.pt", "a" * 300, "a\0"])
+def test_only_the_name_that_is_offered_finds_a_model(pack, models, choice):
+    write(models / "seed_tokenizer" / "a.pt")
+    write(models / "seed_tokenizer" / "sub" / "c.pt")
+    with pytest.raises(
+        pack.seed_core.errors.CheckpointError, match=r"is not (in|a SEED tokenizer)"
+    ):
+        pack.kinds.TOKENIZER.find(choice)
+
+
+@pytest.mark.parametrize("question", ["validate_inputs", "fingerprint_inputs", "execute"])
+def test_a_question_about_one_model_looks_at_that_one_alone(pack, models, monkeypatch, question):
+    """Folders may hold hundreds of models, on slow disks, and each is a question a run."""
+    for name in ("mini", "other"):
+        shutil.copytree(pack.seed_core.models.names.bundled("llm"), models / "seed_llm" / name)
+    given = {"model": "mini"} | ({} if question == "validate_inputs" else {"precision": "auto"})
+    looked = []
+    for name in ("scandir", "stat"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name), looked))
+    answer = getattr(pack.nodes_by_id["SEEDLLaMALoader"], question)(**given)
+    monkeypatch.undo()
+    assert answer != "missing"
+    below = [path.relative_to(models / "seed_llm") for path in looked if "seed_llm" in path.parts]
+    assert {path.parts[:1] for path in below} == {("mini",)}
+
+
+def noting(look, looked):
+    """The function of os, which writes down what it is asked about."""
+
+    def noted(path=".", *rest, **options):
+        if isinstance(path, (str, Path)):
+            looked.append(Path(path))
+        return look(path, *rest, **options)
+
+    return noted
 
 
 @pytest.fixture
@@ -126,8 +187,8 @@ def test_links_to_nothing_and_unfinished_downloads_are_no_choices(pack, models, 
     write(models / folder / ".unfinished" / "model.safetensors")
     (models / folder / "gone.safetensors").symlink_to(models / "nowhere.safetensors")
     for name in ("TOKENIZER", "LLM", "DECODER", "LORA"):
-        kind = getattr(pack.model_files, name)
-        assert pack.model_files.choices(kind) == [kind.bundled_choice]
+        kind = getattr(pack.kinds, name)
+        assert kind.choices() == [kind.bundled_choice]
     shutil.rmtree(models / folder)
 
 
@@ -145,7 +206,7 @@ def test_a_file_that_is_no_choice_is_told_why(pack, models, converted):
     node = pack.nodes_by_id["SEEDLLaMALoader"]
     assert node.validate_inputs(model="mini llm.safetensors") is True
     said = node.validate_inputs(model="mini decoder.safetensors")
-    assert "is no SEED-LLaMA, which is a folder with config.json or a converted" in said
+    assert "is not a SEED-LLaMA, which is a folder with config.json or a converted" in said
 
 
 @pytest.mark.parametrize(
@@ -166,8 +227,8 @@ def test_what_a_model_lacks_is_told_before_the_queue_starts(pack, models, name, 
 def test_folders_of_extra_model_paths_are_searched(pack, tmp_path):
     """extra_model_paths.yaml ends in this call of the host."""
     write(tmp_path / "far.safetensors")
-    table = pack.host.folder_paths.folder_names_and_paths["seed_tokenizer"][0]
-    pack.host.folder_paths.add_model_folder_path("seed_tokenizer", str(tmp_path))
+    table = pack.folder_paths.folder_names_and_paths["seed_tokenizer"][0]
+    pack.folder_paths.add_model_folder_path("seed_tokenizer", str(tmp_path))
     try:
         assert options(pack, "SEEDTokenizerLoader") == [BUNDLED, "far.safetensors"]
     finally:
@@ -227,11 +288,11 @@ def test_two_loaders_share_a_model_and_the_last_wire_ends_it(pack, run):
     first = run("SEEDTokenizerLoader", precision="bf16")[0]
     assert run("SEEDTokenizerLoader", precision="bf16")[0] is first
     assert run("SEEDTokenizerLoader", precision="fp16")[0] is not first
-    keys = [key for key in pack.host._loaded if torch.bfloat16 in key]
+    keys = [key for key in pack.host.memory._loaded if torch.bfloat16 in key]
     assert keys
     del first
     gc.collect()
-    assert not [key for key in pack.host._loaded if torch.bfloat16 in key]
+    assert not [key for key in pack.host.memory._loaded if torch.bfloat16 in key]
 
 
 @pytest.mark.parametrize(
@@ -271,8 +332,7 @@ def test_the_host_can_make_a_second_copy(mini):
 @pytest.mark.parametrize(("spare", "kind"), [(1, "WholePatcher"), (0, "DynamicPatcher")])
 def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeypatch, spare, kind):
     """The host's dynamic memory fetches a layer at each call, and there are hundreds a second."""
-    host = pack.host
-    management, patchers = host.comfy.model_management, host.comfy.model_patcher
+    management, patchers = pack.comfy.model_management, pack.comfy.model_patcher
 
     class Dynamic(patchers.ModelPatcher):
         pass
@@ -291,7 +351,7 @@ def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeyp
 
 def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
     importlib.import_module(f"{pack.seed_core.__name__}.fetching.downloads")
-    kinds = (pack.model_files.TOKENIZER, pack.model_files.LLM, pack.model_files.DECODER)
+    kinds = (pack.kinds.TOKENIZER, pack.kinds.LLM, pack.kinds.DECODER)
     downloads = pack.seed_core.fetching.downloads.DOWNLOADS.values()
     folders = {download.folder.partition("/")[0] for download in downloads}
     assert folders == {kind.folder for kind in kinds}

@@ -17,7 +17,7 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # the same sums, by the host in another
 @pytest.fixture
 def folder(pack):
     """models/seed_lora, empty before and after."""
-    folder = Path(pack.host.folder_paths.models_dir) / "seed_lora"
+    folder = Path(pack.folder_paths.models_dir) / "seed_lora"
     folder.mkdir(parents=True)
     yield folder
     shutil.rmtree(folder)
@@ -30,7 +30,7 @@ def make_llm(pack):
     def make(source="seed-mini", dtype=torch.float32, operations=pack.host.cast_operations):
         with torch.inference_mode():
             core = pack.seed_core.load_llm(source, dtype=dtype, operations=operations())
-        return pack.host.LoadedModel(core, keep_whole=True)
+        return pack.host.LoadedModel(core, stays_whole=True)
 
     return make
 
@@ -192,7 +192,7 @@ def test_loaders_share_the_model_while_only_a_lora_holds_it(pack, run, save, loa
     assert again.core.module is module
     del patched, again, module
     gc.collect()
-    assert not [key for key in pack.host._loaded if torch.float16 in key]
+    assert not [key for key in pack.host.memory._loaded if torch.float16 in key]
 
 
 # --- where the host keeps weights in other ways ---

@@ -11,7 +11,7 @@ import torch
 @pytest.fixture
 def folders(pack, tmp_path_factory):
     """The host's input and output folder, empty before and after."""
-    paths = pack.host.folder_paths
+    paths = pack.folder_paths
     inputs, outputs = Path(paths.get_input_directory()), Path(paths.get_output_directory())
     for folder in (inputs, outputs):
         assert folder.is_relative_to(tmp_path_factory.getbasetemp())  # nobody's own files
@@ -138,7 +138,7 @@ def test_a_name_cannot_lead_out_of_the_folder_even_if_the_host_lets_it(pack, fol
     """ComfyUI did before 0.29."""
     secret = folders[0].parent / "secret.safetensors"
     secret.touch()
-    paths = pack.host.folder_paths
+    paths = pack.folder_paths
     monkeypatch.setattr(paths, "get_annotated_filepath", lambda name: f"{folders[0]}/{name}")
     loader = pack.nodes_by_id["SEEDLoadCodes"]
     assert "no file" in loader.validate_inputs(file="../secret.safetensors")

@@ -22,8 +22,9 @@ from seed_core.files.pictures import picture_from_pixels
 from seed_core.files.weights import read_shapes, read_tensors
 from seed_core.models.names import bundled
 from seed_core.tokenizer.codebook import Codebook
+from seed_core.tokenizer.config import TokenizerConfig
 from seed_core.tokenizer.eva_vit import VisionConfig
-from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer.network import TokenizerModel
 from seed_core.tokenizer.qformer import QFormerConfig
 from seed_core.training.data import pictures
 from seed_core.training.loop import Schedule

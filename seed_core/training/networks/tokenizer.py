@@ -18,8 +18,9 @@ from transformers import BertConfig, BertModel
 
 from ...codes.value import NUM_CODES
 from ...tokenizer.codebook import Codebook
+from ...tokenizer.config import TokenizerConfig
 from ...tokenizer.eva_vit import Block, EvaVit
-from ...tokenizer.network import TokenizerConfig, TokenizerModel
+from ...tokenizer.network import TokenizerModel
 from ...tokenizer.qformer import QFormer, QFormerConfig
 from ..data.pictures import normalize
 from ..stages.tower import Labels, Teacher, Weights, detached

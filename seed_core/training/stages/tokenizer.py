@@ -25,7 +25,8 @@ from ...compute import precision
 from ...errors import CheckpointError, OptionError
 from ...files import assemble, weights
 from ...models.tokenizer import CONFIG_FILE
-from ...tokenizer.network import TokenizerConfig, TokenizerModel
+from ...tokenizer.config import TokenizerConfig
+from ...tokenizer.network import TokenizerModel
 from ...tokenizer.qformer import QFormer
 from .. import loop
 from ..data.pictures import PictureFolders, WorldPictures, WorldSettings, collate_scenes

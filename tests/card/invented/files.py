@@ -127,11 +127,11 @@ def _write_vocabulary(folder: Path, size: int, pack: Path) -> None:
 
 
 def _write_tokenizers(folder: Path) -> None:
-    network = _core("tokenizer.network")
+    configs, networks = _core("tokenizer.config"), _core("tokenizer.network")
     for family in ("seed_1", "seed_2"):
-        config = getattr(network.TokenizerConfig, family)()
+        config = getattr(configs.TokenizerConfig, family)()
         side = "text" if config.embeds_text else "image"
-        own = network.TokenizerModel(config, device="meta").state_dict()
+        own = networks.TokenizerModel(config, device="meta").state_dict()
         shapes: dict[str, tuple[int, ...]] = {}
         for name, tensor in own.items():
             parts = _core("models.names").upstream_tokenizer_names(name, side)

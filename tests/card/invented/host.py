@@ -101,5 +101,5 @@ def _import_pack(folder: Path) -> Any:
     sys.modules[PACK] = package
     spec.loader.exec_module(package)
     nodes = importlib.import_module(f"{PACK}.nodes")
-    nodes.host.register_model_folders(nodes.model_files.SUFFIXES)
+    nodes.host.register_model_folders(nodes.kinds.SUFFIXES)
     return nodes

@@ -78,8 +78,8 @@ class Player:
         core = importlib.import_module(f"{PACK}.seed_core")
         fp8 = importlib.import_module(f"{PACK}.seed_core.compute.fp8")
         dtype = fp8.FP8 if "fp8" in llm else torch.bfloat16
-        find, kind = self._host.nodes.model_files.find, self._host.nodes.model_files.LLM
-        model = core.load_llm(find(kind, llm), CARD, dtype)
+        find = self._host.nodes.kinds.LLM.find
+        model = core.load_llm(find(llm), CARD, dtype)
         options = core.GenerationOptions(reply=reply, max_new_tokens=tokens)
         generators = core.seeded_generators(0, variations)
         return partial(model.generate_batch, "fox", options=options, generators=generators)

@@ -32,7 +32,8 @@ from seed_core.llm.llama import Llama
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.models import llm as llm_folder
 from seed_core.models import unclip as unclip_folder
-from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer.config import TokenizerConfig
+from seed_core.tokenizer.network import TokenizerModel
 
 CORPUS = Path(__file__).parents[2] / "data" / "fuzz"
 SECONDS = 20  # of one case, on a machine that does other things too

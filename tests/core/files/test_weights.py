@@ -141,7 +141,7 @@ def test_a_tower_that_is_not_beside_its_tokenizer_is_named_with_its_address(
 def test_a_file_of_something_else_is_no_tokenizer(tiny_config):
     path = tiny_config / "lora.safetensors"
     save_file({"lora_up.weight": torch.zeros(4, 4)}, path)
-    with pytest.raises(CheckpointError, match="no SEED"):
+    with pytest.raises(CheckpointError, match="not a whole SEED"):
         seed_core.load_tokenizer(path)
 
 

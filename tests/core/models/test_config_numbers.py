@@ -9,7 +9,8 @@ import seed_core
 from seed_core.errors import CheckpointError
 from seed_core.llm.config import LlamaConfig
 from seed_core.llm.llama import Llama
-from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer.config import TokenizerConfig
+from seed_core.tokenizer.network import TokenizerModel
 
 NO_SIZE = [10**9, 10**30, 0, -1, 32.0, "32", float("nan"), float("inf"), True, None, [32], {}]
 NO_SMALL_NUMBER = ["1e-5", float("nan"), float("inf"), -1e-5, 10**9, True, None, [1e-5]]

@@ -11,7 +11,9 @@ from seed_core import SeedCodes
 from seed_core.codes.familiarity import FAMILIAR_DISTANCE
 from seed_core.errors import CodesError, PictureError
 from seed_core.models import names
-from seed_core.tokenizer.network import TokenizerConfig, TokenizerModel
+from seed_core.tokenizer import runtime
+from seed_core.tokenizer.config import TokenizerConfig
+from seed_core.tokenizer.network import TokenizerModel
 from seed_core.tokenizer.runtime import SeedTokenizer
 
 
@@ -55,6 +57,43 @@ def test_encoding_does_not_depend_on_the_batch(at_once, mini_tokenizer, pixels, 
     monkeypatch.setattr(SeedTokenizer, "pictures_at_once", at_once)
     assert torch.equal(mini_tokenizer.encode(pixels), codes)
     assert torch.equal(mini_tokenizer.encode(pixels.flip(0)), codes.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("at_once", "steps"), [(1, [(1, 3), (2, 3), (3, 3)]), (2, [(2, 3), (3, 3)]), (64, [(3, 3)])]
+)
+def test_every_chunk_of_pictures_is_a_step(at_once, steps, mini_tokenizer, pixels, monkeypatch):
+    monkeypatch.setattr(SeedTokenizer, "pictures_at_once", at_once)
+    seen = []
+    mini_tokenizer.encode_with_distances(pixels[:3], on_step=lambda *step: seen.append(step))
+    assert seen == steps
+
+
+def test_what_a_step_raises_ends_the_work(mini_tokenizer, monkeypatch):
+    """A host stops so. The pictures of later chunks are not even resized."""
+    resized, preprocess = [], runtime.preprocess
+
+    def count(images, *rest):
+        resized.append(len(images))
+        return preprocess(images, *rest)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "preprocess", count)
+    monkeypatch.setattr(SeedTokenizer, "pictures_at_once", 2)
+    with pytest.raises(KeyboardInterrupt):
+        mini_tokenizer.encode_pictures(torch.zeros(5, 3, 16, 16), on_step=stop)
+    assert resized == [2]
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_pictures_are_prepared_and_encoded_in_one_call(fit, mini_tokenizer, monkeypatch):
+    monkeypatch.setattr(SeedTokenizer, "pictures_at_once", 2)
+    pictures = torch.rand(3, 3, 20, 50, generator=torch.Generator().manual_seed(1))
+    expected = mini_tokenizer.encode_with_distances(mini_tokenizer.preprocess(pictures, fit))
+    for found, wanted in zip(mini_tokenizer.encode_pictures(pictures, fit), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_distances_are_those_to_the_chosen_codes(mini_tokenizer, pixels, codes):

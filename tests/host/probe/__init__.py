@@ -30,7 +30,7 @@ def _state() -> dict[str, object]:
 
 
 def _is_ours(handle: object) -> bool:
-    return type(handle).__module__.endswith("nodes.host")
+    return type(handle).__module__.endswith("nodes.host.memory")
 
 
 @PromptServer.instance.routes.get("/seed_test/state")

@@ -1,0 +1,50 @@
+"""Everything this pack asks of ComfyUI.
+
+`comfy.*` has no deprecation policy, so this folder is the only place that imports it. It knows how
+the host moves weights and lays out pictures, and nothing of what the models compute.
+"""
+
+from .folders import (
+    input_file,
+    input_files,
+    model_folders,
+    new_output_file,
+    register_model_folders,
+)
+from .layers import cast_operations, fp8_operations, prefers_fp8
+from .memory import Core, LoadedCore, LoadedModel, choose_dtype, load_model
+from .progress import Progress, show_text
+from .wires import (
+    SeedClipVisionOutput,
+    codes_to_wire,
+    embeddings_to_clip_vision,
+    embeddings_to_conditioning,
+    image_to_pixels,
+    pixels_to_image,
+    to_wire,
+)
+
+__all__ = [
+    "Core",
+    "LoadedCore",
+    "LoadedModel",
+    "Progress",
+    "SeedClipVisionOutput",
+    "cast_operations",
+    "choose_dtype",
+    "codes_to_wire",
+    "embeddings_to_clip_vision",
+    "embeddings_to_conditioning",
+    "fp8_operations",
+    "image_to_pixels",
+    "input_file",
+    "input_files",
+    "load_model",
+    "model_folders",
+    "new_output_file",
+    "pixels_to_image",
+    "prefers_fp8",
+    "register_model_folders",
+    "show_text",
+    "to_wire",
+]

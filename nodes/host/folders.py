@@ -1,0 +1,57 @@
+"""The host's folders: models, input and output."""
+
+import itertools
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...seed_core.errors import CodesError
+
+
+def register_model_folders(suffixes: dict[str, set[str]]) -> None:
+    """Add our folders to the host's, after any that extra_model_paths.yaml named."""
+    for name, known in suffixes.items():
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        folder_paths.folder_names_and_paths[name] = (folder_paths.get_folder_paths(name), known)
+
+
+def model_folders(name: str) -> list[str]:
+    """Every place the host looks for models of this kind."""
+    return folder_paths.get_folder_paths(name)
+
+
+def input_files(suffix: str) -> list[str]:
+    """Names of the files right in the input folder, as the host's own loaders list them."""
+    folder = Path(folder_paths.get_input_directory())
+    if not folder.is_dir():
+        return []
+    return sorted(f.name for f in folder.iterdir() if f.suffix == suffix and f.is_file())
+
+
+def input_file(name: str) -> Path:
+    """The path of a file in the input folder (or of "name [output]" in the output folder)."""
+    folders = folder_paths.get_input_directory(), folder_paths.get_output_directory()
+    try:
+        path = Path(folder_paths.get_annotated_filepath(name)).resolve()
+        # Hosts before 0.29 let a name lead out of the folder.
+        if path.is_file() and any(path.is_relative_to(Path(root).resolve()) for root in folders):
+            return path
+    except ValueError:
+        pass  # the name leads out of the folder, or is not a path
+    raise CodesError(
+        f"found no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED "
+        "Save Codes wrote from the output folder to that folder, then press R to refresh the list."
+    )
+
+
+def new_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
+    """A path in the output folder that no file has yet, and what the frontend is told of it."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    # For a prefix that ends in a folder the host starts at 1 each time, and calls an empty one ".".
+    name = "SEED" if name == "." else name
+    names = (f"{name}_{number:05}_{suffix}" for number in itertools.count(counter))
+    file = next(file for file in names if not (Path(folder) / file).exists())
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
