@@ -22,7 +22,7 @@ _TOKENIZER_COMMIT = "c6d957a9b280d9ed3879b1eb5d99036cf8390012"
 
 
 @dataclass(frozen=True)
-class HubPart:
+class HubSource:
     """Files of one repository on Hugging Face.
 
     Attributes:
@@ -49,7 +49,7 @@ class HubPart:
 
 
 @dataclass(frozen=True)
-class WebPart:
+class WebSource:
     """One file at an address of its own, told from any other by its hash."""
 
     page: str
@@ -61,23 +61,23 @@ class WebPart:
 
     @property
     def gigabytes(self) -> float:
-        """Its size as the other parts have it."""
+        """Its size as the other sources have it."""
         return self.size / 1e9
 
 
-Part = HubPart | WebPart
+Source = HubSource | WebSource
 
 
 class Download(NamedTuple):
-    """A model: all its parts go into one folder, below ComfyUI's models folder."""
+    """A model: all its sources go into one folder, below ComfyUI's models folder."""
 
     folder: str
-    parts: tuple[Part, ...]
+    sources: tuple[Source, ...]
 
 
 def _llm(name: str, gigabytes: float | None, commit: str | None) -> Download:
-    weights = HubPart(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
-    words = HubPart(_TOKENIZER_REPO, VOCABULARY_FILES, 0.0007, "apache-2.0", _TOKENIZER_COMMIT)
+    weights = HubSource(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
+    words = HubSource(_TOKENIZER_REPO, VOCABULARY_FILES, 0.0007, "apache-2.0", _TOKENIZER_COMMIT)
     return Download(f"seed_llm/{name}", (weights, words))
 
 
@@ -85,8 +85,10 @@ DOWNLOADS = {
     "seed-tokenizer-2": Download(
         "seed_tokenizer",
         (
-            HubPart(_TOKENIZER_REPO, ("seed_quantizer.pt",), 1.23, "apache-2.0", _TOKENIZER_COMMIT),
-            WebPart(
+            HubSource(
+                _TOKENIZER_REPO, ("seed_quantizer.pt",), 1.23, "apache-2.0", _TOKENIZER_COMMIT
+            ),
+            WebSource(
                 EVA_VIT_LINK,
                 ("eva_vit_g.pth",),
                 2_025_249_237,
@@ -104,7 +106,7 @@ DOWNLOADS = {
     "stable-diffusion-2-1-unclip": Download(
         "seed_decoder/stable-diffusion-2-1-unclip",
         (
-            HubPart(
+            HubSource(
                 "sd2-community/stable-diffusion-2-1-unclip",
                 (
                     "model_index.json",

