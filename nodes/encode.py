@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..seed_core import SeedCodes
-from ..seed_core.codes.familiarity import summarize_fit
+from ..seed_core.codes.familiarity import summarize_distances
 from ..seed_core.models.names import sample_pictures
 from ..seed_core.tokenizer.preprocess import FITS
 from . import host
@@ -90,5 +90,5 @@ class SeedEncode(io.ComfyNode):
             progress.step(sum(map(len, rows)), len(pixels))
         codes: SeedCodes = host.codes_to_wire(torch.cat(rows), core, torch.cat(distances))
         # At each run: nothing takes the words of the last one off the node.
-        host.show_text(summarize_fit(codes))
+        host.show_text(summarize_distances(codes))
         return io.NodeOutput(codes)

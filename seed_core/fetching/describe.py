@@ -1,4 +1,4 @@
-"""What is shown before a model is fetched."""
+"""What people are told before a model is fetched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe(plan: Plan) -> Iterator[str]:
 
 
 def describe_all() -> Iterator[str]:
-    """Yield lines that name every model there is, from the table alone."""
+    """Yield lines that name every model, without asking a server."""
     for name, download in DOWNLOADS.items():
         sizes = [source.gigabytes for source in download.sources]
         total = "" if None in sizes else f"about {sum(map(float, filter(None, sizes))):.1f} GB "

@@ -1,4 +1,4 @@
-"""What a connection can end with, in words that say what to do."""
+"""Errors of a connection, each turned into one message that says what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from .downloads import Source, WebSource
 
 @contextmanager
 def explained(source: Source, folder: Path) -> Iterator[None]:
-    """Turn whatever a connection can end with into one message that says what to do."""
+    """Raise each error of a connection as one `DownloadError`.
+
+    Raises:
+        DownloadError: the connection broke, the server refused, the disk is full, or the user
+            stopped it.
+    """
     from huggingface_hub import errors
 
     # The class of a broken connection depends on the HTTP client that the library was built on.

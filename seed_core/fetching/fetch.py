@@ -1,9 +1,9 @@
-"""Fetching a planned model: the only code here that goes online.
+"""Fetching what a plan names. With `plan`, this is the only code here that goes online.
 
-File after file is fetched into a folder of unfinished ones, checked, and moved to its place. What was
-interrupted goes on where it stopped. Files that are there already are never written over.
+Each file is fetched into a folder of unfinished files, checked, and moved to its place. An interrupted
+one goes on where it stopped. Files that are there already are never written over.
 
-Runs on huggingface_hub, which also knows about mirrors, proxies and tokens; but not on its
+huggingface_hub does it, because it knows about mirrors, proxies and tokens; but not with its
 ``hf_hub_download``, whose recent versions throw an interrupted file away.
 """
 
@@ -29,10 +29,10 @@ RECORD = "fetched.json"
 
 
 def check_disk(plan: Plan) -> None:
-    """Refuse to begin what cannot end.
+    """Check that the disk has room for what is still to be fetched.
 
     Raises:
-        DownloadError: the disk has not enough room.
+        DownloadError: it has less.
     """
     if plan.needed > plan.free:
         raise DownloadError(
@@ -46,7 +46,8 @@ def fetch(plan: Plan) -> Iterator[Path]:
     """Fetch what is missing, yielding the path of each file when it is complete.
 
     Raises:
-        DownloadError: a connection, a server, a disk or a file that is not as it should be.
+        DownloadError: the connection breaks, the server refuses, the disk is full, or a file
+            arrives damaged.
     """
     for source, file in plan.missing:
         arrived, target = file.unfinished(plan.folder), plan.folder / file.name
@@ -62,7 +63,7 @@ def fetch(plan: Plan) -> Iterator[Path]:
 
 
 def _get(source: Source, file: File, path: Path) -> None:
-    """Read a file from where it is, or the rest of it."""
+    """Append to an unfinished file what it still lacks."""
     from huggingface_hub import utils
     from huggingface_hub.file_download import http_get
 
@@ -82,7 +83,7 @@ def _get(source: Source, file: File, path: Path) -> None:
 
 
 def _check_arrived(path: Path, file: File) -> None:
-    """Compare a new file with what was announced; a wrong one is ours to delete."""
+    """Check a new file against what was announced, and delete a wrong one."""
     size = path.stat().st_size
     if size == file.size and file.sha256 in (None, sha256_of(path)):
         return
@@ -94,7 +95,7 @@ def _check_arrived(path: Path, file: File) -> None:
 
 
 def _record(plan: Plan, source: Source, file: File) -> None:
-    """Note beside the files where each is from."""
+    """Write beside the files where each is from."""
     path = plan.folder / f"{plan.name}.{RECORD}"
     record = {}
     with suppress(OSError, ValueError):  # none yet, or cut short: it only tells people something

@@ -1,7 +1,4 @@
-"""The plan of a download: which files, of which sizes, from where and to where.
-
-Made from what the servers say of each file, before anything is fetched.
-"""
+"""The plan of a download: which files, how large, from where and to where, as the servers say."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from .downloads import DOWNLOADS, HubSource, Source, WebSource
 from .failures import by_hand, explained
 
 UNFINISHED = ".unfinished"
-"""Folder of what is being fetched, inside the model's own: so that moving a file is instant."""
+"""Folder of unfinished files, inside the model's own, so that moving one takes no time."""
 
 _WHOLE_COMMIT = 40  # digits
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
@@ -23,46 +20,37 @@ _TIMEOUT = 30.0  # seconds, for the list of a repository's files
 
 @dataclass(frozen=True)
 class File:
-    """One file of a plan.
+    """One file of a plan."""
 
-    Attributes:
-        name: in its repository, and below the model's folder.
-        size: in bytes.
-        sha256: None for the small files, whose hash is not published.
-        url: where it is read from.
-        commit: of its repository; None for a file that is not in one.
-    """
-
-    name: str
-    size: int
-    sha256: str | None
+    name: str  # in its repository, and below the model's folder
+    size: int  # bytes
+    sha256: str | None  # None for small files, whose hash the Hub does not publish
     url: str
-    commit: str | None
+    commit: str | None  # of its repository; None for a file at an address of its own
 
     def unfinished(self, folder: Path) -> Path:
-        """Where it is while it comes into a folder; another version of it has another place."""
+        """Return where it lies until it is complete."""
+        # Another version of the file has another place, and is never continued by mistake.
         return folder / UNFINISHED / str(self.sha256 or self.commit) / self.name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to be fetched for a model, and into which folder; the largest files come first.
-
-    So the file by which a loader knows a model, a small one, arrives when all the others are there.
-    """
+    """What has to be fetched for a model, and into which folder."""
 
     name: str
     folder: Path
+    # The largest first: a loader knows a model by a small file, which then arrives last.
     files: tuple[tuple[Source, File], ...]
 
     @property
     def missing(self) -> list[tuple[Source, File]]:
-        """What is not there yet."""
+        """The files that are not there yet."""
         return [entry for entry in self.files if not (self.folder / entry[1].name).exists()]
 
     @property
     def needed(self) -> int:
-        """Bytes that the disk must still take; an unfinished file has source of its own already."""
+        """Bytes still to be written; an unfinished file has some of its own already."""
         begun = [file.unfinished(self.folder) for _, file in self.missing]
         there = sum(path.stat().st_size for path in begun if path.exists())
         return max(0, sum(file.size for _, file in self.missing) - there)
@@ -78,12 +66,12 @@ def find_models_folder(given: Path | None, pack: Path | None = None) -> Path:
     """Return ComfyUI's models folder: the given one, or that of the ComfyUI this pack lies in.
 
     Raises:
-        DownloadError: there is no such folder, or none to be found.
+        DownloadError: the folder does not exist, or this pack lies outside a ComfyUI.
     """
     if given is not None:
         if given.is_dir():
             return given.resolve()
-        raise DownloadError(f"--models: there is no folder {given}")
+        raise DownloadError(f"--models: the folder {given} does not exist")
     pack = pack or Path(__file__).resolve().parents[2]
     comfyui = pack.parent.parent  # over custom_nodes
     if (comfyui / "main.py").is_file() and (comfyui / "models").is_dir():
@@ -103,7 +91,7 @@ def make_plan(name: str, models: Path, revision: str | None = None) -> Plan:
         revision: a commit, branch or tag of the model's own repository, in place of the pinned one.
 
     Raises:
-        DownloadError: a server that cannot be reached or refuses; a file in the way.
+        DownloadError: a server cannot be reached or refuses, or another file is in the way.
     """
     download = DOWNLOADS[name]
     folder = models / download.folder
