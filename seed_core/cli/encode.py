@@ -18,7 +18,7 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         run,
         """
         python -m seed_core encode fox.png -o fox.safetensors
-        python -m seed_core encode *.jpg -o album.safetensors --device cuda --precision fp16
+        python -m seed_core encode a.jpg b.jpg -o album.safetensors --device cuda --precision fp16
         """,
     )
     command.add_argument("pictures", type=Path, nargs="+", help="picture files, in any format")
