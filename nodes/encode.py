@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..seed_core import SeedTokenizer
-from ..seed_core.codes.familiarity import summarize_fit
+from ..seed_core.codes.familiarity import summarize_distances
 from ..seed_core.models.names import sample_pictures
 from ..seed_core.tokenizer.preprocess import FITS
 from . import host
@@ -85,5 +85,5 @@ class SeedEncode(io.ComfyNode):
         values, distances = core.encode_pictures(pixels, fit, on_step=progress.step)
         codes = host.codes_to_wire(values, core, distances)
         # At each run: nothing takes the words of the last one off the node.
-        host.show_text(summarize_fit(codes))
+        host.show_text(summarize_distances(codes))
         return io.NodeOutput(codes)

@@ -17,8 +17,8 @@ from ..seed_core.errors import CheckpointError
 from ..seed_core.files.folder import ModelFolder
 from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
-from ..seed_core.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, open_llm
+from ..seed_core.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.models.lora import SEED_MINI_NIGHT
 from ..seed_core.models.names import SEED_MINI
 from ..seed_core.models.tokenizer import (

@@ -3,7 +3,12 @@
 from comfy_api.latest import io
 
 from ..seed_core import CODEBOOK_SIZES, SeedCodes
-from ..seed_core.codes.file import CODES_SUFFIX, read_codes_file, save_codes_file
+from ..seed_core.codes.file import (
+    CODES_SUFFIX,
+    CODES_SUFFIXES,
+    read_codes_file,
+    save_codes_file,
+)
 from ..seed_core.codes.text import codes_from_text
 from ..seed_core.errors import CodesError
 from . import host
@@ -73,7 +78,7 @@ class SeedTextToCodes(io.ComfyNode):
     @classmethod
     def execute(cls, text: str, family: str) -> io.NodeOutput:
         codes = codes_from_text(text, family)
-        return io.NodeOutput(host.codes_to_wire(codes.values, codes))
+        return io.NodeOutput(host.codes_to_wire(codes.values, codes, codes.distances))
 
 
 class SeedSaveCodes(io.ComfyNode):
@@ -85,8 +90,8 @@ class SeedSaveCodes(io.ComfyNode):
             node_id="SEEDSaveCodes",
             display_name="SEED Save Codes",
             category=CATEGORY,
-            description="Saves codes to a small file in the output folder. The file knows which "
-            "model family they belong to.",
+            description="Saves codes to a small file in the output folder. It keeps the model family "
+            "they belong to, and how well they fit their pictures.",
             search_aliases=["save codes", "export codes", "image tokens", "safetensors"],
             inputs=[
                 SeedCodesWire.Input("codes", tooltip="The codes to save, in one file."),
@@ -117,14 +122,17 @@ class SeedLoadCodes(io.ComfyNode):
             node_id="SEEDLoadCodes",
             display_name="SEED Load Codes",
             category=CATEGORY,
-            description="Loads codes that SEED Save Codes wrote, from the input folder.",
-            search_aliases=["load codes", "import codes", "image tokens", "safetensors"],
+            description="Loads codes from a file in the input folder: one that SEED Save Codes or "
+            "the command line wrote, JSON, or text.",
+            search_aliases=["load codes", "import codes", "image tokens", "safetensors", "JSON"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=host.input_files(CODES_SUFFIX),
-                    tooltip="A .safetensors file in ComfyUI's input folder. Copy it there from the "
-                    "output folder, then press R.",
+                    options=sorted(
+                        name for suffix in CODES_SUFFIXES for name in host.input_files(suffix)
+                    ),
+                    tooltip="A .safetensors, .json or .txt file in ComfyUI's input folder. Copy it "
+                    "there from the output folder, then press R.",
                 )
             ],
             outputs=[SeedCodesWire.Output("codes", tooltip="The codes, one row a picture.")],
@@ -150,4 +158,4 @@ class SeedLoadCodes(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         codes = read_codes_file(host.input_file(file))
-        return io.NodeOutput(host.codes_to_wire(codes.values, codes))
+        return io.NodeOutput(host.codes_to_wire(codes.values, codes, codes.distances))

@@ -7,7 +7,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
@@ -15,31 +15,9 @@ import comfy.utils
 import comfy.weight_adapter
 import torch
 
-from ...seed_core import LoraAdapter
+from ...seed_core import LoadedCore, LoraAdapter
 from ...seed_core.compute import graphs
 from ...seed_core.compute.precision import LLM_PRECISIONS
-
-
-class LoadedCore(Protocol):
-    """A loaded tokenizer, language model or decoder, as far as the host's memory is concerned."""
-
-    device: torch.device  # where calls compute
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """All of its networks."""
-        ...
-
-    @property
-    def networks(self) -> tuple[torch.nn.Module, ...]:
-        """What the host may move, each by itself."""
-        ...
-
-    @property
-    def uses_graphs(self) -> bool:
-        """Whether calls may run as CUDA graphs."""
-        ...
-
 
 Core = TypeVar("Core", bound=LoadedCore)
 

@@ -1,28 +1,35 @@
-"""The demonstration: everything seed-mini can do, on one captioned contact sheet.
+"""The command demo: everything seed-mini can do, on one captioned contact sheet.
 
-Uses the public surface only, as a script of the user's own would.
+Calls the library as a script of the user's own would.
 """
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..compute.generators import seeded_generators
-from ..decoder.options import DecodeOptions
-from ..decoder.runtime import SeedDecoder
-from ..files.pictures import picture_from_pixels
-from ..llm.runtime import GenerationProgress, SeedLLM
-from ..llm.sampling import GenerationOptions
-from ..models.llm import load_llm
+from .. import (
+    DecodeOptions,
+    GenerationOptions,
+    SeedDecoder,
+    SeedLLM,
+    SeedTokenizer,
+    load_decoder,
+    load_llm,
+    load_tokenizer,
+    seeded_generators,
+)
+from ..files.pictures import check_picture_output, picture_from_pixels
+from ..llm.runtime import GenerationProgress
 from ..models.names import SEED_MINI, sample_pictures
-from ..models.tokenizer import load_tokenizer
-from ..models.unclip import load_decoder
-from ..tokenizer.runtime import SeedTokenizer
+from . import options
+from .console import say
 
 RECONSTRUCTED = ("fox_on_yellow", "owl_on_red", "cupcake_on_blue", "pizza_on_green")
 QUESTIONS = ("What is this?", "What color is the background?", "Describe this picture.")
@@ -42,9 +49,32 @@ _PICTURE, _GAP, _CAPTION, _TITLE = 192, 24, 58, 44  # pixels
 _PAPER, _INK, _FADED = (250, 248, 244), (32, 32, 36), (110, 108, 104)
 
 
+def add_to(commands: options.Commands) -> argparse.ArgumentParser:
+    """Add the command."""
+    command = options.add_command(commands, "demo", run, "python -m seed_core demo")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("seed-demo.png"),
+        metavar="PICTURE",
+        help="the ending is the format (default: %(default)s)",
+    )
+    options.add_device(command)
+    return command
+
+
+def run(args: argparse.Namespace) -> None:
+    """Show what the bundled model does, on one captioned picture."""
+    check_picture_output(args.output)
+    path = args.output.resolve()
+    make_sheet(args.device).save(path)
+    say(f"wrote {path}")
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A picture and what stands below it; only words where there is no picture."""
+    """A picture and what stands below it; without a picture, words in a frame."""
 
     caption: str
     picture: Image.Image | None = None

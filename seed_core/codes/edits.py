@@ -1,4 +1,4 @@
-"""Codes made of other codes: mixed, joined, selected. No model has a part in it."""
+"""Codes made of other codes, without a model: mixed, joined, selected."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def mix_codes(
     """Return ``a`` with codes of ``b`` in the positions ``start .. end - 1``.
 
     Args:
-        a: what the result is made from; one picture stands for as many as ``b`` has.
-        b: what is put in, of the same family; one picture stands for as many as ``a`` has.
+        a: codes of one picture or more; a single one is used with each of ``b``.
+        b: codes of the same family; a single picture is used with each of ``a``.
         start: first position, 0..32.
         end: position after the last one, ``start``..32.
-        mode: ``splice`` takes every position from ``b``, ``random`` only some of them.
-        amount: probability 0..1 of each position, with ``random``.
-        generators: one CPU generator a picture of the result, used with ``random``.
+        mode: ``splice`` takes every position in the range from ``b``, ``random`` some of them.
+        amount: with ``random``, the probability 0..1 that a position is taken.
+        generators: with ``random``, one CPU generator for each picture of the result.
 
     Raises:
-        CodesError: two families, or numbers of pictures that do not pair up.
-        OptionError: an option out of its range.
+        CodesError: the families differ, or the numbers of pictures do not pair up.
+        OptionError: an option is out of its range.
     """
     _check_one_family([a, b])
     counts = len(a), len(b)
@@ -69,10 +69,10 @@ def mix_codes(
 
 
 def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:
-    """Return the pictures of one or more batches in one, in order.
+    """Return the pictures of one or more batches in one batch, in order.
 
     Raises:
-        CodesError: more than one family.
+        CodesError: the families differ.
     """
     _check_one_family(batches)
     values = torch.cat([codes.values for codes in batches])
@@ -84,8 +84,8 @@ def select_codes(codes: SeedCodes, index: int, length: int) -> SeedCodes:
     """Return ``length`` pictures from ``index`` on; a negative index counts from the end.
 
     Raises:
-        CodesError: there are not that many pictures.
-        OptionError: a length below 1.
+        CodesError: the batch has fewer pictures.
+        OptionError: the length is below 1.
     """
     count = len(codes)
     if length < 1:
@@ -93,7 +93,7 @@ def select_codes(codes: SeedCodes, index: int, length: int) -> SeedCodes:
     first = index + count if index < 0 else index
     if not 0 <= first <= first + length <= count:
         raise CodesError(
-            f"there is no index {index} with length {length} in a batch of {count} pictures; the "
+            f"index {index} with length {length} reaches beyond a batch of {count} pictures; the "
             "first is 0, the last -1"
         )
     rows = slice(first, first + length)

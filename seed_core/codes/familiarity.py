@@ -1,7 +1,7 @@
-"""How well codes fit the pictures they were made of: whether a tokenizer knows such pictures.
+"""Whether a tokenizer knows the kind of picture that codes were made of.
 
-A tokenizer gives 32 codes to any picture, also to one unlike everything it was trained on. How far
-the picture is from the nearest thing it has codes for tells the two apart.
+It gives 32 codes to any picture, even to one unlike everything it was trained on. The distance to
+the nearest thing it has codes for tells the two apart.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from .value import SeedCodes
 
 FAMILIAR_DISTANCE = {"seed-mini": 0.23}
-"""Mean distance of a picture (see `SeedCodes`) up to which a family knows its kind, where measured.
+"""Largest mean distance of a picture whose kind a family knows, for the families it was measured of.
 
-All of 1152 held-out pictures of seed-mini's world lie below it, 95 % of 234 photographs and pieces
-of photographs above (tests/evaluation).
+All of 1152 held-out pictures of seed-mini's world are nearer; 95 % of 234 photographs, some cropped,
+are farther (tests/evaluation).
 """
 
 
-def describe_fit(codes: SeedCodes) -> list[str]:
-    """Return for each picture how well its codes fit, in a few words."""
+def describe_distances(codes: SeedCodes) -> list[str]:
+    """Return a few words on each picture: its distance, and whether the family knows its kind."""
     return [_words(codes.family, distance) for distance in codes.distances.mean(1).tolist()]
 
 
-def summarize_fit(codes: SeedCodes) -> str:
-    """Return the same of all pictures in one line."""
+def summarize_distances(codes: SeedCodes) -> str:
+    """Return one line on all pictures."""
     if len(codes) == 1:
-        return describe_fit(codes)[0]
+        return describe_distances(codes)[0]
     distances, limit = codes.distances.mean(1), FAMILIAR_DISTANCE.get(codes.family)
     if limit is None:
         return f"{len(codes)} pictures, distances {distances.min():.2f} to {distances.max():.2f}"

@@ -1,6 +1,8 @@
-"""Codes as safetensors files: one tensor, and in the header the family it belongs to.
+"""Files of codes: safetensors, JSON and text, all read by everything here that reads codes.
 
-Nothing in such a file can run. The command line writes JSON instead (see ``picture_files``).
+The usual form is safetensors: codes, distances if any is known, and the family in the header. JSON
+holds the same. Text lacks distances. A file is known by its content: earlier versions gave JSON any
+ending. Nothing in such a file can run.
 """
 
 from __future__ import annotations
@@ -8,58 +10,93 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import CodesError
+from .text import codes_from_text, codes_to_json, codes_to_text_file
 from .value import NUM_CODES, SeedCodes
 
 CODES_SUFFIX = ".safetensors"
+TEXT_SUFFIX = ".txt"
+CODES_SUFFIXES = (CODES_SUFFIX, ".json", TEXT_SUFFIX)
 
-_TENSOR, _FAMILY, _SIZE = "codes", "family", "codebook_size"
+_CODES, _DISTANCES, _FAMILY, _SIZE = "codes", "distances", "family", "codebook_size"
 
 
 def save_codes_file(codes: SeedCodes, path: Path) -> None:
-    """Write codes with their family and codebook size; a file in the way is replaced.
+    """Write codes in the form of the file's ending; a file in the way is replaced.
+
+    Args:
+        codes: what to write.
+        path: ends in ``.safetensors`` or ``.txt``; with any other ending the file is JSON.
 
     Raises:
-        CodesError: the file cannot be written; then there is none.
+        CodesError: the file cannot be written.
     """
-    header = {_FAMILY: codes.family, _SIZE: str(codes.codebook_size)}
-    unfinished = path.with_suffix(".unfinished")
+    suffix = path.suffix.lower()
     try:
-        save_file({_TENSOR: codes.values.cpu().contiguous()}, unfinished, header)
-        unfinished.replace(path)
+        if suffix == CODES_SUFFIX:
+            _save(codes, path)
+        else:
+            text = codes_to_text_file(codes) if suffix == TEXT_SUFFIX else codes_to_json(codes)
+            path.write_text(text + "\n", encoding="utf-8")
     except (SafetensorError, OSError) as error:
-        unfinished.unlink(missing_ok=True)
         raise CodesError(f"the codes could not be written to {path}: {error}") from error
 
 
-def read_codes_file(path: Path) -> SeedCodes:
-    """Read what `save_codes_file` wrote, on the CPU.
+def _save(codes: SeedCodes, path: Path) -> None:
+    tensors = {_CODES: codes.values.cpu().contiguous()}  # int64 [B, 32]
+    if codes.has_distances:  # earlier versions read only files without them
+        tensors[_DISTANCES] = codes.distances.float().cpu().contiguous()  # float32 [B, 32]
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        save_file(tensors, unfinished, {_FAMILY: codes.family, _SIZE: str(codes.codebook_size)})
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_codes_file(path: Path, unnamed: str | None = None) -> SeedCodes:
+    """Read a file of codes, on the CPU.
+
+    Args:
+        path: a file in any of the three forms.
+        unnamed: whose codes they are where a text names no family.
 
     Raises:
-        CodesError: no such file, a damaged one, one of something else, or values that are no codes.
+        CodesError: the file is missing, damaged or of another kind, or its codes are out of range.
     """
     try:
-        values, family, codebook_size = _read(path)
-        return SeedCodes(values, family, codebook_size)
+        if _is_safetensors(path):
+            return _read(path)
+        return codes_from_text(path.read_text(encoding="utf-8"), unnamed=unnamed)
     except CodesError as error:
         raise CodesError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise CodesError(f"the file of codes {path} does not exist") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CodesError(f"{path} cannot be read as a file of codes: {error}") from error
 
 
-def _read(path: Path) -> tuple[torch.Tensor, str, int]:
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" in file.read(8)  # there the length of its header stands; text has no zeros
+
+
+def _read(path: Path) -> SeedCodes:
     with safe_open(path, framework="pt", device="cpu") as file:
-        header = file.metadata() or {}
+        header, names = file.metadata() or {}, set(file.keys())
         # Looked at before any tensor is read: weights have the same ending, and may be huge.
-        if set(file.keys()) != {_TENSOR} or not {_FAMILY, _SIZE} <= set(header):
+        if not {_CODES} <= names <= {_CODES, _DISTANCES} or not {_FAMILY, _SIZE} <= set(header):
             raise CodesError("this is a safetensors file of something else, not of codes")
-        if len(shape := file.get_slice(_TENSOR).get_shape()) != 2:
-            raise CodesError(f"codes are stored as [pictures, {NUM_CODES}]; these are {shape}")
+        for name in names:
+            if len(shape := file.get_slice(name).get_shape()) != 2:
+                raise CodesError(f"{name} are stored as [pictures, {NUM_CODES}]; these are {shape}")
         if not re.fullmatch("[0-9]{1,9}", header[_SIZE]):
-            raise CodesError(f"{header[_SIZE]!r:.40} is no codebook size")
-        # A copy: what is read may be a view of the file, which can change under it.
-        return file.get_tensor(_TENSOR).clone(), header[_FAMILY], int(header[_SIZE])
+            raise CodesError(f"{header[_SIZE]!r:.40} is not a codebook size")
+        # Copies: what is read may be a view of the file, which can change under it.
+        values, *distances = (
+            file.get_tensor(name).clone() for name in (_CODES, _DISTANCES) if name in names
+        )
+        return SeedCodes(values, header[_FAMILY], int(header[_SIZE]), *distances)

@@ -1,8 +1,7 @@
-"""Codes as a picture for the eye: a grid of cells, each with the code's own sign and its number.
+"""Codes drawn as a picture: a grid of cells, each with the code's own sign and its number.
 
-Two cells look alike exactly if their codes are the same, by shape alone, so nobody needs to tell
-colours apart. Below the grid stands how well the codes fit the picture they were made of. Knows
-nothing of what single codes mean.
+Two cells have the same sign only if their codes are equal. The shape alone tells, so that nobody
+needs to tell colours apart. Below the grid stand the words of `describe_distances`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .familiarity import FAMILIAR_DISTANCE, describe_fit
+from .familiarity import FAMILIAR_DISTANCE, describe_distances
 from .value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
 
 # Pixels. A node of ordinary width shows one picture at about 60 %, where all of it is legible.
@@ -56,7 +55,7 @@ def draw_codes(codes: SeedCodes) -> torch.Tensor:
     values = codes.values.cpu()
     shared = ((values[:, None] == values[None]).sum(1) > 1).tolist()  # [B, 32]
     distances, limit = codes.distances.tolist(), FAMILIAR_DISTANCE.get(codes.family)
-    for i, (row, fit) in enumerate(zip(values.tolist(), describe_fit(codes), strict=True)):
+    for i, (row, fit) in enumerate(zip(values.tolist(), describe_distances(codes), strict=True)):
         picture = Image.new("RGB", (width, height), _PAPER)
         draw = ImageDraw.Draw(picture)
         for position, code in enumerate(row):

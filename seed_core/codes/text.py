@@ -1,6 +1,6 @@
-"""Codes as text: what people type or paste, read strictly, and JSON that keeps the family.
+"""Codes as text: what people type or paste, and JSON that keeps the family.
 
-Every number is used as it stands, or refused. Knows nothing of files (see ``codes_files``).
+Every number is used as it stands, or refused.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ import json
 import re
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..errors import CodesError
 from .value import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, NUM_CODES, SeedCodes, image_token
 
 _IMAGE_TOKEN = re.compile(r"<img_([0-9]{5})>")  # what `image_token` writes
 _PICTURE = re.compile(rf"{BEGIN_IMAGE}((?:\s*<img_[0-9]{{5}}>)*)\s*{END_IMAGE}")
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
-_NUMBER = re.compile(r"-?[0-9]{1,18}")  # a negative one is told its range; longer ones are no codes
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # with a sign, so that -5 is told the range of codes
+_TITLE = re.compile(r"#[ \t]*([\w-]+)(?:[ \t]+([0-9]{1,9}))?[ \t\r]*(?:\n|$)")  # "# seed-mini 512"
 
 _FORMS = (
     f"Codes can be written as {BEGIN_IMAGE}{image_token(12)}...{END_IMAGE} with one line a picture, "
@@ -23,50 +27,80 @@ _FORMS = (
 )
 
 
-def codes_from_text(text: str, family: str) -> SeedCodes:
+def codes_to_text_file(codes: SeedCodes) -> str:
+    """Return a line with the family and its codebook size, then one line a picture; no distances."""
+    return f"# {codes.family} {codes.codebook_size}\n{codes.to_text()}".strip()
+
+
+def codes_from_text(text: str, family: str | None = None, unnamed: str | None = None) -> SeedCodes:
     """Return the codes written in ``text``.
 
     Args:
-        text: lines as `SeedCodes.to_text` writes them; whole numbers, each line one or more whole
-            pictures; or JSON, either what `codes_to_json` writes or plain lists.
-        family: whose codes they are.
+        text: lines as `SeedCodes.to_text` writes them, or whole numbers where each line holds one or
+            more whole pictures, both with or without the first line of `codes_to_text_file`; or JSON,
+            either what `codes_to_json` writes or plain lists.
+        family: whose codes they must be, if it is given.
+        unnamed: whose codes they are where the text names nobody; `family` by default.
 
     Raises:
-        CodesError: anything else, another family in the JSON, or values that are no codes.
+        CodesError: the text has another form or another family, names none though it has to, or has
+            codes out of range.
     """
+    unnamed = unnamed or family
     text = text.removeprefix("\ufeff").strip()  # the mark that some editors begin files with
     if not text:
         raise CodesError(f"the text is empty. {_FORMS}")
     if text[0] in "[{":
-        codes = codes_from_json(text, family)
-        if codes.family != family:
-            raise CodesError(
-                f"the text holds {codes.family} codes, but {family} was asked for; choose the "
-                "family that the codes were made with"
-            )
+        codes = codes_from_json(text, unnamed)
+        _check_family(codes.family, family)
         return codes
-    rows = _read_pictures(text) if "<" in text else _read_numbers(text)
-    return SeedCodes.from_rows(rows, family, CODEBOOK_SIZES.get(family, 0))
+    rows, named, size = _read_lines(text, unnamed)
+    _check_family(named, family)
+    return SeedCodes.from_rows(rows, named, size or CODEBOOK_SIZES.get(named, 0))
+
+
+def _read_lines(text: str, unnamed: str | None) -> tuple[list[list[int]], str, int | None]:
+    """Return the codes, the family, and the codebook size where the first line tells it."""
+    size = None
+    if title := _TITLE.match(text):
+        unnamed = title[1]
+        size = int(title[2]) if title[2] else None
+        text = text[title.end() :]
+    if unnamed is None:
+        raise CodesError(
+            f"the text does not say which family its codes belong to. Write one of "
+            f"{', '.join(f'# {name}' for name in CODEBOOK_SIZES)} above them as the first line"
+        )
+    rows = _read_pictures(text) if "<" in text else _read_numbers(text, 2 if title else 1)
+    return rows, unnamed, size
+
+
+def _check_family(named: str, family: str | None) -> None:
+    if family is not None and family != named:
+        raise CodesError(
+            f"the text holds {named} codes, but {family} was asked for; choose the family that the "
+            "codes were made with"
+        )
 
 
 def _read_pictures(text: str) -> list[list[int]]:
     between = _PICTURE.sub("\n", text).strip()
     if between:
-        raise CodesError(f"{between[:40]!r} is no whole picture. {_FORMS}")
+        raise CodesError(f"{between[:40]!r} is not a whole picture. {_FORMS}")
     return [
         [int(code) for code in _IMAGE_TOKEN.findall(picture)] for picture in _PICTURE.findall(text)
     ]
 
 
-def _read_numbers(text: str) -> list[list[int]]:
+def _read_numbers(text: str, first_line: int) -> list[list[int]]:
     rows = []
-    for i, line in enumerate(text.splitlines(), start=1):
+    for i, line in enumerate(text.splitlines(), start=first_line):
         words = _SEPARATOR.split(line.strip()) if line.strip() else []
         for word in words:
             if not word:
-                raise CodesError(f"line {i}: there is no number beside one of the commas. {_FORMS}")
+                raise CodesError(f"line {i}: a number is missing beside a comma. {_FORMS}")
             if not _NUMBER.fullmatch(word):
-                raise CodesError(f"line {i}: {word[:40]!r} is no code. {_FORMS}")
+                raise CodesError(f"line {i}: {word[:40]!r} is not a code. {_FORMS}")
         if len(words) % NUM_CODES:
             raise CodesError(
                 f"line {i} has {len(words)} numbers; a line holds whole pictures of {NUM_CODES} "
@@ -78,13 +112,21 @@ def _read_numbers(text: str) -> list[list[int]]:
 
 
 def codes_to_json(codes: SeedCodes) -> str:
-    """Return the codes and their family as one JSON object."""
+    """Return the codes with their family as one JSON object, and their distances if any is known."""
     record = {
         "family": codes.family,
         "codebook_size": codes.codebook_size,
         "codes": codes.values.tolist(),
     }
+    if codes.has_distances:
+        rows = codes.distances.float().cpu().numpy()
+        record["distances"] = [[_short(number) for number in row] for row in rows]
     return json.dumps(record)
+
+
+def _short(distance: np.float32) -> float | None:
+    """Return the fewest digits that are this float32 again; JSON has null and not NaN."""
+    return None if np.isnan(distance) else float(str(distance))
 
 
 def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
@@ -96,7 +138,7 @@ def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
             the row of one picture.
 
     Raises:
-        CodesError: not JSON, a missing field, or values that are no codes.
+        CodesError: the text is not such JSON, or its codes or distances are out of range.
     """
     try:
         record = json.loads(text)
@@ -106,22 +148,39 @@ def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
             record = {"family": family, "codebook_size": size, "codes": codes}
         rows = [[_integer(code) for code in _list(row)] for row in _list(record["codes"])]
         named, codebook_size = str(record["family"]), _integer(record["codebook_size"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        distances = _distances(record["distances"]) if "distances" in record else None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CodesError(
             'expected JSON like {"family": "seed-mini", "codebook_size": 512, "codes": '
             f"[[...{NUM_CODES} integers...]]}}; could not read it: {error!r:.200}"
         ) from error
-    return SeedCodes.from_rows(rows, named, codebook_size)
+    return SeedCodes.from_rows(rows, named, codebook_size, distances)
+
+
+def _distances(value: object) -> torch.Tensor:
+    """Return float32 ``[B, 32]`` from rows of numbers, with null for NaN."""
+    rows = [[_number(number) for number in _list(row)] for row in _list(value)]
+    if any(len(row) != NUM_CODES for row in rows):
+        raise ValueError(f"a picture has exactly {NUM_CODES} distances")
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, NUM_CODES)
+
+
+def _number(value: object) -> float:
+    if value is None:
+        return float("nan")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is not a number")
+    return float(value)
 
 
 def _integer(value: object) -> int:
     """Return a number of JSON as it is; ``true`` would otherwise pass for 1."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} is no whole number")
+        raise TypeError(f"{value!r:.40} is not a whole number")
     return value
 
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r:.40} is no list")
+        raise TypeError(f"{value!r:.40} is not a list")
     return value

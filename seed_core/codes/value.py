@@ -1,7 +1,6 @@
-"""The codes of pictures: 32 integers each, of one model family.
+"""The codes of pictures: 32 integers each, of one model family, and which values are legal.
 
-This module knows what codes are and which values are legal. It knows nothing of pixels, nor of the
-token ids that stand for codes in a language model (see ``vocab``).
+The token ids that stand for codes in a language model are in ``llm/vocab``.
 """
 
 from __future__ import annotations
@@ -43,26 +42,19 @@ BEGIN_IMAGE = "<img>"
 END_IMAGE = "</img>"
 
 
-def check_codes(values: torch.Tensor, codebook_size: int) -> torch.Tensor:
-    """Return ``values`` as int64 ``[B, 32]`` or say what is wrong with them.
-
-    Args:
-        values: integers ``[B, 32]``; one picture may come as ``[32]``.
-        codebook_size: codes must lie in ``0 .. codebook_size - 1``.
+def check_codes(values: torch.Tensor, codebook_size: int) -> None:
+    """Check codes ``[B, 32]`` of a codebook.
 
     Raises:
-        CodesError: another shape, another dtype, or a code out of range.
+        CodesError: the shape or dtype is wrong, or a code is not in ``0 .. codebook_size - 1``.
     """
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise CodesError(f"codes must be integers; got {values.dtype}")
-    if values.ndim == 1:
-        values = values[None]
     if values.ndim != 2 or values.shape[1] != NUM_CODES:
         raise CodesError(
             f"a picture has exactly {NUM_CODES} codes; got codes of shape {list(values.shape)}, "
             f"expected [pictures, {NUM_CODES}]"
         )
-    values = values.long()
     wrong = (values < 0) | (values >= codebook_size)
     if wrong.any():
         row, position = (int(i) for i in wrong.nonzero()[0])
@@ -70,7 +62,27 @@ def check_codes(values: torch.Tensor, codebook_size: int) -> torch.Tensor:
             f"codes must lie in 0..{codebook_size - 1}; got {int(values[row, position])} "
             f"at row {row}, position {position}"
         )
-    return values
+
+
+def check_distances(distances: torch.Tensor, values: torch.Tensor) -> None:
+    """Check that codes ``[B, 32]`` have as many distances; NaN stands for an unknown one.
+
+    Raises:
+        CodesError: the shape differs, or a distance is negative or infinite.
+    """
+    if distances.shape != values.shape:
+        raise CodesError(
+            f"codes {list(values.shape)} need as many distances; got {list(distances.shape)}"
+        )
+    if not distances.is_floating_point() or ((distances < 0) | distances.isinf()).any():
+        raise CodesError("distances must be 0 or more, or NaN where they are unknown")
+
+
+def _as_rows(values: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """Return int64 ``[B, 32]``; one picture may come as ``[32]``."""
+    values = values[None] if values.ndim == 1 else values
+    check_codes(values, codebook_size)
+    return values.long()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +90,19 @@ class SeedCodes:
     """Codes of zero or more pictures together with the family they belong to.
 
     Attributes:
-        values: int64 ``[B, 32]``, each in ``0 .. codebook_size - 1``.
-        family: ``seed-1``, ``seed-2`` or ``seed-mini``.
-        codebook_size: number of different codes the family has.
-        distances: float32 ``[B, 32]``, from what the tokenizer saw to the nearest thing it has a code
-            for, in its codebook's own unit: small for pictures like those it was trained on. NaN
-            where codes do not come from a picture.
+        distances: from what the tokenizer saw to the nearest thing it has a code for, in the unit of
+            its codebook: small for pictures like those it was trained on. NaN where codes do not
+            come from a picture.
 
     Raises:
-        CodesError: see `check_codes`; also for an unknown family, more codes than it has, or
-            distances of another shape.
+        CodesError: the family is unknown or has fewer codes, or `check_codes` or `check_distances`
+            refuses the numbers.
     """
 
-    values: torch.Tensor
-    family: str
+    values: torch.Tensor  # int64 [B, 32], each in 0 .. codebook_size - 1
+    family: str  # a key of CODEBOOK_SIZES
     codebook_size: int
-    distances: torch.Tensor = field(default=None)  # type: ignore[assignment]
+    distances: torch.Tensor = field(default=None)  # type: ignore[assignment]  # float32 [B, 32]
 
     def __post_init__(self) -> None:
         if self.family not in CODEBOOK_SIZES:
@@ -105,54 +114,57 @@ class SeedCodes:
                 f"{self.family} has {CODEBOOK_SIZES[self.family]} different codes; got a "
                 f"codebook_size of {self.codebook_size}"
             )
-        values = check_codes(self.values, self.codebook_size)
+        values = _as_rows(self.values, self.codebook_size)
         distances = self.distances
         if distances is None:
             distances = torch.full(values.shape, torch.nan, device=values.device)
-        elif distances.shape != values.shape:
-            raise CodesError(
-                f"codes {list(values.shape)} need as many distances; got {list(distances.shape)}"
-            )
+        check_distances(distances, values)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "distances", distances)
 
     @classmethod
     def empty(cls, family: str, codebook_size: int) -> SeedCodes:
-        """Return codes of no picture, legal on a wire."""
+        """Return the codes of zero pictures, legal on a wire."""
         return cls(torch.empty(0, NUM_CODES, dtype=torch.int64), family, codebook_size)
 
     @classmethod
-    def from_rows(cls, rows: list[list[int]], family: str, codebook_size: int) -> SeedCodes:
+    def from_rows(
+        cls,
+        rows: list[list[int]],
+        family: str,
+        codebook_size: int,
+        distances: torch.Tensor | None = None,
+    ) -> SeedCodes:
         """Return the codes in ``rows``, one row a picture.
 
         Raises:
-            CodesError: a row of another length, or values that are no codes of the family.
+            CodesError: a row has another length, or the family does not have these codes.
         """
-        if not rows:
-            return cls.empty(family, codebook_size)
         for i, row in enumerate(rows):
             if len(row) != NUM_CODES:
                 raise CodesError(f"a picture has exactly {NUM_CODES} codes; row {i} has {len(row)}")
         try:
-            values = torch.tensor(rows, dtype=torch.int64)
+            values = torch.tensor(rows, dtype=torch.int64).reshape(
+                -1, NUM_CODES
+            )  # [0] of zero rows
         except (RuntimeError, OverflowError, ValueError) as error:
             raise CodesError("a code is far too large to be one") from error
-        return cls(values, family, codebook_size)
+        return cls(values, family, codebook_size, distances)  # type: ignore[arg-type]
+
+    @property
+    def has_distances(self) -> bool:
+        """Whether any distance is known."""
+        return not bool(self.distances.isnan().all())
 
     def __len__(self) -> int:
         """Return the number of pictures."""
         return self.values.shape[0]
 
     def require(self, family: str, codebook_size: int, who: str) -> torch.Tensor:
-        """Return the values if they belong to ``family``.
-
-        Args:
-            family: the family the caller can read.
-            codebook_size: its codebook size.
-            who: the caller, as the start of the message ("This tokenizer").
+        """Return the values for a caller, such as "This tokenizer", that reads codes of ``family``.
 
         Raises:
-            CodesError: codes of another family, naming both.
+            CodesError: these codes belong to another family; the message names both.
         """
         if (self.family, self.codebook_size) != (family, codebook_size):
             raise CodesError(
@@ -163,7 +175,7 @@ class SeedCodes:
         return self.values
 
     def to_text(self) -> str:
-        """Return one line an image: ``<img><img_00012>...</img>``."""
+        """Return one line a picture: ``<img><img_00012>...</img>``."""
         return "\n".join(codes_to_text(row) for row in self.values.tolist())
 
 
@@ -178,8 +190,8 @@ def codes_values(
     """Return int64 ``[B, 32]`` from either form of codes, checked for the caller's family.
 
     Raises:
-        CodesError: see `check_codes` and `SeedCodes.require`.
+        CodesError: `SeedCodes.require` or `check_codes` refuses them.
     """
     if isinstance(codes, SeedCodes):
         return codes.require(family, codebook_size, who)
-    return check_codes(codes, codebook_size)
+    return _as_rows(codes, codebook_size)

@@ -1,7 +1,7 @@
-"""The published models: where they are, what of them is needed, and where it goes.
+"""The published models: where they are, which of their files are needed, and where those go.
 
-Data only; what fetches them is ``fetch``. Sizes here are rounded, as the pages show them: they serve
-those who have no connection. The exact ones are asked for before anything is fetched.
+Sizes here are rounded, as the pages show them, for a list without a connection. `plan` asks for the
+exact ones.
 
 Source: the pages named here, read on stored copies of 2024 and 2025.
 """
@@ -22,35 +22,25 @@ _TOKENIZER_COMMIT = "c6d957a9b280d9ed3879b1eb5d99036cf8390012"
 
 
 @dataclass(frozen=True)
-class HubPart:
-    """Files of one repository on Hugging Face.
+class HubSource:
+    """Files of one repository on Hugging Face."""
 
-    Attributes:
-        repo: ``owner/name``.
-        files: names, or patterns; each must match.
-        gigabytes: of these files together, about; None where no page told.
-        licence: as the repository states it.
-        commit: what this table was written from, whole or its first digits; with None nobody knows,
-            so that today's is taken, shown and recorded.
-        remark: what to know before trusting it.
-    """
-
-    repo: str
-    files: tuple[str, ...]
-    gigabytes: float | None
-    licence: str
-    commit: str | None
-    remark: str = ""
+    repo: str  # owner/name
+    files: tuple[str, ...]  # names or patterns; each must match
+    gigabytes: float | None  # of these files together; None where the page does not say
+    licence: str  # as the repository states it
+    commit: str | None  # whole or its first digits; with None, today's is taken and recorded
+    remark: str = ""  # what to know before trusting it
 
     @property
     def page(self) -> str:
-        """Where people find it."""
+        """The address that people open."""
         return f"{HUB}/{self.repo}"
 
 
 @dataclass(frozen=True)
-class WebPart:
-    """One file at an address of its own, told from any other by its hash."""
+class WebSource:
+    """One file at an address of its own, known by its hash."""
 
     page: str
     files: tuple[str]
@@ -61,23 +51,23 @@ class WebPart:
 
     @property
     def gigabytes(self) -> float:
-        """Its size as the other parts have it."""
+        """The size in the unit of a `HubSource`."""
         return self.size / 1e9
 
 
-Part = HubPart | WebPart
+Source = HubSource | WebSource
 
 
 class Download(NamedTuple):
-    """A model: all its parts go into one folder, below ComfyUI's models folder."""
+    """A model, from one source or several into one folder below ComfyUI's models folder."""
 
     folder: str
-    parts: tuple[Part, ...]
+    sources: tuple[Source, ...]
 
 
 def _llm(name: str, gigabytes: float | None, commit: str | None) -> Download:
-    weights = HubPart(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
-    words = HubPart(_TOKENIZER_REPO, VOCABULARY_FILES, 0.0007, "apache-2.0", _TOKENIZER_COMMIT)
+    weights = HubSource(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
+    words = HubSource(_TOKENIZER_REPO, VOCABULARY_FILES, 0.0007, "apache-2.0", _TOKENIZER_COMMIT)
     return Download(f"seed_llm/{name}", (weights, words))
 
 
@@ -85,8 +75,10 @@ DOWNLOADS = {
     "seed-tokenizer-2": Download(
         "seed_tokenizer",
         (
-            HubPart(_TOKENIZER_REPO, ("seed_quantizer.pt",), 1.23, "apache-2.0", _TOKENIZER_COMMIT),
-            WebPart(
+            HubSource(
+                _TOKENIZER_REPO, ("seed_quantizer.pt",), 1.23, "apache-2.0", _TOKENIZER_COMMIT
+            ),
+            WebSource(
                 EVA_VIT_LINK,
                 ("eva_vit_g.pth",),
                 2_025_249_237,
@@ -104,7 +96,7 @@ DOWNLOADS = {
     "stable-diffusion-2-1-unclip": Download(
         "seed_decoder/stable-diffusion-2-1-unclip",
         (
-            HubPart(
+            HubSource(
                 "sd2-community/stable-diffusion-2-1-unclip",
                 (
                     "model_index.json",

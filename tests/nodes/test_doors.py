@@ -42,6 +42,16 @@ def as_file(run, pack, codes, tmp_path, chat):
     return (pack.seed_core.codes.file.read_codes_file(tmp_path / "codes.safetensors"),)
 
 
+def as_json_file(run, pack, codes, tmp_path, chat):
+    pack.seed_core.codes.file.save_codes_file(codes, tmp_path / "codes.json")
+    return (pack.seed_core.codes.file.read_codes_file(tmp_path / "codes.json"),)
+
+
+def as_text_file(run, pack, codes, tmp_path, chat):
+    pack.seed_core.codes.file.save_codes_file(codes, tmp_path / "codes.txt")
+    return (pack.seed_core.codes.file.read_codes_file(tmp_path / "codes.txt"),)
+
+
 def in_chat(run, pack, codes, tmp_path, chat):
     """What was asked with pictures is all there again in the view of the conversation."""
     return run("SEEDChatView", chat=chat(codes))[1:]
@@ -68,6 +78,8 @@ DOORS = [
     as_json,
     as_numbers,
     as_file,
+    as_json_file,
+    as_text_file,
     in_chat,
     one_by_one,
     mixed_with_itself,
@@ -86,6 +98,16 @@ def chat(pack, run, mini):
         ]
 
     return ask
+
+
+KEEP_DISTANCES = [as_json, as_file, as_json_file, one_by_one, previewed]
+
+
+@pytest.mark.parametrize("door", KEEP_DISTANCES)
+def test_these_doors_keep_how_well_codes_fit(run, pack, codes, tmp_path, chat, door):
+    (again,) = door(run, pack, codes, tmp_path, chat)
+    assert codes.distances.isfinite().all()
+    assert torch.equal(again.distances, codes.distances)
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -1,5 +1,6 @@
 """Codes as text and as files of the host's folders."""
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -112,11 +113,48 @@ def test_saving_runs_by_itself(pack):
 
 
 def test_only_files_with_the_right_ending_are_offered(pack, folders):
-    for name in ("b.safetensors", "a.safetensors", "picture.png", "codes.json"):
+    for name in ("d.safetensors", "a.safetensors", "picture.png", "c.json", "b.txt", "e.md"):
         (folders[0] / name).touch()
     (folders[0] / "folder.safetensors").mkdir()
     options = pack.nodes_by_id["SEEDLoadCodes"].GET_SCHEMA().inputs[0].options
-    assert options == ["a.safetensors", "b.safetensors"]
+    assert options == ["a.safetensors", "b.txt", "c.json", "d.safetensors"]
+
+
+def test_a_saved_file_keeps_how_well_codes_fit(run, pack, folders, mini):
+    (image,) = run("SEEDSamplePicture", picture="fox_on_yellow")
+    (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=image)
+    run("SEEDSaveCodes", codes=codes)
+    (again,) = run("SEEDLoadCodes", file="codes/SEED_00001_.safetensors [output]")
+    assert codes.has_distances
+    assert torch.equal(again.distances, codes.distances)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.json", "a.txt"])
+def test_what_the_command_line_writes_can_be_loaded(run, pack, folders, capsys, name):
+    program = importlib.import_module(f"{pack.seed_core.__name__}.cli.program")
+    fox = pack.seed_core.models.names.sample_pictures()["fox_on_yellow"]
+    assert program.main(["encode", str(fox), "-o", str(folders[0] / name)]) == 0
+    (codes,) = run("SEEDLoadCodes", file=name)
+    again = folders[1] / "again.txt"
+    assert program.main(["encode", str(fox), "-o", str(again)]) == 0
+    assert codes.to_text() == again.read_text("utf-8").split("\n")[1]
+    assert codes.has_distances == (name != "a.txt")
+
+
+def test_the_command_line_reads_what_was_saved(pack, folders, save, capsys):
+    program = importlib.import_module(f"{pack.seed_core.__name__}.cli.program")
+    options = ["--codes", str(save()[1]), "--temperature", "0"]
+    assert program.main(["chat", "What is this?", *options]) == 0
+    assert capsys.readouterr().out == "It is a fox.\n"
+
+
+def test_a_text_from_an_editor_is_loaded_if_it_names_its_family(run, pack, folders, fox_codes):
+    file = folders[0] / "typed.txt"
+    file.write_text(fox_codes.to_text(), encoding="utf-8")
+    with pytest.raises(pack.seed_core.CodesError, match=r"typed\.txt.*# seed-mini"):
+        run("SEEDLoadCodes", file=file.name)
+    file.write_text(f"# seed-mini\r\n{fox_codes.to_text()}", encoding="utf-8")
+    assert equal(run("SEEDLoadCodes", file=file.name)[0], fox_codes)
 
 
 def test_without_an_input_folder_there_is_nothing_to_choose(pack, folders):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from seed_core.__main__ import build_parser
+from seed_core.cli.program import build_parser
 from seed_core.models.names import sample_pictures
 
 ROOT = Path(__file__).parents[3]

@@ -144,7 +144,8 @@ def test_selecting_counts_from_either_end(index, length, wanted):
 
 @pytest.mark.parametrize(("index", "length"), [(3, 1), (-4, 1), (2, 2), (-1, 2), (0, 4)])
 def test_selecting_outside_is_refused_not_moved_inside(index, length):
-    with pytest.raises(CodesError, match=f"index {index} with length {length} in a batch of 3"):
+    words = f"index {index} with length {length} reaches beyond a batch of 3"
+    with pytest.raises(CodesError, match=words):
         select_codes(filled(1, 3), index, length)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seed_core import SeedCodes
-from seed_core.codes.familiarity import describe_fit, summarize_fit
+from seed_core.codes.familiarity import describe_distances, summarize_distances
 
 SIZES = {"seed-mini": 512, "seed-2": 8192}
 
@@ -25,12 +25,12 @@ def codes(family, *means):
     ],
 )
 def test_a_picture_is_judged_only_where_a_limit_was_measured(family, mean, words):
-    assert describe_fit(codes(family, mean)) == [words]
-    assert summarize_fit(codes(family, mean)) == words
+    assert describe_distances(codes(family, mean)) == [words]
+    assert summarize_distances(codes(family, mean)) == words
 
 
 def test_each_picture_has_its_own_words():
-    near, far = describe_fit(codes("seed-mini", 0.1, 0.4))
+    near, far = describe_distances(codes("seed-mini", 0.1, 0.4))
     assert "of the kind" in near
     assert "unlike" in far
 
@@ -44,4 +44,4 @@ def test_each_picture_has_its_own_words():
     ],
 )
 def test_many_pictures_are_one_line(family, means, words):
-    assert summarize_fit(codes(family, *means)) == words
+    assert summarize_distances(codes(family, *means)) == words

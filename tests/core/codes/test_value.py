@@ -112,3 +112,21 @@ def test_distances_are_nan_where_no_picture_was_encoded():
 def test_distances_of_another_shape_are_refused():
     with pytest.raises(CodesError, match=r"\[1, 32\].*\[32\]"):
         SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-mini", 512, torch.zeros(32))
+
+
+@pytest.mark.parametrize("distance", [-0.1, -torch.inf, torch.inf])
+def test_a_distance_that_cannot_be_is_refused(distance):
+    distances = torch.zeros(1, 32)
+    distances[0, 31] = distance
+    with pytest.raises(CodesError, match="0 or more"):
+        SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-mini", 512, distances)
+    with pytest.raises(CodesError, match="0 or more"):
+        SeedCodes(torch.zeros(1, 32, dtype=torch.int64), "seed-mini", 512, torch.ones(1, 32).int())
+
+
+def test_one_known_distance_is_worth_keeping(codes):
+    assert not codes.has_distances
+    assert not SeedCodes.empty("seed-mini", 512).has_distances
+    distances = codes.distances.clone()
+    distances[2, 7] = 0.0
+    assert SeedCodes(codes.values, codes.family, codes.codebook_size, distances).has_distances

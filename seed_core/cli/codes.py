@@ -1,0 +1,111 @@
+"""Codes between the files a person names and the models: what encode, decode and chat share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .. import SeedCodes, SeedTokenizer, load_decoder, load_tokenizer, seeded_generators
+from ..codes.edits import join_codes, select_codes
+from ..codes.file import CODES_SUFFIXES, TEXT_SUFFIX, read_codes_file, save_codes_file
+from ..decoder.embeddings import require_image_embedding
+from ..errors import OptionError
+from ..files.pictures import is_picture_name, read_picture, save_pictures
+from ..files.writer import check_output
+from ..models import names
+from ..models.tokenizer import open_tokenizer
+from ..tokenizer.config import TokenizerConfig
+from .console import progress_bar, say
+from .options import decode_options
+
+LoadTokenizer = Callable[[], SeedTokenizer]
+
+
+def tokenizer_of(args: argparse.Namespace, dtype: torch.dtype) -> LoadTokenizer:
+    """Return a function that loads the tokenizer at its first call."""
+    return cache(lambda: load_tokenizer(args.tokenizer, args.device, dtype))
+
+
+def tokenizer_config(path: str) -> TokenizerConfig:
+    """Return what a tokenizer's files say of it; its weights are not read."""
+    is_bundled = path == names.SEED_MINI
+    return open_tokenizer(names.bundled("tokenizer") if is_bundled else Path(path)).config
+
+
+def read_codes(
+    args: argparse.Namespace, paths: Sequence[Path], tokenizer: LoadTokenizer
+) -> SeedCodes:
+    """Return the codes of picture files and codes files, in order; pictures are encoded.
+
+    Raises:
+        CodesError: a file does not hold codes, or two hold codes of different families.
+        PictureError: a picture cannot be read.
+    """
+    opened = {path: read_picture(path) for path in paths if is_picture_name(path)}
+    read = {path: _read_file(args, path) for path in paths if path not in opened}
+    if opened:
+        codes = encode(list(opened.values()), args.fit, tokenizer())
+        read |= {path: select_codes(codes, row, 1) for row, path in enumerate(opened)}
+    return join_codes([read[path] for path in paths])
+
+
+def _read_file(args: argparse.Namespace, path: Path) -> SeedCodes:
+    is_text = path.suffix.lower() == TEXT_SUFFIX
+    return read_codes_file(path, tokenizer_config(args.tokenizer).family if is_text else None)
+
+
+def encode(pictures: Sequence[Image.Image], fit: str, tokenizer: SeedTokenizer) -> SeedCodes:
+    """Return the codes of pictures, and how well they fit."""
+    values, distances = tokenizer.encode_with_distances(tokenizer.preprocess(pictures, fit))
+    return SeedCodes(values, tokenizer.family, tokenizer.codebook_size, distances)
+
+
+def embed(codes: SeedCodes, tokenizer: SeedTokenizer) -> torch.Tensor:
+    """Return the embeddings ``[B, D]`` that a decoder paints from.
+
+    Raises:
+        EmbeddingError: this tokenizer makes text conditions.
+    """
+    require_image_embedding(tokenizer.embedding_shape, tokenizer.family)
+    return tokenizer.embed(codes)
+
+
+def paint(
+    args: argparse.Namespace,
+    embedding: torch.Tensor,  # [B, D]
+    negative: torch.Tensor | None,
+    dtype: torch.dtype,
+    output: Path,
+) -> None:
+    """Write one picture for each row of an embedding; several get numbers."""
+    decoder = load_decoder(args.decoder, args.device, dtype)
+    generators = seeded_generators(args.seed, len(embedding))
+    with progress_bar("step") as on_step:
+        pixels = decoder.decode(embedding, negative, decode_options(args), generators, on_step)
+    for path in save_pictures(pixels, output):
+        say(f"wrote {path}")
+
+
+def check_codes_output(path: Path) -> None:
+    """Check that codes can be written to a path.
+
+    Raises:
+        OptionError: the ending is a picture's, or `check_output` refuses the path.
+    """
+    if is_picture_name(path):
+        raise OptionError(
+            f"{path.name} ends as a picture does, and this writes codes: use one of "
+            f"{', '.join(CODES_SUFFIXES)}. The command decode paints pictures from codes"
+        )
+    check_output(path)
+
+
+def write_codes(codes: SeedCodes, path: Path) -> None:
+    """Write codes in the form of the file's ending."""
+    save_codes_file(codes, path)
+    say(f"wrote the codes of {len(codes)} picture{'' if len(codes) == 1 else 's'} to {path}")

@@ -1,0 +1,64 @@
+"""The command fetch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import OptionError
+from ..fetching.downloads import DOWNLOADS
+from . import options
+from .console import say
+
+
+def add_to(commands: options.Commands) -> argparse.ArgumentParser:
+    """Add the command."""
+    command = options.add_command(
+        commands,
+        "fetch",
+        run,
+        """
+        python -m seed_core fetch
+        python -m seed_core fetch seed-tokenizer-2
+        """,
+    )
+    command.add_argument(
+        "name", nargs="?", choices=DOWNLOADS, help="the model; leave it out to list them all"
+    )
+    command.add_argument(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="ComfyUI's models folder; default: that of the ComfyUI around this pack",
+    )
+    command.add_argument("--revision", help="a commit, branch or tag in place of the pinned commit")
+    command.add_argument("--yes", action="store_true", help="fetch without asking")
+    return command
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fetch a published model into ComfyUI's models folder; no other command goes online."""
+    from ..fetching import describe, fetch, plan
+
+    if args.name is None:
+        for line in describe.describe_all():
+            say(line)
+        return
+    wanted = plan.make_plan(args.name, plan.find_models_folder(args.models), args.revision)
+    for line in describe.describe(wanted):
+        say(line)
+    fetch.check_disk(wanted)
+    if wanted.missing and not args.yes:
+        _ask_to_go_on()
+    for path in fetch.fetch(wanted):
+        say(f"fetched {path}")
+
+
+def _ask_to_go_on() -> None:
+    if not sys.stdin.isatty():
+        raise OptionError("nothing was fetched: there is nobody to ask; add --yes to fetch this")
+    sys.stdout.write("Fetch this? [y/N] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise OptionError("nothing was fetched")

@@ -1,0 +1,189 @@
+"""Options that several commands have, each described once."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+
+from .. import DecodeOptions, GenerationOptions
+from ..llm.sampling import REPLIES
+from ..models.lora import SEED_MINI_NIGHT
+from ..models.names import SEED_MINI
+from ..tokenizer.preprocess import FITS
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], examples: str
+) -> argparse.ArgumentParser:
+    """Add a command, described by the docstring of what it runs."""
+    command = commands.add_parser(
+        name,
+        help=run.__doc__,
+        description=run.__doc__,
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip("\n"), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add where a command computes."""
+    command.add_argument(
+        "--device", type=_device, default="cpu", help="cpu (the default), cuda or mps"
+    )
+
+
+def add_tokenizer(command: argparse.ArgumentParser, precisions: Iterable[str]) -> None:
+    """Add the tokenizer, and the precision it shares with the command's other models."""
+    command.add_argument(
+        "--tokenizer", default=SEED_MINI, help="a tokenizer file or folder (default: %(default)s)"
+    )
+    command.add_argument(
+        "--fit",
+        choices=FITS,
+        default=FITS[0],
+        help="how a picture becomes square (default: %(default)s, as the models were trained)",
+    )
+    command.add_argument(
+        "--precision",
+        choices=precisions,
+        default="fp32",
+        help="number format of the weights (default: %(default)s); fp16 halves the memory",
+    )
+
+
+def add_decoder(command: argparse.ArgumentParser) -> None:
+    """Add the decoder and how it paints; `decode_options` reads them."""
+    defaults = DecodeOptions()
+    group = command.add_argument_group("painting")
+    group.add_argument(
+        "--decoder",
+        default=SEED_MINI,
+        help="an unCLIP folder of diffusers, or a converted file (default: %(default)s)",
+    )
+    group.add_argument(
+        "--steps",
+        type=int,
+        default=defaults.num_inference_steps,
+        help="diffusion steps; more take longer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=defaults.guidance_scale,
+        help="how strongly the codes are followed (default: %(default)s); seed-mini is at its best "
+        "with 2",
+    )
+    group.add_argument(
+        "--noise-level",
+        type=int,
+        default=defaults.noise_level,
+        help="0..999; more strays further from the codes (default: %(default)s)",
+    )
+    for side in ("width", "height"):
+        group.add_argument(
+            f"--{side}",
+            type=int,
+            default=getattr(defaults, side),
+            help="in pixels, a multiple of 8; 0, the default, is the decoder's own",
+        )
+
+
+def decode_options(args: argparse.Namespace) -> DecodeOptions:
+    """Return how to paint.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+    return DecodeOptions(args.steps, args.guidance_scale, args.noise_level, args.width, args.height)
+
+
+def add_generation(command: argparse.ArgumentParser) -> None:
+    """Add how a reply is made; `generation_options` reads it."""
+    defaults = GenerationOptions()
+    group = command.add_argument_group("the reply")
+    group.add_argument(
+        "--reply",
+        choices=REPLIES,
+        default=defaults.reply,
+        help="image: begin with a picture; text: only words; auto, the default: as the model likes",
+    )
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=defaults.max_new_tokens,
+        help="longest reply; a picture takes 34 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults.temperature,
+        help="0 always gives the same reply, more is wilder (default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults.top_p,
+        help="choose among the likeliest words that together reach this (default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-k",
+        type=int,
+        default=defaults.top_k,
+        help="choose among this many words; 0 for all (default: %(default)s)",
+    )
+
+
+def generation_options(args: argparse.Namespace) -> GenerationOptions:
+    """Return how to reply.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+    return GenerationOptions(
+        args.reply, args.max_new_tokens, args.temperature, args.top_p, args.top_k
+    )
+
+
+def add_seed(command: argparse.ArgumentParser) -> None:
+    """Add the random seed."""
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed; another one gives another result (default: %(default)s)",
+    )
+
+
+def add_lora(command: argparse.ArgumentParser) -> None:
+    """Add LoRA adapters; they arrive as pairs of a path and a strength."""
+    command.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="PATH[:STRENGTH]",
+        help=f"a peft adapter, or {SEED_MINI_NIGHT!r}; may be given several times",
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is not usable here: {error}") from error
+
+
+def _lora(text: str) -> tuple[str, float]:
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # the colon belongs to a path of Windows

@@ -1,0 +1,170 @@
+"""The plan of a download: which files, how large, from where and to where, as the servers say."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ..errors import DownloadError
+from .downloads import DOWNLOADS, HubSource, Source, WebSource
+from .failures import by_hand, explained
+
+UNFINISHED = ".unfinished"
+"""Folder of unfinished files, inside the model's own, so that moving one takes no time."""
+
+_WHOLE_COMMIT = 40  # digits
+_TIMEOUT = 30.0  # seconds, for the list of a repository's files
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a plan."""
+
+    name: str  # in its repository, and below the model's folder
+    size: int  # bytes
+    sha256: str | None  # None for small files, whose hash the Hub does not publish
+    url: str
+    commit: str | None  # of its repository; None for a file at an address of its own
+
+    def unfinished(self, folder: Path) -> Path:
+        """Return where it lies until it is complete."""
+        # Another version of the file has another place, and is never continued by mistake.
+        return folder / UNFINISHED / str(self.sha256 or self.commit) / self.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be fetched for a model, and into which folder."""
+
+    name: str
+    folder: Path
+    # The largest first: a loader knows a model by a small file, which then arrives last.
+    files: tuple[tuple[Source, File], ...]
+
+    @property
+    def missing(self) -> list[tuple[Source, File]]:
+        """The files that are not there yet."""
+        return [entry for entry in self.files if not (self.folder / entry[1].name).exists()]
+
+    @property
+    def needed(self) -> int:
+        """Bytes still to be written; an unfinished file has some of its own already."""
+        begun = [file.unfinished(self.folder) for _, file in self.missing]
+        there = sum(path.stat().st_size for path in begun if path.exists())
+        return max(0, sum(file.size for _, file in self.missing) - there)
+
+    @property
+    def free(self) -> int:
+        """Bytes free on the disk of the folder."""
+        there = next(p for p in (self.folder, *self.folder.parents) if p.exists())
+        return shutil.disk_usage(there).free
+
+
+def find_models_folder(given: Path | None, pack: Path | None = None) -> Path:
+    """Return ComfyUI's models folder: the given one, or that of the ComfyUI this pack lies in.
+
+    Raises:
+        DownloadError: the folder does not exist, or this pack lies outside a ComfyUI.
+    """
+    if given is not None:
+        if given.is_dir():
+            return given.resolve()
+        raise DownloadError(f"--models: the folder {given} does not exist")
+    pack = pack or Path(__file__).resolve().parents[2]
+    comfyui = pack.parent.parent  # over custom_nodes
+    if (comfyui / "main.py").is_file() and (comfyui / "models").is_dir():
+        return comfyui / "models"
+    raise DownloadError(
+        f"{pack} is not in the custom_nodes of a ComfyUI; say where its models are with "
+        "--models /path/to/ComfyUI/models"
+    )
+
+
+def make_plan(name: str, models: Path, revision: str | None = None) -> Plan:
+    """Ask the servers for the files of a model, and look which of them are there.
+
+    Args:
+        name: a key of ``DOWNLOADS``.
+        models: ComfyUI's models folder.
+        revision: a commit, branch or tag of the model's own repository, in place of the pinned one.
+
+    Raises:
+        DownloadError: a server cannot be reached or refuses, or another file is in the way.
+    """
+    download = DOWNLOADS[name]
+    folder = models / download.folder
+    files: list[tuple[Source, File]] = []
+    for source in download.sources:
+        own = revision if source is download.sources[0] else None
+        found = (
+            [_web_file(source)]
+            if isinstance(source, WebSource)
+            else _hub_files(source, folder, own)
+        )
+        files += [(source, file) for file in found]
+    files.sort(key=lambda entry: -entry[1].size)
+    for _, file in files:
+        check_nothing_in_the_way(folder / file.name, file.size)
+    return Plan(name, folder, tuple(files))
+
+
+def check_nothing_in_the_way(path: Path, size: int) -> None:
+    """Check that the place of a file is free, or holds a file of its size.
+
+    Raises:
+        DownloadError: another file is there.
+    """
+    if path.exists() and (there := path.stat().st_size) != size:
+        raise DownloadError(
+            f"{path} has {there} bytes and the published file {size}: it is another file, or an "
+            "unfinished download. Move it away or delete it, and run the same command again"
+        )
+
+
+def _web_file(source: WebSource) -> File:
+    return File(source.files[0], source.size, source.sha256, source.page, None)
+
+
+def _hub_files(source: HubSource, folder: Path, revision: str | None) -> list[File]:
+    from huggingface_hub import HfApi, hf_hub_url
+
+    # The Hub finds a commit by all of its digits only; the first few still tell it from another.
+    pinned = source.commit if source.commit and len(source.commit) == _WHOLE_COMMIT else None
+    with explained(source, folder):
+        info = HfApi().model_info(
+            source.repo, revision=revision or pinned, files_metadata=True, timeout=_TIMEOUT
+        )
+    commit = info.sha or ""
+    if not revision and not commit.startswith(source.commit or ""):
+        raise DownloadError(
+            f"{source.page} has changed: it is at commit {commit}, and this pack was written for "
+            f"{source.commit}. To take it as it is now, add --revision {commit}"
+        )
+    found = {
+        sibling.rfilename: sibling
+        for pattern in source.files
+        for sibling in info.siblings or []
+        if fnmatchcase(sibling.rfilename, pattern)
+    }
+    for name in found:
+        if ".." in name.split("/") or "\\" in name or name.startswith("/"):
+            raise DownloadError(
+                f"{source.page} names {name!r}, which lies outside its folder; refused"
+            )
+    for pattern in source.files:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise DownloadError(
+                f"{source.page} has no {pattern} at commit {commit}. {by_hand(source, folder)}"
+            )
+    return [
+        File(
+            name,
+            each.size or 0,
+            each.lfs.sha256 if each.lfs else None,
+            hf_hub_url(source.repo, name, revision=commit),
+            commit,
+        )
+        for name, each in found.items()
+    ]
