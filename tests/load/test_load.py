@@ -1,6 +1,6 @@
 """Four clients keep the queue of a real ComfyUI full, with interrupts and broken connections.
 
-A short load runs with the other host tests, with 20 prompts in the queue and not 50. `pytest -m slow tests/load` runs 20 minutes, or as many
+A short load runs with the other host tests, with 40 prompts in the queue and not 50. `pytest -m slow tests/load` runs 20 minutes, or as many
 as SEED_LOAD_MINUTES says. Both print their figures; `-rP` shows them.
 """
 
@@ -71,7 +71,7 @@ def load(request, comfy, load_helper, tmp_path_factory):
     """The load on a server of its own, done: the laws below look at what happened."""
     clients = load_helper(HERE / "clients.py")
     if request.param == "short":
-        minutes, queued, seeds, steps, every = 0.3, 20, 2, 2, 3.0
+        minutes, queued, seeds, steps, every = 0.3, 40, 2, 2, 3.0
     else:
         minutes = float(os.environ.get("SEED_LOAD_MINUTES", "20"))
         queued, seeds, steps, every = 50, 4, 4, 8.0
