@@ -174,9 +174,9 @@ def sample_codes(mini_tokenizer, mini_folder: Path) -> torch.Tensor:
 # One worker runs all tests of a group, so that what they share is made once: a server, a browser,
 # a host, gigabytes of files. These take longest and begin first; the others are a file each.
 LONG_GROUPS = (
-    *("load/test_load.py", "browser/test_blueprints.py", "host/test_native_sampling.py", "card"),
-    *("browser/test_templates.py", "nodes on comfyui", "comfy_server", "nodes on double"),
-    *("core/files/test_fuzz.py", "training/test_tokenizer.py"),
+    *("browser/test_templates.py", "host/test_native_sampling.py", "browser/test_blueprints.py"),
+    *("load/test_load.py", "card", "nodes on comfyui", "browser/test_native_templates.py"),
+    *("comfy_server", "browser/test_languages.py", "nodes on double", "core/files/test_fuzz.py"),
 )
 
 
