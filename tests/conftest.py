@@ -49,16 +49,17 @@ def global_state() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def all_threads() -> int:
-    """The number of threads torch would use by itself."""
-    return torch.get_num_threads()
+    """How many threads a full-size network may have: all that torch would use, but for a worker's."""
+    return 1 if "PYTEST_XDIST_WORKER" in os.environ else torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread(all_threads: int) -> Iterator[None]:
     """Tiny networks gain nothing from a second thread and wait ten times as long on a busy machine."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(all_threads)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -168,38 +169,67 @@ def sample_codes(mini_tokenizer, mini_folder: Path) -> torch.Tensor:
     return mini_tokenizer.encode(mini_tokenizer.preprocess(pictures))
 
 
+# --- two workers ------------------------------------------------------------------------------
+
+# One worker runs all tests of a group, so that what they share is made once: a server, a browser,
+# a host, gigabytes of files. These take longest and begin first; the others are a file each.
+LONG_GROUPS = (
+    *("browser/test_templates.py", "host/test_native_sampling.py", "browser/test_blueprints.py"),
+    *("load/test_load.py", "card", "nodes on comfyui", "browser/test_native_templates.py"),
+    *("comfy_server", "browser/test_languages.py", "nodes on double", "core/files/test_fuzz.py"),
+)
+
+
+def _group(item: pytest.Item) -> str:
+    """The name of the group that a test belongs to."""
+    file = item.path.relative_to(TESTS)
+    if file.parts[0] == "card":
+        return "card"
+    if "comfy_server" in item.fixturenames:
+        return "comfy_server"
+    if "host_name" in item.fixturenames:
+        return f"nodes on {item.callspec.params['host_name']}"
+    return file.as_posix()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin groups in the order in which tests come, not by how many tests they have."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Name each test's group, and let the long ones come first where workers share the tests."""
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):  # xdist's mark of a worker
+        ranks = {group: rank for rank, group in enumerate(LONG_GROUPS)}
+        items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+    _skip_what_needs_comfyui(items)
+
+
 # --- a real ComfyUI ---------------------------------------------------------------------------
 
-
-def _shared_by(item: pytest.Item) -> str:
-    """Where the fixtures that a test shares with others are made: in its file, or in its folder."""
-    file = item.path.relative_to(TESTS)
-    return "card" if "card" in file.parts else file.as_posix()
+NO_COMFYUI = "no ComfyUI found: set COMFYUI_PATH to a checkout"
 
 
-def _needs_comfyui(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("host", "browser"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker whole files, and skip what needs ComfyUI where there is none."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_shared_by(item)))
+def _skip_what_needs_comfyui(items: list[pytest.Item]) -> None:
     if load_beside(TESTS / "comfy_server.py").find_checkout() is None:
-        skip = pytest.mark.skip(reason="no ComfyUI found: set COMFYUI_PATH to a checkout")
-        for item in filter(_needs_comfyui, items):
-            item.add_marker(skip)
+        for item in items:
+            if any(item.get_closest_marker(name) for name in ("host", "browser")):
+                item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much was left out: a green run without ComfyUI proves less."""
-    skipped = [item for item in items if _needs_comfyui(item) and item.get_closest_marker("skip")]
-    if not skipped:
-        return None
-    return (
-        f"{len(skipped)} tests need a running ComfyUI and are skipped: there is none in "
-        "COMFYUI_PATH or, where that is not set, in ~/comfy/ComfyUI or around this pack"
-    )
+    skipped = terminalreporter.stats.get("skipped", [])
+    number = sum(NO_COMFYUI in str(report.longrepr) for report in skipped)
+    if number:
+        terminalreporter.write_line(
+            f"{number} tests need a running ComfyUI and were skipped: there is none in "
+            "COMFYUI_PATH or, where that is not set, in ~/comfy/ComfyUI or around this pack"
+        )
 
 
 @pytest.fixture(scope="session")

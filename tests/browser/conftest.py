@@ -60,27 +60,23 @@ def current_frontend(is_current: bool) -> None:
         pytest.skip(f"told of frontend {'.'.join(map(str, CURRENT))} and later only")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def frontend_module() -> ModuleType:
     return load_beside(TESTS / "browser" / "frontend.py")
 
 
-@pytest.fixture(scope="module")
-def browser_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """One server for the layer. The nodes' models are tiny: on a busy machine a second thread per
-    operation costs ten times what it gains, so the server computes with one."""
-    comfy = load_beside(TESTS / "comfy_server.py")
+@pytest.fixture(scope="session")
+def browser_server(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """One server for all files of the layer that a worker runs."""
     server = comfy.ComfyServer(comfy.find_checkout(), tmp_path_factory.mktemp("comfy"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        server.start()
+    server.start()
     yield server
     server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium(frontend_module: ModuleType, tmp_path_factory) -> Iterator[object]:
-    """One browser with a fresh profile, closed at the end."""
+    """One browser with a fresh profile for a worker, closed at the end."""
     executable = frontend_module.find_chromium()
     with frontend_module.launch(executable, tmp_path_factory.mktemp("profile")) as context:
         yield context
@@ -100,7 +96,7 @@ def open_frontend(frontend_module, browser_server, chromium) -> Iterator[Callabl
         frontend.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def screenshot_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots go: SEED_SCREENSHOTS if set, else pytest's own temporary folder."""
     chosen = os.environ.get("SEED_SCREENSHOTS")

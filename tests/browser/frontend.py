@@ -70,6 +70,23 @@ SELECT = """(type) => {
     const node = app.rootGraph._nodes.find((node) => node.type === type);
     app.canvas.selectNode(node);
 }"""
+# Resolves when nothing has moved, come or gone for a while in which the page had time: on a busy
+# machine that takes longer.
+SETTLED = """async () => {
+    const rest = () => new Promise((done) => setTimeout(() => requestIdleCallback(done), 100));
+    const look = () => JSON.stringify([
+        document.querySelectorAll('*').length,
+        [app.canvas.ds.scale, ...app.canvas.ds.offset],
+        app.rootGraph._nodes.map((node) => [node.id, ...node.pos, ...node.size]),
+    ]);
+    let before = '';
+    for (let looks = 0, same = 0; looks < 100 && same < 4; looks++) {
+        await rest();
+        const now = look();
+        same = now === before ? same + 1 : 0;
+        before = now;
+    }
+}"""
 # Vue nodes draw <img> elements, classic nodes draw node.imgs on the canvas.
 UNSEEN = """(ids) => ids.filter((id) => {
     const node = app.rootGraph.getNodeById(Number(id));
@@ -106,6 +123,13 @@ def launch(executable: str, profile: Path) -> Iterator[BrowserContext]:
             context.close()
 
 
+def patience() -> contextlib.AbstractContextManager[None]:
+    """For a wait that may end without what it waited for."""
+    from playwright.sync_api import TimeoutError as TooLateError
+
+    return contextlib.suppress(TooLateError)
+
+
 class Frontend:
     """One open page of ComfyUI."""
 
@@ -137,7 +161,7 @@ class Frontend:
 
     def settle(self) -> None:
         """Let Vue mount and measure the nodes, and delayed checks report."""
-        self.page.wait_for_timeout(1500)
+        self.page.evaluate(SETTLED)
 
     def complaints(self) -> list[str]:
         """Everything the page holds against the graph: console, toasts, dialogs, broken nodes."""
@@ -159,6 +183,8 @@ class Frontend:
     def unseen_pictures(self, ids: list[str]) -> list[str]:
         """Nodes whose pictures arrived but are not on the screen."""
         self.fit_view()  # what lies outside the window is not drawn
+        with patience():
+            self.page.wait_for_function(f"(ids) => !({UNSEEN})(ids).length", arg=ids, timeout=5000)
         return self.page.evaluate(UNSEEN, ids)
 
     def boxes(self) -> list[dict[str, Any]]:
@@ -176,8 +202,8 @@ class Frontend:
         return [(a["type"], b["type"]) for a, b in pairs if overlap(a["box"], b["box"])]
 
     def fit_view(self) -> None:
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(1000)
+        self.command("Comfy.Canvas.FitView")
+        self.settle()
 
     def command(self, name: str) -> None:
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
@@ -187,8 +213,8 @@ class Frontend:
         dialog = self.page.get_by_role("dialog")
         for _ in range(5):  # a busy page may take a double click for two single ones
             self.page.mouse.dblclick(960, 640)
-            self.page.wait_for_timeout(1500)
-            if dialog.is_visible():
+            with patience():
+                dialog.locator("input:focus").wait_for(timeout=3000)
                 break
         self.page.keyboard.type(words)
         results = self.page.get_by_test_id("result-item")

@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 TWINS = HERE.parent / "workflows" / "api"
 BUNDLED = "seed-mini (bundled)"
 RARER = ("story", "variations_grid")  # these take ten times as long as others
-QUEUED = 50
 RANDOM_SEED = 20
+QUEUED = 50
 GROWTH = 0.05  # of the server's memory
 
 
@@ -72,7 +72,7 @@ def load(request, comfy, load_helper, tmp_path_factory):
     """The load on a server of its own, done: the laws below look at what happened."""
     clients = load_helper(HERE / "clients.py")
     if request.param == "short":
-        minutes, seeds, steps, every = 0.3, 3, 2, 3.0
+        minutes, seeds, steps, every = 0.3, 2, 2, 4.0
     else:
         minutes, seeds, steps, every = float(os.environ.get("SEED_LOAD_MINUTES", "20")), 4, 4, 8.0
     packs = {comfy.PACK_NAME: comfy.PACK_ROOT, "seed-test-probe": HERE.parent / "host" / "probe"}

@@ -130,9 +130,32 @@ OPTIONS = {
 }
 
 
+CHOICES_OF_MODELS = [
+    *(("SEEDTokenizerLoader", "tokenizer"), ("SEEDLLaMALoader", "model")),
+    *(("SEEDDecoderLoader", "decoder"), ("SEEDLoRALoader", "lora")),
+]
+
+
+def widgets_of(*types):
+    """Nodes and names of all inputs of these types."""
+    inputs = [(node_id, text.split()) for node_id, (ids, _) in CONTRACT.items() for text in ids]
+    return [(node_id, name) for node_id, (name, kind) in inputs if kind in types]
+
+
 @pytest.fixture(params=CONTRACT)
 def node_id(request):
     return request.param
+
+
+@pytest.fixture
+def widget(pack):
+    """Gives a widget by the ids of its node and of itself."""
+
+    def find(node_id, name):
+        (found,) = [i for i in pack.nodes_by_id[node_id].GET_SCHEMA().inputs if i.id == name]
+        return found
+
+    return find
 
 
 @pytest.fixture
@@ -168,33 +191,44 @@ def test_every_socket_and_widget_is_explained(schema):
     assert not short
 
 
+@pytest.mark.parametrize("node_id", DEFAULTS, indirect=True)
 def test_defaults_are_the_references(schema, node_id):
     found = {i.id: getattr(i, "default", None) for i in schema.inputs}
-    wanted = DEFAULTS.get(node_id, {})
-    assert {name: found[name] for name in wanted} == wanted
+    assert {name: found[name] for name in DEFAULTS[node_id]} == DEFAULTS[node_id]
 
 
-def test_defaults_lie_in_their_ranges(schema):
-    for widget in schema.inputs:
-        low, high = getattr(widget, "min", None), getattr(widget, "max", None)
-        if low is not None:
-            assert low <= widget.default <= high, widget.id
-        if getattr(widget, "options", None) and widget.default is not None:
-            assert widget.default in widget.options, widget.id
+@pytest.mark.parametrize(("owner", "name"), widgets_of("INT", "FLOAT"))
+def test_a_number_begins_in_its_range(widget, owner, name):
+    found = widget(owner, name)
+    assert found.min <= found.default <= found.max
 
 
-def test_choices_are_the_contract(pack, node_id):
-    for (owner, name), options in OPTIONS.items():
-        if owner == node_id:
-            widgets = {i.id: i for i in pack.nodes_by_id[owner].GET_SCHEMA().inputs}
-            assert widgets[name].options == options
+@pytest.mark.parametrize(("owner", "name"), OPTIONS)
+def test_choices_are_the_contract(widget, owner, name):
+    found = widget(owner, name)
+    assert found.options == OPTIONS[owner, name]
+    assert found.default in found.options
 
 
-def test_random_seeds_can_be_varied_after_each_run(schema):
-    for widget in schema.inputs:
-        if widget.id == "seed":
-            assert widget.control_after_generate
-            assert (widget.min, widget.max) == (0, 2**64 - 1)
+@pytest.mark.parametrize(("owner", "name"), CHOICES_OF_MODELS)
+def test_a_choice_of_models_begins_with_the_bundled_one(widget, owner, name):
+    found = widget(owner, name)
+    assert found.default == found.options[0]
+    assert found.default.endswith(" (bundled)")
+
+
+def test_every_choice_is_told_above():
+    """But for pictures and saved codes, where the host takes the first that there is."""
+    told = {*OPTIONS, *CHOICES_OF_MODELS}
+    left = {("SEEDSamplePicture", "picture"), ("SEEDLoadCodes", "file")}
+    assert set(widgets_of("COMBO")) == told | left
+
+
+@pytest.mark.parametrize("node_id", [node for node, name in widgets_of("INT") if name == "seed"])
+def test_random_seeds_can_be_varied_after_each_run(widget, node_id):
+    found = widget(node_id, "seed")
+    assert found.control_after_generate
+    assert (found.min, found.max) == (0, 2**64 - 1)
 
 
 def test_execute_takes_exactly_the_inputs(node, schema):
