@@ -25,7 +25,7 @@ STAGES = {
 
 COMMANDS = {
     "data": ("data.command", "get artwork, or turn pictures into codes"),
-    "evaluate": ("evaluate", "measure a seed-mini on its closed world"),
+    "evaluate": ("evaluation.command", "measure a seed-mini on its closed world"),
 }
 """What has arguments of its own: modules with ``add_arguments`` and ``run``."""
 

@@ -7,15 +7,14 @@ errors that name the file and the field. Knows nothing of any stage.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from ..errors import OptionError
+from .settings import from_fields
 
 Recipe = TypeVar("Recipe")
 
@@ -73,56 +72,6 @@ def _change(fields: dict[str, Any], change: str) -> None:
         if not isinstance(fields, dict):
             raise OptionError(f"--set {change}: {group} is one value and has no fields")
     fields[last] = value
-
-
-def from_fields(kind: type[Recipe], fields: Mapping[str, Any], where: str) -> Recipe:
-    """Fill a dataclass, its nested dataclasses too.
-
-    Raises:
-        OptionError: an unknown, missing or ill-typed field.
-    """
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if unknown := [str(name) for name in fields if name not in names]:
-        raise OptionError(f"{where} has no field {', '.join(unknown)}; known: {', '.join(names)}")
-    values = {name: _read(hints[name], fields[name], f"{where}: {name}") for name in fields}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise OptionError(f"{where} is incomplete: {error}") from error
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """Return a value as the type that a field has."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _read(hint, value, where)
-    if origin is typing.Literal:
-        return _checked(
-            value, value in arguments, where, f"one of {', '.join(map(str, arguments))}"
-        )
-    if origin is tuple:
-        _checked(value, isinstance(value, list), where, "a list")
-        return tuple(_read(arguments[0], item, where) for item in value)
-    if dataclasses.is_dataclass(hint):
-        _checked(value, isinstance(value, dict), where, "names and values")
-        return from_fields(typing.cast("type[Any]", hint), value, where)
-    if hint is Path:
-        return Path(_checked(value, isinstance(value, str), where, "a path"))
-    if hint is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_checked(value, is_number, where, "a number, such as 1.0e-4"))
-    is_one = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    return _checked(value, is_one, where, f"of type {hint.__name__}")
-
-
-def _checked(value: Any, is_right: bool, where: str, what: str) -> Any:
-    if not is_right:
-        raise OptionError(f"{where} must be {what}; got {value!r}")
-    return value
 
 
 def to_yaml(recipe: Any) -> str:

@@ -19,15 +19,11 @@ from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.world import data as world_data
 from seed_core.training.world import prompts
 from seed_core.training.world.artwork import read_artwork, write_description
+from seed_core.training.world.closed_world import World
 from seed_core.training.world.code_bank import CodeBank, Picture
-from seed_core.training.world.conversations import (
-    FIRST_ONLY,
-    TASKS,
-    ConversationSettings,
-    MiniConversations,
-)
+from seed_core.training.world.conversations import ConversationSettings, MiniConversations
 from seed_core.training.world.prompts import ask_for
-from seed_core.training.world.scenes import Look, Scene, World
+from seed_core.training.world.scenes import Look, Scene
 from seed_core.training.world.sentences import (
     DECLINED,
     describe,
@@ -35,6 +31,7 @@ from seed_core.training.world.sentences import (
     sized,
     with_article,
 )
+from seed_core.training.world.turns import FIRST_ONLY, TASKS
 from seed_core.training.world.unknown import (
     MORE_UNKNOWN,
     UNKNOWN,

@@ -13,16 +13,10 @@ import torch
 from seed_core.errors import OptionError
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.prompt import LLAMA_2
-from seed_core.training.data.documents import (
-    DRAW,
-    IGNORED,
-    DocumentError,
-    DocumentWriter,
-    Example,
-    collate,
-    cut,
-    with_wrong_codes,
-)
+from seed_core.training.data.documents import DocumentWriter
+from seed_core.training.data.examples import IGNORED, Example, collate, cut, with_wrong_codes
+from seed_core.training.data.fields import DocumentError
+from seed_core.training.data.questions import DRAW
 from seed_core.training.data.sources import (
     Documents,
     JsonLines,

@@ -11,17 +11,10 @@ from torch import nn
 
 from seed_core.errors import OptionError
 from seed_core.training import loop
-from seed_core.training.data.documents import DocumentError
-from seed_core.training.loop import (
-    CHECKPOINTS,
-    CURVES_FILE,
-    LOG_FILE,
-    RECIPE_FILE,
-    Samples,
-    Schedule,
-    train,
-)
+from seed_core.training.data.fields import DocumentError
+from seed_core.training.loop import CHECKPOINTS, CURVES_FILE, LOG_FILE, RECIPE_FILE, Samples, train
 from seed_core.training.recipe import read_recipe
+from seed_core.training.schedule import Schedule
 
 STEPS = 12
 

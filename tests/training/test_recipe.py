@@ -8,8 +8,8 @@ import pytest
 
 from seed_core.errors import OptionError
 from seed_core.training import recipe
-from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe, to_yaml
+from seed_core.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

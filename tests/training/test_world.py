@@ -27,7 +27,8 @@ from seed_core.training.world.artwork import (
     write_artwork,
     write_description,
 )
-from seed_core.training.world.scenes import Look, Scene, World
+from seed_core.training.world.closed_world import World
+from seed_core.training.world.scenes import Look, Scene
 
 FOX = 2  # held out on green
 

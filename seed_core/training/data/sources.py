@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from ...errors import OptionError, SeedError
 from ..loop import Samples
-from .documents import Document, DocumentError, DocumentWriter, Example, cut, with_wrong_codes
+from .documents import DocumentWriter
+from .examples import Example, cut, with_wrong_codes
+from .fields import Document, DocumentError
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,11 @@ from torch import distributed
 from torch.distributed.nn.functional import all_gather
 
 
+def detached(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return terms of a loss for the log, without their gradients."""
+    return {name: value.detach() for name, value in terms.items()}
+
+
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes, in the processes' order, with gradients to each."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:

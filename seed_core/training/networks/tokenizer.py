@@ -21,11 +21,12 @@ from ...tokenizer.codebook import Codebook
 from ...tokenizer.eva_vit import Block, EvaVit
 from ...tokenizer.network import TokenizerConfig, TokenizerModel
 from ...tokenizer.qformer import QFormer, QFormerConfig
-from ..data.pictures import normalize
-from ..stages.tower import Labels, Teacher, Weights, detached
-from ..world.scenes import Scene, World
-from .losses import contrastive_loss, cosine_loss, quantization_loss, straight_through
+from ..world.closed_world import World
+from ..world.rendering import normalize
+from ..world.scenes import Scene
+from .losses import contrastive_loss, cosine_loss, detached, quantization_loss, straight_through
 from .moving_average import MovingAverage
+from .teacher import HeadLossWeights, Labels, Teacher
 from .weights import initialize, initialize_tokens, leave_out, upstream_tensors
 
 FIRST_TEMPERATURE = 0.07
@@ -262,7 +263,7 @@ class MiniLearner(nn.Module):
         teacher: Teacher,
         average: MovingAverage,
         world: World,
-        reading: Weights,
+        reading: HeadLossWeights,
         commitment: float,
     ) -> None:
         super().__init__()

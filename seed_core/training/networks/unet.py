@@ -10,8 +10,8 @@ Sources: arXiv 2204.06125 (unCLIP), 2202.00512 (v), 2305.08891 (zero terminal SN
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +22,9 @@ from torch.nn import functional as F
 
 from ...errors import OptionError
 from ...tokenizer.network import TokenizerModel
-from ..settings import check_groups, check_parts
-from ..stages.tower import Teacher
-
-LEVELS = 1000
-"""Noise levels, of latents and of embeddings."""
+from ..settings import check_groups
+from ..world.noised import LEVELS
+from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -98,75 +96,6 @@ def noising_scheduler() -> Any:
     """Return the schedule of the noise in embeddings."""
     kind: Any = DDPMScheduler
     return kind(num_train_timesteps=LEVELS, beta_schedule="squaredcos_cap_v2")
-
-
-@dataclass(frozen=True)
-class Chances:
-    """How the random numbers of a sample are drawn.
-
-    Attributes:
-        drop: part of the samples without a condition.
-        noise_embedding: part of the samples whose embedding is noised at a level drawn from all;
-            the others have level 0, at which pictures are decoded.
-        teacher: part of the samples whose embedding is the teacher's, which the tokenizer's is
-            trained to be like.
-    """
-
-    drop: float = 0.1
-    noise_embedding: float = 0.5
-    teacher: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_parts(self, "drop", "noise_embedding", "teacher")
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random numbers of one sample, or, with a first dimension more, of a batch.
-
-    Attributes:
-        noise: in the latents, ``[C, h, w]``.
-        timestep: level of that noise.
-        embedding_noise: ``[D]``.
-        embedding_level: level of that noise.
-        is_dropped: whether the condition is.
-        is_teacher: whether the embedding is the teacher's.
-    """
-
-    noise: torch.Tensor
-    timestep: torch.Tensor
-    embedding_noise: torch.Tensor
-    embedding_level: torch.Tensor
-    is_dropped: torch.Tensor
-    is_teacher: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        generator: torch.Generator,
-        chances: Chances,
-        latent_shape: tuple[int, ...],
-        embedding_dim: int,
-    ) -> Draws:
-        """Draw those of one sample."""
-        drop, noise_embedding, teacher = torch.rand(3, generator=generator).unbind()
-        timestep, level = torch.randint(LEVELS, (2,), generator=generator).unbind()
-        return cls(
-            noise=torch.randn(latent_shape, generator=generator),
-            timestep=timestep,
-            embedding_noise=torch.randn(embedding_dim, generator=generator),
-            embedding_level=level * (noise_embedding < chances.noise_embedding),
-            is_dropped=drop < chances.drop,
-            is_teacher=teacher < chances.teacher,
-        )
-
-    @staticmethod
-    def batch(draws: Sequence[Draws]) -> dict[str, torch.Tensor]:
-        """Return the attributes of several samples, stacked."""
-        return {
-            field.name: torch.stack([getattr(one, field.name) for one in draws])
-            for field in fields(Draws)
-        }
 
 
 class Embedder(nn.Module):

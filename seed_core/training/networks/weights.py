@@ -16,7 +16,7 @@ from torch import nn
 
 from ...files import assemble, weights
 from ...models import names
-from ..loop import is_first_process
+from ..processes import is_first_process
 
 Module = TypeVar("Module", bound=nn.Module)
 

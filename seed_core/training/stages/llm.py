@@ -29,8 +29,11 @@ from ...llm.vocab import VOCABULARY_FILES, Vocabulary
 from ...models import names
 from ...models.llm import find_llm_folder, template_of
 from ..data import documents, sources
-from ..loop import Schedule, is_first_process, train
-from ..settings import check_parts
+from ..data.examples import collate
+from ..loop import train
+from ..processes import is_first_process
+from ..schedule import Schedule
+from ..settings import check_fractions
 from ..world.conversations import ConversationSettings
 
 FOLDER = "llm"
@@ -58,7 +61,7 @@ class Data:
     wrong_codes: float = 0.0
 
     def __post_init__(self) -> None:
-        check_parts(self, "wrong_codes", group="data.")
+        check_fractions(self, "wrong_codes", group="data.")
 
     def open(
         self, vocab: Vocabulary, seed: int, template: PromptTemplate = VICUNA
@@ -152,7 +155,7 @@ def run(recipe: Recipe, output: Path) -> None:
 
     template = read_template(recipe.start[0]) if recipe.start else VICUNA
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
-    model: Any = train(build, samples, documents.collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output)
     if is_first_process():
         write(model, place, output / FOLDER, precision.PRECISIONS[recipe.weights])
 

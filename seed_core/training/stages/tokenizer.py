@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPVisionModelWithProjection
 
 from ...compute import precision
 from ...errors import CheckpointError, OptionError
@@ -27,28 +26,23 @@ from ...files import assemble, weights
 from ...models.tokenizer import CONFIG_FILE
 from ...tokenizer.network import TokenizerConfig, TokenizerModel
 from ...tokenizer.qformer import QFormer
-from .. import loop
-from ..data.pictures import PictureFolders, WorldPictures, WorldSettings, collate_scenes
+from ..data.captions import collate_captioned, read_vocabulary
+from ..data.pictures import PictureFolders
+from ..loop import Collate, Samples, train
+from ..networks.embedders import load_embedder
 from ..networks.moving_average import MovingAverage
+from ..networks.teacher import HeadLossWeights, Teacher
+from ..networks.teacher_folder import load_teacher, load_tower
 from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearner
 from ..networks.weights import load_part, materialize, upstream_tensors, write_tensors
-from .tower import (
-    SIZES_FILE,
-    Teacher,
-    Weights,
-    check_schedule,
-    compute_device,
-    load_teacher,
-    load_tower,
-)
+from ..processes import check_whole, compute_device, is_first_process
+from ..schedule import Schedule
+from ..world.samples import WorldPictures, WorldSettings, collate_scenes
+from .tower import check_schedule
 
 QFORMER_FILE = "qformer.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS_FILE = "model.safetensors"
-
-MAX_CAPTION_TOKENS = 32
-_BEGIN = "[DEC]"
-"""The reference's vocabulary has it; captions are compared by [CLS]."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,9 @@ class MiniSettings:
     restart_below: float = 0.3
     shortened: float = 0.25
     commitment: float = 0.25
-    reading: Weights = Weights(object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2)
+    reading: HeadLossWeights = HeadLossWeights(
+        object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class TokenizerRecipe:
 
     part: Literal["qformer", "codebook", "mini"]
     tower: Path
-    schedule: loop.Schedule
+    schedule: Schedule
     network: TokenizerConfig = TokenizerConfig()
     qformer: QFormerSettings | None = None
     codebook: CodebookSettings | None = None
@@ -151,8 +147,8 @@ class _Task(NamedTuple):
     """What a part hands to the loop, and what it writes in the end."""
 
     build: Callable[[], nn.Module]
-    samples: loop.Samples
-    collate: loop.Collate
+    samples: Samples
+    collate: Collate
     write: Callable[[Any, Path], None]
 
 
@@ -167,16 +163,16 @@ def run(recipe: TokenizerRecipe, output: Path) -> None:
         OptionError: settings or parts that do not fit one another, or FSDP.
         CheckpointError: a part that cannot be read.
     """
-    loop.check_whole()
+    check_whole()
     task = _PARTS[recipe.part](recipe)
-    network = loop.train(task.build, task.samples, task.collate, recipe, output)
+    network = train(task.build, task.samples, task.collate, recipe, output)
     task.write(network, output)
 
 
 def _qformer(recipe: TokenizerRecipe) -> _Task:
     assert recipe.qformer is not None
     settings, sizes = recipe.qformer, recipe.network
-    vocabulary = _read_vocabulary(settings.vocabulary)
+    vocabulary = read_vocabulary(settings.vocabulary)
 
     def build() -> ContrastiveLearner:
         learner = ContrastiveLearner(
@@ -193,36 +189,7 @@ def _qformer(recipe: TokenizerRecipe) -> _Task:
         write_tensors(output / QFORMER_FILE, learner.upstream_tensors())
 
     pictures = _pictures(recipe, settings.pictures, has_captions=True)
-    return _Task(build, pictures, partial(_collate_captioned, vocabulary), write)
-
-
-def _collate_captioned(
-    vocabulary: Any, samples: Sequence[tuple[torch.Tensor, str]]
-) -> dict[str, torch.Tensor]:
-    """Return a batch of pictures with captions, as `ContrastiveLearner` takes it."""
-    pixels, captions = zip(*samples, strict=True)
-    words = vocabulary(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        max_length=MAX_CAPTION_TOKENS,
-        return_tensors="pt",
-    )
-    ids, mask = words["input_ids"], words["attention_mask"]
-    return {"pixels": torch.stack(pixels), "token_ids": ids, "mask": mask}
-
-
-def _read_vocabulary(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise OptionError(
-            f"there is no folder {folder} with BERT's tokenizer, as bert-base-uncased"
-        )
-    try:
-        vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no tokenizer of BERT: {error}") from error
-    vocabulary.add_special_tokens({"bos_token": _BEGIN})
-    return vocabulary
+    return _Task(build, pictures, partial(collate_captioned, vocabulary), write)
 
 
 def _start(learner: ContrastiveLearner, path: Path) -> None:
@@ -260,7 +227,7 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
             settings.qformer,
         )
         materialize(model)
-        return CodebookLearner(model, sizes, _load_embedder(settings.teacher, sizes))
+        return CodebookLearner(model, sizes, load_embedder(settings.teacher, sizes))
 
     def write(learner: CodebookLearner, output: Path) -> None:
         extra = learner.reconstruction_tensors() if settings.write_reconstruction else {}
@@ -275,54 +242,6 @@ def _collate_pictures(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, 
     return {"pixels": torch.stack([pixels for pixels, _ in samples])}
 
 
-class _TeacherEmbedder(nn.Module):
-    """Pixels to the embedding of a teacher of the stage ``tower``."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, 3, S, S]`` to ``[B, D]``."""
-        return self.teacher.embed(pixels)
-
-
-class _ClipEmbedder(nn.Module):
-    """Pixels to the projected image embedding of a CLIP model, not normalised."""
-
-    def __init__(self, vision: CLIPVisionModelWithProjection) -> None:
-        super().__init__()
-        self.vision = vision
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, 3, S, S]`` to ``[B, D]``."""
-        embedding: torch.Tensor = self.vision(pixel_values=pixels).image_embeds
-        return embedding
-
-
-def _load_embedder(folder: Path, sizes: TokenizerConfig) -> nn.Module:
-    """Load a frozen teacher of image embeddings that sees what the tower sees."""
-    embedder: nn.Module
-    side: Any
-    if (folder / SIZES_FILE).is_file():
-        teacher = load_teacher(folder)
-        side, dim = teacher.vision.image_size, teacher.projection.out_features
-        embedder = _TeacherEmbedder(teacher)
-    else:
-        try:
-            vision = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} holds no CLIP vision model: {error}") from error
-        side, dim = vision.config.image_size, vision.config.projection_dim
-        embedder = _ClipEmbedder(vision)
-    if (side, dim) != (sizes.vision.image_size, sizes.embedding_dim):
-        raise OptionError(
-            f"the teacher in {folder} makes embeddings of width {dim} from pictures of {side} "
-            f"pixels; network has {sizes.embedding_dim} and {sizes.vision.image_size}"
-        )
-    return embedder.requires_grad_(False).eval()
-
-
 def _pictures(
     recipe: TokenizerRecipe, folders: Sequence[Path], has_captions: bool
 ) -> PictureFolders:
@@ -333,7 +252,7 @@ def _pictures(
 def _mini(recipe: TokenizerRecipe) -> _Task:
     assert recipe.mini is not None
     settings, sizes = recipe.mini, recipe.network
-    world = settings.world.open(sizes.vision)
+    world = settings.world.open()
     teacher = load_teacher(recipe.tower)
     _check_teacher(teacher, recipe, len(world.concepts))
 
@@ -344,7 +263,7 @@ def _mini(recipe: TokenizerRecipe) -> _Task:
             MovingAverage(
                 sizes.codebook_size, sizes.codebook_dim, settings.decay, settings.restart_below
             ),
-            settings.world.open(sizes.vision, compute_device()),
+            settings.world.open(compute_device()),
             settings.reading,
             settings.commitment,
         )
@@ -375,7 +294,7 @@ def _write_tokenizer(
     folder = output / TOKENIZER_FOLDER
     dtype = precision.PRECISIONS[recipe.precision]
     write_tensors(folder / WEIGHTS_FILE, {**upstream_tensors(model), **extra}, dtype)
-    if loop.is_first_process():
+    if is_first_process():
         config = json.dumps(recipe.network.to_dict(), indent=1)
         (folder / CONFIG_FILE).write_text(config + "\n", "utf-8")
 

@@ -24,8 +24,10 @@ from ...compute import precision
 from ...errors import OptionError
 from ...llm.llama import LlamaConfig
 from ...llm.vocab import Vocabulary
-from ..data import documents
-from ..loop import Schedule, is_first_process, train
+from ..data.examples import collate
+from ..loop import train
+from ..processes import is_first_process
+from ..schedule import Schedule
 from . import llm
 from .llm import Data, load_start, model_folder, read_template
 
@@ -122,7 +124,7 @@ def run(recipe: Recipe, output: Path) -> None:
         base = load_start(recipe.start, precision.PRECISIONS[recipe.base_precision], vocab)
         return with_adapter(base, recipe)
 
-    model: Any = train(build, samples, documents.collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output)
     if is_first_process():
         write(model, recipe.start, output / FOLDER, precision.PRECISIONS[recipe.weights])
         if recipe.merge:

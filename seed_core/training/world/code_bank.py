@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from ...codes.value import NUM_CODES
 from ...errors import OptionError
 from ...tokenizer.runtime import SeedTokenizer
-from ..data.pictures import normalize
-from .scenes import SIDE, Look, Scene, World
+from .closed_world import World
+from .rendering import SIDE, normalize
+from .scenes import Look, Scene
 
 _MISSING = -1
 _WAYS = tuple(product((False, True), repeat=2))  # mirrored, augmented

@@ -20,9 +20,9 @@ from ...files.side_files import read_json
 from ...models.names import SEED_MINI, bundled
 from ...tokenizer.runtime import load_tokenizer
 from .artwork import add_object, read_artwork, write_artwork, write_description
+from .closed_world import World
 from .code_bank import CodeBank
 from .fluent_emoji import download_package, read_package
-from .scenes import World
 
 
 def add_artwork(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from ...errors import OptionError
 from ...files.side_files import read_json
 from ...files.weights import read_tensors
-from .scenes import Scene, World
+from .closed_world import World
+from .scenes import Scene
 
 METRICS = ("concept", "bg", "size", "concept+bg")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .scenes import Scene, World
+from .closed_world import World
+from .scenes import Scene
 
 PLURAL = frozenset(
     ["grapes", "cherries", "pancakes", "french fries", "sunglasses", "socks", "books", "scissors"]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .scenes import Look, Scene, World
+from .closed_world import World
+from .scenes import Look, Scene
 from .sentences import PLURAL, capital, caption_of, describe, naming, short, with_article
 
 Turn = tuple[str, tuple[Scene, ...]]

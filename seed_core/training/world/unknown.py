@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 
-from .scenes import World
+from .closed_world import World
 from .sentences import nouns
 
 UNKNOWN = (

@@ -7,42 +7,35 @@ another run, stand beside ours.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import os
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity
-from tqdm import tqdm
 
-from ..compute.generators import seeded_generators
-from ..decoder.runtime import DecodeOptions, load_decoder
-from ..errors import OptionError
-from ..files.pictures import check_output
-from ..files.side_files import read_json
-from ..llm.generation import GenerationOptions
-from ..llm.lora import merge_lora, read_lora
-from ..llm.runtime import Reply, load_llm
-from ..models.names import bundled
-from ..tokenizer.runtime import load_tokenizer
-from .data.pictures import normalize
-from .networks.losses import psnr
-from .networks.vae import latents_of
-from .stages.tower import Teacher, load_teacher
-from .world.judge import METRICS, Judge
-from .world.scenes import SPLITS, Scene, World
-from .world.sentences import DECLINED, with_article
-from .world.tasks import ANSWERS, PICTURES, Case
-from .world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
+from ...compute.generators import seeded_generators
+from ...decoder.runtime import DecodeOptions, load_decoder
+from ...errors import OptionError
+from ...llm.generation import GenerationOptions
+from ...llm.lora import merge_lora, read_lora
+from ...llm.runtime import Reply, load_llm
+from ...models.names import bundled
+from ...tokenizer.runtime import load_tokenizer
+from ..networks.losses import psnr
+from ..networks.teacher import Teacher
+from ..networks.teacher_folder import load_teacher
+from ..networks.vae import latents_of
+from ..world.closed_world import SPLITS, World
+from ..world.judge import METRICS, Judge
+from ..world.rendering import normalize
+from ..world.scenes import Scene
+from ..world.sentences import DECLINED, with_article
+from ..world.tasks import ANSWERS, PICTURES, Case
+from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
 
 SAMPLES = 288
 """Questions a task, as in results.json: every pair of a half in every size."""
@@ -51,21 +44,11 @@ EVERY = 576
 """Questions where they cost little, as in results.json for pictures without the language model; at 288
 their standard error alone is a whole point."""
 
-POINTS = 0.02
-"""How far a metric may lie below results.json (as a part of 1); its objects stood at other places. It
-may lie above: those numbers are without the picture grammar, which turns replies that were lost to a
-broken picture into good ones. Beside another run, of the same pictures, it may not lie below at all."""
-
-DECIBELS = 1.0
-"""How far PSNR may lie below: other positions alone move it by 0.5 dB."""
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=64)
 SAMPLED = GenerationOptions(temperature=1, top_p=0.5, max_new_tokens=64)
 DECODING = DecodeOptions(guidance_scale=2)  # what seed-mini was measured with
 
-MEBIBYTE = 2**20
-LARGEST = 24 * MEBIBYTE
-"""Bytes that all files of a seed-mini may have together."""
 
 OF_TEACHER = ("embedding", "teacher_embedding_to_image")
 """Tasks that need the teacher of the tokenizer's embeddings."""
@@ -344,206 +327,3 @@ def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for score in scores for name in score)
     metrics = {name: [score[name] for score in scores if name in score] for name in names}
     return {name: sum(v) / len(v) for name, v in metrics.items()} | {"n": len(scores)}
-
-
-# ---- the table ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric of one task beside another one.
-
-    Attributes:
-        task: one of `TASKS`.
-        metric: of that task.
-        ours: what was measured, in 0..1, or in dB.
-        published: what it stands beside; None where that has no such metric.
-        n: number of questions.
-        is_strict: whether the other one is of the same pictures, so that ours may not lie below.
-    """
-
-    task: str
-    metric: str
-    ours: float
-    published: float | None
-    n: int
-    is_strict: bool = False
-
-    @property
-    def is_decibels(self) -> bool:
-        """Whether the metric is in dB: ``psnr``, or ``psnr_small`` of small objects alone."""
-        return self.metric.startswith("psnr")
-
-    @property
-    def allowed(self) -> float:
-        """How far ours may lie below.
-
-        A whole picture in every reply is demanded, whatever was published. The twenty unknown
-        things are not the published twenty, so two standard errors come on top.
-        """
-        published = self.published or 0.0
-        if self.is_strict:
-            return 0.0
-        if self.metric == "valid":
-            return published - 1
-        if self.is_decibels:
-            return DECIBELS
-        if self.task in UNKNOWN_OBJECTS:
-            return POINTS + 2 * math.sqrt(published * (1 - published) / self.n)
-        return POINTS
-
-    @property
-    def holds(self) -> bool:
-        """Whether ours does not lie further below than allowed, if there is anything beside it."""
-        if self.published is None:
-            return True
-        return self.ours >= self.published - self.allowed - 1e-4  # they publish four decimals
-
-    def __str__(self) -> str:
-        scale, unit = (1, "dB") if self.is_decibels else (100, "% ")
-        line = f"{self.task:44}{self.metric:12}{self.ours * scale:8.2f} {unit}"
-        if self.published is None:
-            return f"{line}{'':19}{self.n:6}"
-        difference = (self.ours - self.published) * scale
-        line += f"{self.published * scale:8.2f} {unit}{difference:+8.2f}{self.n:6}"
-        return line if self.holds else f"{line}  TOO LOW"
-
-
-HEADER = f"{'task':44}{'metric':12}{'ours':>10} {'published':>10} {'difference':>8}{'n':>4}"
-
-
-def published_metrics(
-    path: Path | None = None, split: str | None = None
-) -> dict[str, dict[str, float]]:
-    """Return metrics by task: those of a JSON file that `run` wrote, or of results.json.
-
-    Args:
-        path: the file; results.json if not given.
-        split: the one that the file must be of; any if not given.
-
-    Raises:
-        CheckpointError: no such file, or no JSON.
-        OptionError: a file without metrics, or of another split.
-    """
-    content = read_json(path or bundled("results.json"))
-    metrics = content.get("metrics")
-    if not isinstance(metrics, dict):
-        raise OptionError(f"{path} has no metrics")
-    if path is not None and split not in (None, content.get("split")):
-        raise OptionError(
-            f"{path} is of the split {content.get('split')}, which cannot stand beside {split}"
-        )
-    return metrics
-
-
-def compare(
-    task: str,
-    ours: Mapping[str, float],
-    published: Mapping[str, Mapping[str, float]],
-    is_strict: bool = False,
-) -> list[Row]:
-    """Set each metric of a task beside another one; see `Row`."""
-    beside = published.get(task, {})
-    return [
-        Row(task, metric, value, beside.get(metric), int(ours["n"]), is_strict)
-        for metric, value in ours.items()
-        if metric != "n"
-    ]
-
-
-# ---- the command -------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `run` reads."""
-    add = parser.add_argument
-    add("--artwork", type=Path, required=True, help="the .npz file that data artwork makes")
-    add("--description", type=Path, help="of the world; that of seed-mini if not given")
-    add(
-        "--judge",
-        type=Path,
-        required=True,
-        help="folder with classifier.json and classifier.safetensors, the judge of drawings",
-    )
-    add("--model", type=Path, help="folder with tokenizer, llm and decoder; else seed-mini itself")
-    add("--lora", help="an adapter for the language model")
-    add(
-        "--split",
-        choices=SPLITS,
-        default="validation",
-        help="validation to choose by, test for the model that was chosen, all as published",
-    )
-    add("--samples", type=int, default=SAMPLES, help=f"questions a task, {SAMPLES} if not given")
-    add("--teacher", type=Path, help=f"the run of the tower, for {' and '.join(OF_TEACHER)}")
-    add("--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)}")
-    add(
-        "--beside",
-        type=Path,
-        help="a JSON file of another run on the same split, to set beside in place of results.json; "
-        "then nothing may lie below",
-    )
-    add("--json", type=Path, help="write the metrics to this file")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, and write the metrics where that is asked for.
-
-    Returns:
-        The exit status: 1 where a metric is too low or the files are too large.
-    """
-    if args.json is not None:
-        check_output(args.json)
-    published = published_metrics(args.beside, args.split)
-    world = World(args.artwork, args.description)
-    evaluation = Evaluation(
-        world,
-        Judge(world, args.judge),
-        args.samples,
-        args.split,
-        args.model,
-        args.lora,
-        args.device,
-        args.teacher,
-    )
-    is_small = evaluation.size <= LARGEST
-    for name in args.tasks or ():
-        evaluation.check_task(name)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # pictures are spread over the cores instead
-    try:
-        metrics, holds = _measure_all(
-            evaluation, args.tasks or evaluation.tasks, published, args.beside is not None
-        )
-    finally:
-        torch.set_num_threads(threads)
-    sizes = f"{evaluation.size / MEBIBYTE:.2f} MiB of at most {LARGEST / MEBIBYTE:.0f}"
-    sys.stdout.write(f"files: {sizes}{'' if is_small else '  TOO LARGE'}\n")
-    if args.json is not None:
-        about: dict[str, Any] = {
-            "model": str(args.model or "seed-mini"),
-            "split": args.split,
-            "bytes": evaluation.size,
-            "metrics": metrics,
-        }
-        args.json.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    return 0 if holds and is_small else 1
-
-
-def _measure_all(
-    evaluation: Evaluation,
-    tasks: Sequence[str],
-    published: Mapping[str, Mapping[str, float]],
-    is_strict: bool,
-) -> tuple[dict[str, dict[str, float]], bool]:
-    """Return metrics by task, and whether none is too low."""
-    sys.stdout.write(f"{HEADER}\n")
-    metrics, holds = {}, True
-    for task in tasks:
-        with tqdm(desc=task, unit=" replies", leave=False, disable=None) as bar:
-            metrics[task] = evaluation.measure(task, bar.update)
-        rows = compare(task, metrics[task], published, is_strict)
-        holds = holds and all(row.holds for row in rows)
-        sys.stdout.write("".join(f"{row}\n" for row in rows))
-        sys.stdout.flush()
-    return metrics, holds
