@@ -1,9 +1,9 @@
 """The training loop of every stage, on transformers' Trainer.
 
-A stage hands over a network whose ``forward`` takes a batch and returns its loss, and samples that are
-known by their number. That is all that exact resumption needs: sample n is the same in every run and
-on every number of processes, so a run goes on with the next number. Several processes come from
-``torchrun`` or ``accelerate launch``, with FSDP2 where that says so. Knows nothing of pictures or text.
+A stage brings a network whose ``forward`` takes a batch and returns its loss, and samples by
+number. Sample n is the same in every run and on every number of processes, so an interrupted run
+goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
+processes, FSDP2 included.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CURVES_FILE = "curves.png"
 LOG_FILE = "log.json"
 
 _FROM_WORKER = "DataLoader worker"
-"""Torch says so of an error in a process that makes samples, and adds its traceback."""
+"""How torch begins an error of a process that makes samples; its traceback follows."""
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
@@ -49,14 +49,14 @@ Collate = Callable[[Sequence[Any]], dict[str, Any]]
 class Samples(Dataset[Any]):
     """Samples by number, as many as anyone asks for.
 
-    Subclasses implement `sample`, which must give the same for the same number, whatever was asked
-    for before: draw from ``random.Random(f"{seed} {number}")`` or the like.
+    `sample` must not depend on earlier calls: draw from ``random.Random(f"{seed} {number}")`` or
+    the like.
     """
 
     count = 0
 
     def sample(self, number: int) -> Any:
-        """Return one sample, as the stage's collate function takes it."""
+        """Return one sample for the stage's collate function."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Samples(Dataset[Any]):
 
 
 class _StageTrainer(Trainer):
-    """A Trainer that reads samples in order and logs the parts of a loss."""
+    """A Trainer that reads samples in order and logs the terms of a loss."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -134,25 +134,23 @@ def train(
     recipe: Any,
     folder: Path,
 ) -> nn.Module:
-    """Train a network, or go on where a run into the same folder stopped.
+    """Train a network, or go on with an earlier run in the same folder.
 
     Args:
         build: makes the network; its random weights come from the recipe's seed. ``forward`` takes
-            what ``collate`` returns and gives a mapping with ``loss``, and with ``terms`` where
-            parts of it are to be logged.
+            what ``collate`` returns. It gives a mapping with ``loss``, and with ``terms`` to log.
         samples: what it learns from.
         collate: makes a batch of samples.
-        recipe: the whole recipe of the stage, with a ``schedule``; it is written into the folder.
-        folder: where checkpoints, log and curves go.
+        recipe: of the stage, with a ``schedule``; it is written into the folder.
+        folder: receives checkpoints, log and curves.
 
     Returns:
-        The network, trained to the end of the schedule. Of several processes the first has it in
-        any case, see `is_first_process`; of a sharded run no other.
+        The trained network. In a sharded run only the first process has it, see `is_first_process`.
 
     Raises:
-        OptionError: the folder holds a run of another recipe, the card has too little memory or
-            lacks a number format.
-        SeedError: whatever making a sample raises.
+        OptionError: the folder holds a run of another recipe, or the card lacks memory or a number
+            format.
+        SeedError: a sample cannot be made.
     """
     schedule: Schedule = recipe.schedule
     with _seeded(schedule.seed):
@@ -189,13 +187,13 @@ def _without_traceback(error: SeedError | OSError) -> SeedError | OSError:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint that is whole; a run may have been killed while it wrote one."""
+    """Return the last complete checkpoint; a run may have been killed while it wrote one."""
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step_of)
     for checkpoint in reversed(found):
         try:  # weights, optimizer and schedule are written before it
             json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
         except (OSError, ValueError):
-            log.warning("%s is unfinished and is passed over", checkpoint)
+            log.warning("%s is unfinished and is skipped", checkpoint)
         else:
             return str(checkpoint)
     return None
@@ -207,7 +205,7 @@ def _step_of(checkpoint: Path) -> int:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed everything random for a while; the caller's generators stay as they were."""
+    """Seed everything random; the caller's generators come back afterwards."""
     python, numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         set_seed(seed)
@@ -219,7 +217,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
-    """Return the trained network in one piece, which no process of a sharded run has."""
+    """Return the trained network in one piece; the processes of a sharded run each have a shard."""
     accelerator = trainer.accelerator
     network: nn.Module = accelerator.unwrap_model(trainer.model)
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -231,7 +229,7 @@ def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _claim(folder: Path, recipe: Any) -> None:
-    """Write the recipe into a new folder; in one of an earlier run it must be the same."""
+    """Write the recipe into a new folder; the folder of an earlier run must have the same one."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     path = folder / RECIPE_FILE
     if not claim(path, to_yaml(recipe)):

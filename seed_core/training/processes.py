@@ -1,4 +1,4 @@
-"""The processes of a run: where each computes, which one writes, and whether they share out weights."""
+"""The processes of a run: where they compute, which one writes, and whether they share weights."""
 
 from __future__ import annotations
 

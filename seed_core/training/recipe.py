@@ -1,8 +1,4 @@
-"""Recipes: YAML files that fill small frozen dataclasses, strictly.
-
-A name that no field has, a value of another type and a field that is left out without a default are
-errors that name the file and the field. Knows nothing of any stage.
-"""
+"""Recipes: YAML files that fill small frozen dataclasses, strictly."""
 
 from __future__ import annotations
 
@@ -23,34 +19,34 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: a path, or the name of one that comes with the pack.
+    """Return the file of a recipe: a path, or the name of a bundled one.
 
     Raises:
-        OptionError: no such file.
+        OptionError: the file is missing.
     """
     bundled = RECIPES / f"{name}.yaml"
     for path in (Path(name), bundled):
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise OptionError(f"there is no recipe {name}; give a YAML file, or one of {known}")
+    raise OptionError(f"the recipe {name} is missing; give a YAML file, or one of {known}")
 
 
 def read_recipe(kind: type[Recipe], path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        kind: the dataclass it fills.
+        kind: the dataclass that it fills.
         path: a YAML file.
-        changes: ``schedule.steps=100`` and the like, read as YAML, in place of what the file says.
+        changes: values such as ``schedule.steps=100``, in YAML, that replace those of the file.
 
     Raises:
-        OptionError: a file that is no YAML, or fields that do not fit the dataclass.
+        OptionError: the file is not YAML, or its fields do not fit the dataclass.
     """
     try:
         fields = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} is no YAML: {error}") from error
+        raise OptionError(f"{path} must be a YAML file: {error}") from error
     if not isinstance(fields, dict):
         raise OptionError(f"{path} must hold names and values; it holds {fields!r}")
     for change in changes:
@@ -65,7 +61,7 @@ def _change(fields: dict[str, Any], change: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise OptionError(f"--set {change}: {text!r} is no YAML value") from error
+        raise OptionError(f"--set {change}: {text!r} must be a value in YAML") from error
     *groups, last = name.split(".")
     for group in groups:
         fields = fields.setdefault(group, {})

@@ -1,4 +1,4 @@
-"""Settings: dataclasses that are filled strictly from names and values, and checks that stages share."""
+"""Settings: dataclasses that are filled strictly from names and values, and shared checks."""
 
 from __future__ import annotations
 
@@ -70,15 +70,10 @@ def _checked(value: Any, is_right: bool, where: str, what: str) -> Any:
 
 
 def check_fractions(settings: Any, *names: str, group: str = "") -> None:
-    """Refuse fractions outside 0..1.
-
-    Args:
-        settings: has them as attributes.
-        names: of the attributes.
-        group: what a recipe writes before those names, such as ``world.``.
+    """Refuse attributes outside 0..1; ``group`` is what a recipe writes before their names.
 
     Raises:
-        OptionError: a fraction lies outside.
+        OptionError: an attribute lies outside.
     """
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:

@@ -36,7 +36,14 @@ from seed_core.training.networks.vae import (
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.schedule import Schedule
 from seed_core.training.stages import decoder
-from seed_core.training.stages.decoder import DecoderRecipe, UnetOptions, VaeOptions, open_world
+from seed_core.training.stages.decoder import (
+    DecoderRecipe,
+    UnetOptions,
+    VaeOptions,
+    noised_samples,
+    open_world,
+    scene_samples,
+)
 from seed_core.training.world.noised import Chances, collate_noised
 from seed_core.training.world.rendering import normalize
 from seed_core.training.world.samples import WorldSettings

@@ -26,7 +26,7 @@ def read_vocabulary(folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise OptionError(
-            f"there is no folder {folder} with BERT's tokenizer, as bert-base-uncased"
+            f"the folder {folder} with BERT's tokenizer, such as bert-base-uncased, is missing"
         )
     try:
         vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True)

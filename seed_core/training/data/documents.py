@@ -1,6 +1,7 @@
 """Documents: pictures and text as people collect them, and the tokens and labels they become.
 
-A document is one JSON object. Its ``format`` says what it is, and so which tokens count in the loss:
+A document is one JSON object. Its ``format`` says what it is, and so which tokens count in the
+loss:
 
 ==================  ======================================================  =====================
 format              other fields                                            counts
@@ -20,11 +21,9 @@ format              other fields                                            coun
                     ``question``
 ==================  ======================================================  =====================
 
-A picture is the list of its 32 codes. Other fields are allowed and mean nothing here, but for
-``family``: where a document has it, it must be the model's. Formats and masks are the reference's.
-Where its description leaves something open, the function that decides says what.
-
-Knows nothing of files (see ``sources``).
+A picture is the list of its 32 codes. Other fields are allowed and ignored, except for ``family``,
+which must be the model's if it is given. Formats and masks are the reference's; the functions here
+decide what its description leaves open.
 
 Source: the training of AILab-CVC/SEED at 93b3cf4, pretraining and instruction tuning.
 """
@@ -49,17 +48,16 @@ class DocumentWriter:
 
     Args:
         vocab: the model's.
-        family: of the codes it reads and writes.
-        pieces: how conversations become tokens. ``separate`` is the reference's way: a question with
-            all that surrounds it is encoded by itself, and so is an answer, which gets a full stop
-            where it has none; it knows the template of Vicuna alone. ``joined`` encodes the whole
-            conversation as it is rendered when the model is used: there past turns are encoded
-            together with their surroundings, so that a few tokens beside the seams differ (the line
-            break after a drawn picture, the space before an answer). seed-mini learned that way.
+        family: of the codes that it reads and writes.
+        pieces: how conversations become tokens. ``separate`` is the reference's way: each question
+            with its surroundings and each answer is encoded by itself, and an answer ends with a
+            full stop. It needs Vicuna's template. ``joined`` encodes the whole conversation as it
+            is rendered when the model is used, where a few tokens next to the seams differ.
+            seed-mini learned that way.
         template: of ``joined`` conversations.
 
     Raises:
-        OptionError: separate pieces in another template than Vicuna's.
+        OptionError: separate pieces are asked for in another template than Vicuna's.
     """
 
     def __init__(
@@ -86,22 +84,21 @@ class DocumentWriter:
         most_pictures: int | None = None,
         swapped: float = 0.0,
     ) -> Example:
-        """Return the tokens and labels of a document, however many they are; see `cut`.
+        """Return the tokens and labels of a document, however many they are.
 
         Args:
             document: see the module.
             chance: decides what the format leaves to chance.
-            most_pictures: an interleaved document ends before the picture after these many, since
-                the text that follows may speak of it; None for no limit.
-            swapped: how probable it is that each picture of an interleaved document changes places
-                with the text after it. (One that another picture follows stays.)
+            most_pictures: an interleaved document ends before the picture after these, since the
+                text that follows may speak of it; None for no limit.
+            swapped: probability that each picture of an interleaved document changes places with
+                the text after it, if it has one.
 
         Raises:
-            DocumentError: an unknown format, a field that is missing or of another kind, codes the
-                model does not have, or another family's.
+            DocumentError: the document does not fit its format, or the model's codes.
         """
         if not isinstance(document, Mapping):
-            raise DocumentError(f"a document is a JSON object; got {document!r:.60}")
+            raise DocumentError(f"a document must be a JSON object; got {document!r:.60}")
         if (family := document.get("family", self.family)) != self.family:
             raise DocumentError(
                 f"its codes are of {family}, and the model reads {self.family} codes"
@@ -124,7 +121,7 @@ class DocumentWriter:
             return self._video(read)
         else:
             known = ", ".join(FORMATS)
-            raise DocumentError(f"a document has one of the formats {known}; got {kind!r:.60}")
+            raise DocumentError(f"the format must be one of {known}; got {kind!r:.60}")
         token_ids = [*vocab.encode(parts), vocab.eos]
         return Example(token_ids, list(token_ids))
 
@@ -183,7 +180,7 @@ def _with_full_stop(answer: Sequence[Part]) -> list[Part]:
 def _interleaved(
     read: Fields, chance: random.Random, most_pictures: int | None, swapped: float
 ) -> list[Part]:
-    """Return pieces in their order, with a space between two texts that would run together."""
+    """Return pieces in order, with a space between two texts that would run together."""
     parts = read.parts("parts")
     pictures = [i for i, part in enumerate(parts) if not isinstance(part, str)]
     if most_pictures is not None and len(pictures) > most_pictures:

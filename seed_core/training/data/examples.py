@@ -11,7 +11,7 @@ import torch
 from ...llm.vocab import Vocabulary
 
 IGNORED = -100
-"""The label of a token that does not count, as torch and transformers know it."""
+"""Label of a token that does not count, as in torch and transformers."""
 
 _FILLING = 0
 
@@ -20,33 +20,26 @@ _FILLING = 0
 class Example:
     """What a language model learns from.
 
-    Attributes:
-        token_ids: of the whole, begin-of-text first.
-        labels: as many; the same token ids, or `IGNORED`. They are not shifted: position i holds
-            what the model should say there, after it has read the positions before i.
+    Labels are token ids or `IGNORED`, and are not shifted: position i holds what the model should
+    say there, after it has read the positions before i.
     """
 
-    token_ids: list[int]
-    labels: list[int]
+    token_ids: list[int]  # begin-of-text first
+    labels: list[int]  # as many
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     @property
     def teaches(self) -> bool:
-        """Whether any token counts; the first never does, since nothing goes before it."""
+        """Whether any token counts; the first never does, since nothing comes before it."""
         return any(label != IGNORED for label in self.labels[1:])
 
 
 def cut(example: Example, length: int, vocab: Vocabulary) -> Example:
-    """Return an example without what is beyond a length, and without the picture across its end.
+    """Cut an example to a length, and leave out a picture that the cut goes through.
 
-    The end goes too, end-of-text included: what was cut has not ended there.
-
-    Args:
-        example: of any length.
-        length: most tokens.
-        vocab: what its token ids mean.
+    The end-of-text goes with the rest, since a text that was cut has not ended there.
     """
     if len(example) <= length:
         return example
@@ -58,21 +51,14 @@ def cut(example: Example, length: int, vocab: Vocabulary) -> Example:
 
 
 def with_wrong_codes(
-    example: Example, part: float, vocab: Vocabulary, chance: random.Random
+    example: Example, most: float, vocab: Vocabulary, chance: random.Random
 ) -> Example:
-    """Return an example with wrong codes among those the model reads of its own answers.
+    """Replace some codes that the model reads of its own answers; the labels stay right.
 
-    The labels stay right. So the model learns to go on well after a code that it got wrong, as
-    happens when it draws; without that it only ever reads pictures without a mistake. How much is
-    wrong is drawn for each example, evenly from nothing to ``part``; a wrong code is any other.
-
-    Args:
-        example: any.
-        part: most of the codes that are wrong, 0 to 1.
-        vocab: what its token ids mean.
-        chance: decides which.
+    So the model learns to go on well after a wrong code, as happens when it draws. The fraction of
+    wrong codes is drawn for each example, evenly from 0 to ``most``.
     """
-    rate, size = chance.uniform(0, part), vocab.codebook_size
+    rate, size = chance.uniform(0, most), vocab.codebook_size
     token_ids = list(example.token_ids)
     for i, label in enumerate(example.labels):
         code = label - vocab.first_code
@@ -82,12 +68,9 @@ def with_wrong_codes(
 
 
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Return a batch: ``input_ids`` and ``labels``, each int64 ``[B, T]``.
-
-    Examples begin together; shorter ones are filled up at their end, with the unknown token as in the
-    reference and with `IGNORED`. No mask: a causal network never looks at what comes after, and
-    without one attention has its fastest form.
-    """
+    """Return a batch: ``input_ids`` and ``labels``, each int64 ``[B, T]``."""
+    # Padding comes last, as the unknown token. A causal network never looks at what comes after, and
+    # attention is fastest without a mask.
     shape = (len(examples), max(map(len, examples)))
     token_ids, labels = torch.full(shape, _FILLING), torch.full(shape, IGNORED)
     for i, example in enumerate(examples):

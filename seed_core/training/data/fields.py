@@ -27,7 +27,9 @@ class Fields:
     def get(self, name: str) -> Any:
         """Return a field that must be there."""
         if name not in self.fields:
-            raise DocumentError(f"there is no {name}; there are {', '.join(map(str, self.fields))}")
+            raise DocumentError(
+                f"the field {name} is missing; got {', '.join(map(str, self.fields))}"
+            )
         return self.fields[name]
 
     def text(self, name: str) -> str:

@@ -26,8 +26,8 @@ _PICTURE_TRIES = 100
 class PictureFolders(Samples):
     """Pictures of folders, with captions if they are wanted.
 
-    Every epoch has another order. Each sample is cropped and mirrored at random, as in the reference.
-    Another picture takes the place of a damaged one, and a warning names the file.
+    Every epoch has another order. Each sample is cropped and mirrored at random, as in the
+    reference. Another picture takes the place of a damaged one, and a warning names the file.
 
     Args:
         folders: `picture_sources.find_pictures` reads them; each line of a text is a caption.

@@ -31,7 +31,7 @@ DRAW = (
     ("What does this look like: {}?", "It looks like this."),
     ("How would you draw {}?", "I would draw it like this."),
 )
-"""Twenty ways to ask for a picture, each with an answer that goes before it."""
+"""Twenty ways to ask for a picture, each with a sentence to answer before the picture."""
 
 
 def _conversation(read: Fields, chance: random.Random) -> list[Turn]:
@@ -49,12 +49,10 @@ def _conversation(read: Fields, chance: random.Random) -> list[Turn]:
 
 
 def _text_to_image(read: Fields, chance: random.Random) -> list[Turn]:
-    """Ask for a picture in one of twenty ways; the answer before it is the way's, or its own.
-
-    A full stop at the end of the text goes, since the question brings its own.
-    """
+    """Ask for a picture in one of twenty ways; the document may bring an answer of its own."""
     prompt, response = chance.choice(DRAW)
-    question = prompt.format(read.text("text").rstrip().removesuffix("."))
+    text = read.text("text").rstrip().removesuffix(".")  # the question has its own punctuation
+    question = prompt.format(text)
     return _ask([question], [read.optional_text("response", response), read.picture("codes")])
 
 
@@ -72,7 +70,7 @@ def _two_images(read: Fields, chance: random.Random) -> list[Turn]:
 
 
 def _story(read: Fields, chance: random.Random) -> list[Turn]:
-    """With a question the story is its answer, a line a piece; otherwise each text is a question."""
+    """Answer a question with the whole story, or else each text with its picture."""
     pieces: list[tuple[str, Part]] = []
     for piece in read.items("pieces"):
         if not isinstance(piece, list) or len(piece) != 2:

@@ -57,10 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, and write the metrics where that is asked for.
+    """Measure, print the table, and write the metrics if that is asked for.
 
     Returns:
-        The exit status: 1 where a metric is too low or the files are too large.
+        The exit status: 1 if a metric is too low or the files are too large.
     """
     if args.json is not None:
         check_output(args.json)

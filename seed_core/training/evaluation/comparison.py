@@ -14,7 +14,8 @@ from .measure import UNKNOWN_OBJECTS
 
 POINTS = 0.02
 """How far a metric may lie below results.json (as a part of 1); its objects stood at other places. It
-may lie above: those numbers are without the picture grammar, which turns replies that were lost to a
+may lie above: those numbers are without the picture grammar, which turns replies that were lost to
+a
 broken picture into good ones. Beside another run, of the same pictures, it may not lie below at all."""
 
 DECIBELS = 1.0
@@ -23,23 +24,14 @@ DECIBELS = 1.0
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one task beside another one.
+    """One metric of one task beside another one."""
 
-    Attributes:
-        task: one of `TASKS`.
-        metric: of that task.
-        ours: what was measured, in 0..1, or in dB.
-        published: what it stands beside; None where that has no such metric.
-        n: number of questions.
-        is_strict: whether the other one is of the same pictures, so that ours may not lie below.
-    """
-
-    task: str
-    metric: str
-    ours: float
-    published: float | None
-    n: int
-    is_strict: bool = False
+    task: str  # one of TASKS
+    metric: str  # of that task
+    ours: float  # in 0..1, or in dB
+    published: float | None  # the one beside it; None without one
+    n: int  # number of questions
+    is_strict: bool = False  # the other one is of the same pictures, so ours may not lie below
 
     @property
     def is_decibels(self) -> bool:
@@ -48,11 +40,9 @@ class Row:
 
     @property
     def allowed(self) -> float:
-        """How far ours may lie below.
-
-        A whole picture in every reply is demanded, whatever was published. The twenty unknown
-        things are not the published twenty, so two standard errors come on top.
-        """
+        """How far ours may lie below."""
+        # Every reply must hold a whole picture, whatever was published. The twenty unknown things are
+        # not the published twenty, so they get two standard errors more.
         published = self.published or 0.0
         if self.is_strict:
             return 0.0
@@ -66,7 +56,7 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether ours does not lie further below than allowed, if there is anything beside it."""
+        """Whether ours lies no further below than allowed."""
         if self.published is None:
             return True
         return self.ours >= self.published - self.allowed - 1e-4  # they publish four decimals
@@ -87,15 +77,11 @@ HEADER = f"{'task':44}{'metric':12}{'ours':>10} {'published':>10} {'difference':
 def published_metrics(
     path: Path | None = None, split: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return metrics by task: those of a JSON file that `run` wrote, or of results.json.
-
-    Args:
-        path: the file; results.json if not given.
-        split: the one that the file must be of; any if not given.
+    """Return metrics by task, of results.json or of a JSON file that ``evaluate`` wrote.
 
     Raises:
-        CheckpointError: no such file, or no JSON.
-        OptionError: a file without metrics, or of another split.
+        CheckpointError: the file is missing or is not JSON.
+        OptionError: the file lacks metrics, or is of another split than ``split``.
     """
     content = read_json(path or bundled("results.json"))
     metrics = content.get("metrics")

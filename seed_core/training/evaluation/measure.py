@@ -1,8 +1,7 @@
-"""The command ``evaluate``: a seed-mini through `seed_core`, measured on its closed world.
+"""The metrics of a seed-mini on its closed world.
 
-Every picture and every question is about held-out pairs, objects on the one background they were never
-trained on; see ``world`` for the halves of them. The published figures of results.json, or those of
-another run, stand beside ours.
+Every picture and every question is about held-out pairs: objects on the one background on which
+training never showed them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from ..world.tasks import ANSWERS, PICTURES, Case
 from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
 
 SAMPLES = 288
-"""Questions a task, as in results.json: every pair of a half in every size."""
+"""Questions per task, as in results.json: every pair of a half in every size."""
 
 EVERY = 576
 """Questions where they cost little, as in results.json for pictures without the language model; at 288
@@ -73,23 +72,20 @@ class Evaluation:
     """A model family, and its metrics on the closed world.
 
     Args:
-        world: what it is measured on.
+        world: it is measured on this one.
         judge: of its drawings.
-        samples: questions a task; at least 1. Of the unknown objects, all of the split.
-        split: which held-out pairs, see ``world``; ``all`` is what results.json has.
-        model: folder with ``tokenizer``, ``llm`` and ``decoder``; the bundled one if not given.
+        samples: questions per task, at least 1. All unknown objects of the split are asked for.
+        split: one of `closed_world.SPLITS`; results.json has ``all``.
+        model: folder with ``tokenizer``, ``llm`` and ``decoder``; by default the bundled one.
         lora: an adapter for the language model.
         device: where everything computes.
-        teacher: folder of the vision tower whose embeddings the tokenizer learned, for `OF_TEACHER`.
-        threads: pictures decoded side by side on a CPU, one thread each; one a core if not given.
-
-    Attributes:
-        tasks: what can be measured.
-        size: bytes of the model's files.
+        teacher: folder of the vision tower whose embeddings the tokenizer learned, for
+            `OF_TEACHER`.
+        threads: pictures decoded in parallel on a CPU; by default one per core.
 
     Raises:
-        OptionError: no samples.
-        CheckpointError: a model or a teacher that cannot be loaded.
+        OptionError: fewer than 1 sample is asked for.
+        CheckpointError: a model or the teacher cannot be loaded.
     """
 
     def __init__(
@@ -123,7 +119,7 @@ class Evaluation:
         if teacher is not None:
             self._teacher = load_teacher(teacher).to(device)
         self.tasks = tuple(name for name in TASKS if self._teacher or name not in OF_TEACHER)
-        self.size = sum(
+        self.size = sum(  # bytes of the model
             file.stat().st_size
             for part in parts.values()
             for file in Path(part).rglob("*")
@@ -131,14 +127,13 @@ class Evaluation:
         )
 
     def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
-        """Return the metrics of a task in 0..1 (those in dB, see `Row`), and its number of questions n.
+        """Return the metrics of one of `TASKS` and the number of its questions, n.
 
-        Args:
-            name: one of `TASKS`.
-            on_reply: called after each reply of the language model.
+        Metrics lie in 0..1 or are in dB. ``on_reply`` is called after each reply of the language
+        model.
 
         Raises:
-            OptionError: a task that needs the teacher, and there is none.
+            OptionError: the task needs the teacher, which is not given.
         """
         self.check_task(name)
         if name in UNKNOWN_OBJECTS:
@@ -162,10 +157,10 @@ class Evaluation:
         return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
 
     def check_task(self, name: str) -> None:
-        """Refuse a task that needs the teacher where there is none.
+        """Refuse a task that needs the teacher if none is given.
 
         Raises:
-            OptionError: it does.
+            OptionError: the task needs it.
         """
         if name not in self.tasks:
             raise OptionError(f"{name} needs the folder of the vision tower, see --teacher")
@@ -180,7 +175,7 @@ class Evaluation:
         return mean(self._score_pictures(cases, self._replies(cases, options, on_reply)))
 
     def _unknown(self, things: Sequence[str]) -> list[str]:
-        """Return the unknown things of the split: every other one is of the other half."""
+        """Return the unknown things of the split; the halves take turns."""
         known = known_words(self.world)
         first = 0 if self.split == "all" else SPLITS.index(self.split)
         return [
@@ -273,10 +268,8 @@ class Evaluation:
     def _score_pictures(
         self, cases: Sequence[Case], replies: Sequence[Reply]
     ) -> list[dict[str, float]]:
-        """Judge the pictures; a reply that is not exactly one bare picture has all wrong.
-
-        Pixels are compared where a picture was shown, from which the object's place is known.
-        """
+        """Judge the pictures; a reply that is not exactly one picture gets everything wrong."""
+        # Pixels are compared only where a picture was shown, which gives the object's place.
         nothing = dict.fromkeys((*METRICS, "valid"), 0.0)
         valid = [is_one_picture(reply) for reply in replies]
         lost = [dict(nothing) for _ in range(valid.count(False))]
@@ -318,7 +311,7 @@ class Evaluation:
 
 
 def is_one_picture(reply: Reply) -> bool:
-    """Return whether a reply is exactly one picture and no word."""
+    """Tell whether a reply is exactly one picture without words."""
     return reply.is_complete and reply.text == "<image>" and len(reply.codes) == 1
 
 

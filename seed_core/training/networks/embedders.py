@@ -28,7 +28,7 @@ class _TeacherEmbedder(nn.Module):
 
 
 class _ClipEmbedder(nn.Module):
-    """Pixels to the projected image embedding of a CLIP model, not normalised."""
+    """Pixels to the projected image embedding of a CLIP model, unnormalised."""
 
     def __init__(self, vision: CLIPVisionModelWithProjection) -> None:
         super().__init__()
@@ -41,7 +41,12 @@ class _ClipEmbedder(nn.Module):
 
 
 def load_embedder(folder: Path, sizes: TokenizerConfig) -> nn.Module:
-    """Load a frozen teacher of image embeddings that sees what the tower sees."""
+    """Load a frozen teacher of image embeddings that sees what the tower sees.
+
+    Raises:
+        CheckpointError: the folder holds no teacher.
+        OptionError: the teacher has other sizes.
+    """
     embedder: nn.Module
     side: Any
     if (folder / SIZES_FILE).is_file():

@@ -1,4 +1,4 @@
-"""The networks of a decoder in training: they render scenes where they compute, and learn to paint them."""
+"""A decoder's networks in training: they render scenes where they compute, and learn to paint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from .weights import leave_out
 
 
 def as_vae_input(pictures: torch.Tensor, vae: Any) -> torch.Tensor:
-    """Return the world's pictures as an autoencoder takes them, ``[B, 3, H, W]`` in -1..1.
-
-    One for smaller pictures is shown the means of areas.
-    """
+    """Return the world's pictures as an autoencoder takes them, ``[B, 3, H, W]`` in -1..1."""
     return 2 * F.avg_pool2d(pictures, SIDE // vae.config.sample_size) - 1
 
 
@@ -40,12 +37,7 @@ def check_vae_size(vae: Any) -> None:
 
 
 class SceneVae(nn.Module):
-    """An autoencoder in training, which renders its scenes where it computes.
-
-    Args:
-        learner: the autoencoder.
-        world: what renders scenes.
-    """
+    """An autoencoder in training."""
 
     def __init__(self, learner: VaeLearner, world: World) -> None:
         super().__init__()
@@ -65,14 +57,7 @@ class SceneVae(nn.Module):
 
 
 class SceneUnet(nn.Module):
-    """A diffusion model in training, with what makes latents and embeddings of its scenes.
-
-    Args:
-        learner: the diffusion model.
-        vae: of its latents; frozen.
-        embedder: of its embeddings; frozen.
-        world: what renders scenes.
-    """
+    """A diffusion model in training, with the frozen networks that make its latents and embeddings."""
 
     def __init__(self, learner: UnetLearner, vae: Any, embedder: Embedder, world: World) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""The teacher of image embeddings: a vision tower, the embedding of its class token, and its readers.
+"""The teacher of image embeddings: a vision tower, an embedding of its class token, and readers.
 
-Heads on the embedding read the object, its background, size and place, and a small copy of the picture.
-Whatever they need, the embedding must hold. It plays the role for seed-mini that CLIP's image embedding
-plays for SEED: the tokenizer learns to restore it, and the decoder to paint from it.
+Heads read the object, its background, size and place, and a small copy of the picture in the
+embedding. Whatever they need, the embedding must hold. It plays the role for seed-mini that CLIP's
+image embedding plays for SEED: the tokenizer learns to restore it, and the decoder to paint from
+it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class SceneReader(nn.Module):
         )
 
     def losses(self, embedding: torch.Tensor, labels: Labels) -> dict[str, torch.Tensor]:
-        """Return how badly each head reads embeddings ``[B, D]``, by the names of `HeadLossWeights`."""
+        """Return the losses of the heads on embeddings ``[B, D]``, named as in `HeadLossWeights`."""
         small = F.adaptive_avg_pool2d(labels.pictures, self._side).flatten(1)
         return {
             "object": F.cross_entropy(self.object(embedding), labels.objects),

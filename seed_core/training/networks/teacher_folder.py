@@ -1,7 +1,4 @@
-"""Teachers on disk: a run of the stage ``tower``.
-
-The folder holds the tower under upstream's names, the layers on top of it, and the sizes of both.
-"""
+"""Teachers on disk: the tower under upstream's names, the layers on top of it, and both sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from ...tokenizer.eva_vit import EvaVit, VisionConfig
 from ..processes import is_first_process
 from ..settings import from_fields
 from .teacher import Teacher, TeacherSizes
-from .weights import load_part, upstream_tensors, write_tensors
+from .weights import load_module, upstream_tensors, write_tensors
 
 TOWER_FILE = "tower.safetensors"
 TEACHER_FILE = "teacher.safetensors"
@@ -26,7 +23,7 @@ _TOWER = "visual_encoder"
 
 
 def write_teacher(teacher: Teacher, sizes: TeacherSizes, folder: Path) -> None:
-    """Write a teacher into a folder that exists; only the first of several processes does."""
+    """Write a teacher; only the first of several processes does."""
     write_tensors(folder / TOWER_FILE, upstream_tensors(teacher.visual_encoder, _TOWER))
     rest = {k: v for k, v in teacher.state_dict().items() if not k.startswith(_TOWER)}
     write_tensors(folder / TEACHER_FILE, rest)
@@ -42,14 +39,15 @@ def load_tower(path: Path, vision: VisionConfig) -> EvaVit:
     """Load a vision tower, frozen.
 
     Args:
-        path: a folder that `write_teacher` wrote, or a file of upstream's, such as ``eva_vit_g.pth``.
+        path: a folder that `write_teacher` wrote, or a file of upstream's, such as
+            ``eva_vit_g.pth``.
         vision: its sizes.
 
     Raises:
         CheckpointError: the file is missing, or its tower has other sizes.
     """
     file = path / TOWER_FILE if path.is_dir() else path
-    return load_part(lambda layers: EvaVit(vision, layers, device="meta"), _TOWER, file)
+    return load_module(lambda layers: EvaVit(vision, layers, device="meta"), _TOWER, file)
 
 
 def load_teacher(folder: Path) -> Teacher:

@@ -1,8 +1,8 @@
-"""The stage that trains a decoder: first its autoencoder, then the diffusion model that paints.
+"""The stage ``decoder``: first an autoencoder, then the diffusion model that paints.
 
-``part: vae`` writes the folder ``vae``; ``part: unet`` takes it and a tokenizer, and writes the
-folder ``decoder``, which `load_decoder` reads. Either can start from a decoder that there is, and
-show one object more often than others: so an artist teaches seed-mini what it cannot draw yet.
+``part: vae`` writes the folder ``vae``. ``part: unet`` takes that and a tokenizer, and writes the
+folder ``decoder``, which `load_decoder` reads. Both can start from an existing decoder and show
+some objects more often: so an artist teaches seed-mini what it cannot draw yet.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class UnetOptions:
         vae: folder with the autoencoder of a new one: the output of ``part: vae``, or a decoder.
         tokenizer: it paints from the embeddings of this one: a folder, or ``seed-mini``.
         teacher: folder of the vision tower whose embeddings the tokenizer learned.
-        draws_per_scene: consecutive samples that show one scene, each with other random numbers. The
-            latents and the embedding of a scene cost more than a step of the network.
+        draws_per_scene: consecutive samples that show one scene, each with other random numbers.
+            The latents and the embedding of a scene cost more than a step of the network.
         measured: pictures that give the embeddings' mean and deviation.
     """
 
@@ -87,8 +87,8 @@ class DecoderRecipe:
         world: what it learns to paint.
         schedule: of the training; of an autoencoder, of the first run.
         start: the decoder to go on from, a folder or ``seed-mini``; by default a new one.
-        favour: objects to show more often, by their names in the description or, failing that, in the
-            artwork.
+        favour: objects to show more often, by their names in the description or, failing that, in
+            the artwork.
         favour_part: fraction of the scenes that show one of these.
         half: write weights in float16.
         vae: settings of ``part: vae``.
@@ -170,7 +170,7 @@ def _train_vae(recipe: DecoderRecipe, world: World, output: Path) -> None:
 
 
 def _run_vae(recipe: DecoderRecipe, world: World, folder: Path, trained: Any) -> Any:
-    """Train an autoencoder; one that is ``trained`` already keeps its latents."""
+    """Train an autoencoder; one that is already ``trained`` keeps its latents."""
 
     def build() -> SceneVae:
         if trained is not None:

@@ -1,11 +1,9 @@
 """The stage ``tokenizer``: pictures to 32 codes, and codes to an image embedding.
 
-``part: qformer`` and ``part: codebook`` are the reference's two steps: the causal Q-Former learns to
-agree with captions, then codes learn to stand for what it says. ``part: mini`` trains all of
-seed-mini's on the closed world, from the tower and teacher of the stage ``tower``.
-
-The first writes `QFORMER_FILE`, the others the folder `TOKENIZER_FOLDER`, which `load_tokenizer`
-reads: all weights, the tower's too, in one file of upstream's names.
+``part: qformer`` and ``part: codebook`` are the reference's two steps: the causal Q-Former learns
+to agree with captions, then codes learn to stand for its output. ``part: mini`` trains all of
+seed-mini's tokenizer on the closed world, from a run of the stage ``tower``. The first part writes
+`QFORMER_FILE`, the others the folder `TOKENIZER_FOLDER`, which `load_tokenizer` reads.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from ..networks.moving_average import MovingAverage
 from ..networks.teacher import HeadLossWeights, Teacher
 from ..networks.teacher_folder import load_teacher, load_tower
 from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearner
-from ..networks.weights import load_part, materialize, upstream_tensors, write_tensors
+from ..networks.weights import load_module, materialize, upstream_tensors, write_tensors
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
 from ..world.samples import WorldPictures, WorldSettings, collate_scenes
@@ -47,55 +45,32 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class QFormerSettings:
-    """Settings of ``part: qformer``.
+    """Settings of ``part: qformer``."""
 
-    Attributes:
-        pictures: folders of pictures, each with captions in a ``.txt`` file of its name.
-        vocabulary: folder of BERT's tokenizer, as bert-base-uncased.
-        start: a file to begin from, as ``blip2_pretrained.pth``; random weights if not given.
-    """
-
-    pictures: tuple[Path, ...]
-    vocabulary: Path
-    start: Path | None = None
+    pictures: tuple[Path, ...]  # folders of pictures, each with captions in a .txt of its name
+    vocabulary: Path  # folder of BERT's tokenizer, such as bert-base-uncased
+    start: Path | None = None  # a file such as blip2_pretrained.pth; by default random weights
 
 
 @dataclass(frozen=True)
 class CodebookSettings:
-    """Settings of ``part: codebook``.
+    """Settings of ``part: codebook``."""
 
-    Attributes:
-        pictures: folders of pictures.
-        qformer: what ``part: qformer`` wrote.
-        teacher: of the image embedding: a folder of a CLIP vision model as transformers has it, or
-            of a run of the stage ``tower``.
-        write_reconstruction: also write the blocks that serve training alone.
-    """
-
-    pictures: tuple[Path, ...]
-    qformer: Path
-    teacher: Path
-    write_reconstruction: bool = False
+    pictures: tuple[Path, ...]  # folders of pictures
+    qformer: Path  # the output of part: qformer
+    teacher: Path  # folder of a CLIP vision model, or of a run of the stage tower
+    write_reconstruction: bool = False  # also write the blocks that only training needs
 
 
 @dataclass(frozen=True)
 class MiniSettings:
-    """Settings of ``part: mini``.
-
-    Attributes:
-        world: which renderings it sees.
-        decay: part of the codebook's memory that a step keeps.
-        restart_below: rows used by fewer vectors a step start anew.
-        shortened: part of the first half's samples that are decoded from their first codes.
-        commitment: weight of the vectors' way to the codebook.
-        reading: weights of what the teacher's heads read in restored embeddings.
-    """
+    """Settings of ``part: mini``."""
 
     world: WorldSettings
-    decay: float = 0.99
-    restart_below: float = 0.3
-    shortened: float = 0.25
-    commitment: float = 0.25
+    decay: float = 0.99  # fraction of the codebook's memory that a step keeps
+    restart_below: float = 0.3  # rows with fewer vectors per step start anew
+    shortened: float = 0.25  # fraction of the first half that is restored from its first codes
+    commitment: float = 0.25  # factor of the pull of the vectors to the codebook
     reading: HeadLossWeights = HeadLossWeights(
         object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2
     )
@@ -107,10 +82,12 @@ class TokenizerRecipe:
 
     Attributes:
         part: what is trained.
-        tower: the frozen vision tower: a file, as ``eva_vit_g.pth``, or the folder of a run of the
-            stage ``tower``, which for ``part: mini`` is the teacher too.
+        tower: the frozen vision tower: a file such as ``eva_vit_g.pth``, or a run of the stage
+            ``tower``, which ``part: mini`` also takes as the teacher.
         network: sizes of the whole tokenizer.
-        qformer: settings of this part; so too ``codebook`` and ``mini``.
+        qformer: settings of ``part: qformer``.
+        codebook: settings of ``part: codebook``.
+        mini: settings of ``part: mini``.
         precision: of the file that is written.
     """
 
@@ -144,7 +121,7 @@ RECIPE = TokenizerRecipe
 
 
 class _Task(NamedTuple):
-    """What a part hands to the loop, and what it writes in the end."""
+    """What the loop gets, and what is written in the end."""
 
     build: Callable[[], nn.Module]
     samples: Samples
@@ -153,15 +130,11 @@ class _Task(NamedTuple):
 
 
 def run(recipe: TokenizerRecipe, output: Path) -> None:
-    """Train a part of a tokenizer and write it, or go on with it.
-
-    Args:
-        recipe: of the part.
-        output: folder of the run, and of what is written.
+    """Train the ``part`` of a recipe and write it into the folder of the run, or go on with a run.
 
     Raises:
-        OptionError: settings or parts that do not fit one another, or FSDP.
-        CheckpointError: a part that cannot be read.
+        OptionError: settings or files do not fit one another, or the launcher asked for FSDP.
+        CheckpointError: a file cannot be read.
     """
     check_whole()
     task = _PARTS[recipe.part](recipe)
@@ -193,7 +166,7 @@ def _qformer(recipe: TokenizerRecipe) -> _Task:
 
 
 def _start(learner: ContrastiveLearner, path: Path) -> None:
-    """Fill all that is trained from a file of upstream's names."""
+    """Fill everything that is trained from a file with upstream's names."""
     wanted = learner.upstream_tensors()
     given = {k: tensor for k, tensor in weights.read_tensors(path) if k in wanted}
     assemble.check_complete(wanted, given, path)
@@ -214,14 +187,14 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
         # A second tower would take as long to fill with random numbers as it is large.
         model = TokenizerModel(sizes, device="meta")
         model.encoder.visual_encoder = load_tower(recipe.tower, sizes.vision)
-        model.encoder.image_norm = load_part(
+        model.encoder.image_norm = load_module(
             lambda layers: layers.LayerNorm(
                 sizes.vision.width, eps=sizes.image_norm_eps, device="meta"
             ),
             "image_norm",
             settings.qformer,
         )
-        model.encoder.qformer = load_part(
+        model.encoder.qformer = load_module(
             lambda layers: QFormer(sizes.qformer, layers, device="meta"),
             "qformer",
             settings.qformer,

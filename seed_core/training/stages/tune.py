@@ -1,11 +1,10 @@
-"""Tuning: a LoRA adapter on a SEED-LLaMA, with peft.
+"""The stage ``tune``: a LoRA adapter on a SEED-LLaMA, with peft.
 
-Products of narrow matrices are learned beside the frozen weights of every layer; embeddings and norms
-may be trained in full. The result is a folder as peft writes it, which SEED Load LoRA and
-``python -m seed_core convert --lora`` take; and, where it is asked for, the model with the adapter in
-it, in the form that another stage starts from.
+Every layer learns a product of two narrow matrices beside its frozen weights; embeddings and norms
+may be trained in full. SEED Load LoRA and ``python -m seed_core convert --lora`` take the result.
 
-Sources: arXiv 2106.09685 (LoRA), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4 for the numbers.
+Sources: arXiv 2106.09685 (LoRA), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4 for the
+numbers.
 """
 
 from __future__ import annotations
@@ -31,13 +30,12 @@ from ..schedule import Schedule
 from . import llm
 from .llm import Data, load_start, model_folder, read_template
 
-FOLDER = "adapter"
-"""Where the result lies in the folder of a run."""
+FOLDER = "adapter"  # of the run, for the result
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
-"""What gets products of narrow matrices: every matrix of every layer."""
+"""Every matrix of every layer gets a product."""
 
 _IN_FULL = {
     "embeddings": ("embed_tokens", "lm_head"),
@@ -49,23 +47,22 @@ TrainedInFull = Literal["embeddings", "norms"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adapter is trained.
+    """What the stage reads.
 
     Attributes:
-        data: what it learns from.
-        schedule: how long.
-        start: the model it is for, ``seed-mini`` or a folder.
+        data: what the adapter learns from.
+        schedule: how long it learns.
+        start: the model it belongs to, ``seed-mini`` or a folder.
         vocabulary: a folder with the files of a larger vocabulary, whose new tokens the model gets;
-            none for its own.
+            by default the model keeps its own.
         rank: of the products.
-        alpha: the products' strength is alpha / rank.
-        dropout: part of a product's input that is dropped in training.
+        alpha: the strength of the products is alpha / rank.
+        dropout: fraction of a product's input that is dropped in training.
         modules: the layers that get products.
-        trained_in_full: ``embeddings`` (and the head), ``norms``.
+        trained_in_full: ``embeddings`` (with the head), ``norms``.
         base_precision: number format of the frozen weights. What is trained is always float32.
         weights: number format of the adapter.
-        merge: also write the model with the adapter in it, in the base's number format, to the
-            folder ``llm`` of the run.
+        merge: also write the merged model, in the base's number format, to the folder ``llm``.
     """
 
     data: Data
@@ -98,15 +95,11 @@ RECIPE = Recipe
 
 
 def run(recipe: Recipe, output: Path) -> None:
-    """Train an adapter and write it to the folder ``adapter`` of a run; see ``merge`` of the recipe.
-
-    Args:
-        recipe: how.
-        output: the run's folder.
+    """Train an adapter and write the folder ``adapter`` of the run, and ``llm`` if it is merged.
 
     Raises:
-        OptionError: data, or modules, that do not fit.
-        CheckpointError: a damaged model or vocabulary.
+        OptionError: the data or the modules do not fit.
+        CheckpointError: the model or the vocabulary is damaged.
     """
     place = model_folder(recipe.vocabulary or recipe.start)
     vocab = Vocabulary(place)
@@ -136,12 +129,8 @@ def run(recipe: Recipe, output: Path) -> None:
 def with_adapter(base: LlamaForCausalLM, recipe: Recipe) -> PeftModel:
     """Return a network with an adapter that changes nothing yet; only the adapter is trained.
 
-    Args:
-        base: its own weights stay as they are.
-        recipe: what the adapter is like.
-
     Raises:
-        OptionError: modules that the network does not have.
+        OptionError: the network has no such modules.
     """
     layers = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
     if unknown := [name for name in recipe.modules if name not in layers]:
@@ -165,14 +154,7 @@ def with_adapter(base: LlamaForCausalLM, recipe: Recipe) -> PeftModel:
 
 
 def write(model: PeftModel, base: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write an adapter as peft does, naming its model without the folder it was read from.
-
-    Args:
-        model: see `with_adapter`.
-        base: the model it is for, as a recipe has it.
-        folder: receives two files.
-        dtype: of the written weights.
-    """
+    """Write an adapter as peft does, with the name of its model but not that model's folder."""
     config: Any = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = Path(base).name

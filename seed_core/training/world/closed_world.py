@@ -1,11 +1,11 @@
 """The closed world of seed-mini: which objects, backgrounds and sizes it has, and which scenes.
 
-A scene shows one object on one plain background. Each object has one background on which training never
-shows it. Models are measured on these held-out pairs, at random places and in every size. The pairs
-come in two halves that share none: ``validation``, to choose a model by, and ``test``, for the
-model that was chosen. Of every sixteen objects in the order of the description, the first eight belong
-to validation and the other eight to test. Eight in a row have eight different held-out backgrounds, so
-each half has all backgrounds and, about evenly, all categories.
+A scene shows one object on one plain background. Each object has one background on which training
+never shows it. Models are measured on these held-out pairs, at random places and in every size. The
+pairs come in two halves that share none: ``validation``, to choose a model by, and ``test``, for
+the model that was chosen. Of every sixteen objects in the order of the description, the first eight
+belong to validation and the other eight to test. Eight in a row have eight different held-out
+backgrounds, so each half has all backgrounds and, about evenly, all categories.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .scenes import Colour, Look, Scene, any_colour, random_look, tint
 
 JITTER = 0.4
 """Largest shift of a held-out scene, as a fraction of the free margin. The twelve shipped samples that
-are off centre lie within 0.4, and 0.4 gives the published PSNR. The 0.6 of the description belongs to
-training; with it the PSNR is about a decibel lower.
+are off centre lie within 0.4, and 0.4 gives the published PSNR. The 0.6 of the description belongs
+to training; with it the PSNR is about a decibel lower.
 """
 
 SPLITS = ("validation", "test", "all")
@@ -52,8 +52,8 @@ class World:
     Args:
         artwork: a file that `artwork.write_artwork` wrote.
         description: a file like seed-mini's ``concepts.json``, the default.
-        everything: also have the rest of the artwork, as concepts without a category. The vision tower
-            learns these; each has a held-out background too.
+        everything: also have the rest of the artwork, as concepts without a category. The vision
+            tower learns these; each has a held-out background too.
         device: where pictures are made.
 
     Raises:

@@ -1,8 +1,8 @@
 """The codes of the closed world's pictures, made once, for a language model to learn from.
 
-A picture is named by what it shows and by which variant of it, and its codes are looked up. All places
-of a variant are about the same, whatever the object, so that a picture and its edited version differ
-in what was edited alone. There are none of held-out pairs. Knows no words.
+A picture is named by what it shows and by which variant of it, and its codes are looked up. All
+places of a variant are about the same, whatever the object, so that a picture and its edited
+version differ in what was edited alone. There are none of held-out pairs. Knows no words.
 """
 
 from __future__ import annotations

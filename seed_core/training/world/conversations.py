@@ -1,9 +1,9 @@
 """Conversations about the closed world, without end, for seed-mini's language model to learn.
 
-A document is known by its number, and has one to three turns: drawing, describing, questions, edits,
-two pictures, small talk, and requests for what the model does not know. Pictures are codes from a
-`CodeBank`, so no document shows or asks for a held-out pair. A drawing is answered by its bare codes,
-everything else by one sentence. Knows no tokens (see ``documents``).
+A document is known by its number, and has one to three turns: drawing, describing, questions,
+edits, two pictures, small talk, and requests for what the model does not know. Pictures are codes
+from a `CodeBank`, so no document shows or asks for a held-out pair. A drawing is answered by its
+bare codes, everything else by one sentence. Knows no tokens (see ``documents``).
 """
 
 from __future__ import annotations

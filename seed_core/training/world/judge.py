@@ -30,8 +30,8 @@ class Judge:
         OptionError: a judge of another world.
 
     Attributes:
-        objects: how many objects it knows, the first ones of the world. It does not know objects that
-            an artist added.
+        objects: how many objects it knows, the first ones of the world. It does not know objects
+            that an artist added.
     """
 
     def __init__(self, world: World, folder: Path) -> None:

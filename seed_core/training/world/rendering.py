@@ -1,8 +1,8 @@
 """Pictures of scenes.
 
-They are made as the ones that seed-mini was trained on, measured on its shipped samples: the object is
-scaled with premultiplied alpha (bicubic, antialiased), moved by a fraction of a pixel (bilinear), laid
-over the background and rounded to 8 bits.
+They are made as the ones that seed-mini was trained on, measured on its shipped samples: the object
+is scaled with premultiplied alpha (bicubic, antialiased), moved by a fraction of a pixel
+(bilinear), laid over the background and rounded to 8 bits.
 """
 
 from __future__ import annotations

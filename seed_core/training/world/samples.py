@@ -83,7 +83,8 @@ class WorldPictures(Samples):
         settings: which renderings.
         world: shows them.
         seed: of all scenes.
-        shortened: fraction of the first half of the samples that are restored from their first codes.
+        shortened: fraction of the first half of the samples that are restored from their first
+            codes.
     """
 
     def __init__(

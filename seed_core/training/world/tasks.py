@@ -1,7 +1,7 @@
 """The tasks that seed-mini is measured on: what is asked of a scene, and what ought to come back.
 
-The scene is a held-out pair; whatever else a question shows is a pair of the training split. Knows no
-models.
+The scene is a held-out pair; whatever else a question shows is a pair of the training split. Knows
+no models.
 """
 
 from __future__ import annotations
