@@ -30,7 +30,7 @@ class PictureFolders(Samples):
     reference. Another picture takes the place of a damaged one, and a warning names the file.
 
     Args:
-        folders: `picture_sources.find_pictures` reads them; each line of a text is a caption.
+        folders: `find_pictures` reads them; each line of a text is a caption.
         image_size: side of the crops, in pixels.
         seed: of orders and crops.
         has_captions: whether captions are wanted.

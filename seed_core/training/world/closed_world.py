@@ -138,7 +138,7 @@ class World:
         return np.asarray(np.linalg.norm(colours[:, None] - self._named, axis=2))
 
     def _looks_like(self, scene: Scene) -> tuple[set[str], float]:
-        """Return the named colours nearest to the points of a background, and the largest distance."""
+        """Return the named colours nearest to points of a background, and the largest distance."""
         first, last = scene.look.ends(self.backgrounds[scene.background])
         along = np.linspace(0, 1, _STEPS if first != last else 1)[:, None]
         colours = np.array(first) + along * (np.array(last) - np.array(first))

@@ -1,9 +1,8 @@
-"""Conversations about the closed world, without end, for seed-mini's language model to learn.
+"""Conversations about the closed world for seed-mini's language model, in endless number.
 
-A document is known by its number, and has one to three turns: drawing, describing, questions,
-edits, two pictures, small talk, and requests for what the model does not know. Pictures are codes
-from a `CodeBank`, so no document shows or asks for a held-out pair. A drawing is answered by its
-bare codes, everything else by one sentence. Knows no tokens (see ``documents``).
+A document has one to three turns: drawings, descriptions, questions, edits, two pictures, small
+talk, and requests for unknown things. Pictures are codes from a `CodeBank`, so held-out pairs never
+occur. A drawing is answered by its codes alone, everything else by one sentence.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ _TURNS = {1: 60, 2: 27, 3: 13}  # how many turns a conversation has, by weight
 
 
 class MiniConversations:
-    """Documents by number; a number has the same one in every run.
+    """Documents by number; a number has the same document in every run.
 
     Args:
         world: what they are about.
         bank: codes of its pictures.
         seed: of everything random.
-        augmented: part of the pictures people show that have a random look.
-        focus: names of objects that a part of the conversations is about.
-        focus_part: how many of them; the others are about all objects.
-        drawings: how many variants drawings are answered with, the first ones; all if not given.
-        others: objects to decline beside the list in ``unknown``, such as the rest of the artwork.
+        augmented: fraction of the shown pictures that have a random look.
+        focus: names of objects that some of the conversations are about.
+        focus_part: fraction of these; the other conversations are about all objects.
+        drawings: variants that drawings use, the first ones; by default all.
+        others: objects to decline besides those in ``unknown``, such as the rest of the artwork.
 
     Raises:
-        OptionError: an unknown object.
+        OptionError: an object is unknown.
     """
 
     def __init__(
@@ -57,7 +56,9 @@ class MiniConversations:
     ) -> None:
         numbers = {concept["name"]: i for i, concept in enumerate(world.concepts)}
         if unknown := [name for name in focus if name not in numbers]:
-            raise OptionError(f"there is no object {', '.join(unknown)} to converse about")
+            raise OptionError(
+                f"the world has no object {', '.join(unknown)}; focus must name its objects"
+            )
         self._seed = seed
         self._setting = Setting(
             world=world,
@@ -71,7 +72,7 @@ class MiniConversations:
         )
 
     def document(self, number: int) -> dict[str, Any]:
-        """Return one conversation, see ``documents``; ``tasks`` says what its turns are."""
+        """Return one conversation; ``tasks`` names its turns."""
         chance = random.Random(f"{self._seed} {number}")
         dialogue = Dialogue(self._setting, chance)
         (count,) = chance.choices(list(_TURNS), list(_TURNS.values()))
@@ -85,21 +86,21 @@ class MiniConversations:
 
 @dataclass(frozen=True)
 class ConversationSettings:
-    """Which conversations a language model learns from, as a recipe says it.
+    """Which conversations a language model learns from.
 
     Attributes:
-        artwork: cut-out pictures of objects, as ``data artwork`` makes them.
-        description: of the world, as seed-mini's ``concepts.json``, which it is if not given.
-        bank: codes of its pictures, as ``data bank`` makes them; if not given, they are made when
-            they are needed, which is for short runs.
-        tokenizer: makes those codes, or made those of the bank: ``seed-mini``, or a folder. If not
-            given, a bank of any is taken, and without a bank it is seed-mini's.
-        variants: places of each object, where there is no bank.
-        augmented: part of the pictures people show that have a random look.
-        focus: names of objects that a part of the conversations is about.
-        focus_part: how many of them.
-        drawings: how many variants drawings are answered with; all if not given.
-        weight: how often a document is a conversation, beside the weights of other sources.
+        artwork: cut-out pictures of objects, made by ``data artwork``.
+        description: of the world; by default seed-mini's ``concepts.json``.
+        bank: codes of its pictures, made by ``data bank``. Without it codes are made on demand,
+            which suits short runs.
+        tokenizer: of these codes: ``seed-mini``, or a folder. By default any bank is taken, and
+            codes on demand are seed-mini's.
+        variants: places of each object without a bank.
+        augmented: fraction of the shown pictures that have a random look.
+        focus: names of objects that some of the conversations are about.
+        focus_part: fraction of these.
+        drawings: variants that drawings use; by default all.
+        weight: how often a document is a conversation, relative to other sources.
         max_length: tokens that a conversation is cut to.
     """
 
@@ -124,8 +125,8 @@ class ConversationSettings:
         """Return the conversations.
 
         Raises:
-            OptionError: artwork, a bank or an object that is not there.
-            CheckpointError: a tokenizer that cannot be loaded.
+            OptionError: artwork, a bank or an object is missing.
+            CheckpointError: the tokenizer cannot be loaded.
         """
         world = World(self.artwork, self.description)
         if self.bank is None:

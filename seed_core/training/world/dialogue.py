@@ -1,4 +1,4 @@
-"""A conversation about the closed world as it grows: what was said, and the picture that ``it`` means."""
+"""A growing conversation about the closed world: its turns, and the picture that ``it`` means."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Setting:
 
 
 class Dialogue:
-    """A conversation as it grows: what was said, and the picture that ``it`` means."""
+    """One conversation, with the choices that its turns make."""
 
     def __init__(self, setting: Setting, chance: random.Random) -> None:
         self._setting = setting
@@ -55,13 +55,13 @@ class Dialogue:
     # ---- what there is ----
 
     def any_concept(self) -> int:
-        """Return an object that a conversation may be about."""
+        """Return an object to talk about."""
         if self.is_focused:
             return self.chance.choice(self._setting.focus)
         return self.chance.randrange(len(self.world.concepts))
 
     def other_concept(self, than: int, background: str | None = None) -> int:
-        """Return another object, one that may stand on a background."""
+        """Return another object, one that may stand on the background."""
         focus = self._setting.focus if self.is_focused and than not in self._setting.focus else []
         for pool in (focus, range(len(self.world.concepts))):
             if fitting := [c for c in pool if c != than and self.may_stand(c, background)]:
@@ -69,11 +69,11 @@ class Dialogue:
         raise OptionError(f"the world has no second object that may stand on {background}")
 
     def may_stand(self, concept: int, background: str | None) -> bool:
-        """Tell whether an object on a background is no held-out pair."""
+        """Tell whether training may show an object on a background."""
         return bool(self.world.concepts[concept]["held_out_background"] != background)
 
     def other_background(self, concept: int, than: str | None = None) -> str:
-        """Return a background that an object may stand on, another than the one given."""
+        """Return another background that an object may stand on."""
         never = self.world.concepts[concept]["held_out_background"]
         return self.chance.choice([b for b in self.world.backgrounds if b not in (never, than)])
 
@@ -81,8 +81,8 @@ class Dialogue:
         """Return a picture of the training split.
 
         Args:
-            drawn: one to draw, which is always plain, rather than one that somebody shows.
-            of_all: of any object, whatever the conversation is about.
+            drawn: for the model to draw; then it is plain. Otherwise the user shows it.
+            of_all: choose from all objects, whatever the conversation is about.
         """
         every = len(self.world.concepts)
         concept = self.chance.randrange(every) if of_all else self.any_concept()
@@ -97,14 +97,14 @@ class Dialogue:
         )
 
     def show(self) -> tuple[Picture, list[Picture]]:
-        """Return the picture to speak of, and the pictures the user has to show for that."""
+        """Return a picture to talk about, and the pictures that the user has to show for it."""
         if self.picture is not None and self.chance.random() >= _NEW_PICTURE:
             return self.picture, []
         picture = self.any_picture()
         return picture, [picture]
 
     def scene(self, picture: Picture) -> Scene:
-        """Return a scene for its words."""
+        """Return what a picture shows, for its words."""
         return Scene(picture.concept, picture.background, picture.size)
 
     def noun(self, concept: int) -> str:
@@ -115,7 +115,7 @@ class Dialogue:
         return str(described["name"])
 
     def unknown(self) -> str:
-        """Return a thing that is not known, with its article."""
+        """Return an unknown thing, with its article."""
         roll = self.chance.random()
         if roll < 0.15:
             thing = made_up_word(self.chance, self._setting.barred)
@@ -126,13 +126,7 @@ class Dialogue:
     # ---- what is said ----
 
     def say(self, question: str, shown: Sequence[Picture], answer: str | Picture) -> None:
-        """Add a turn of the user and one of the model.
-
-        Args:
-            question: as ``prompts`` has it.
-            shown: pictures that come with it.
-            answer: a sentence, or a picture to draw.
-        """
+        """Add a turn of the user, with pictures, and one of the model: a sentence, or a drawing."""
         bank, chance = self._setting.bank, self.chance
         asked: list[Part] = [*map(bank.codes, shown), ask_for(question, chance)]
         if len(shown) == 1 and question[-1] != "?" and chance.random() < _MARKED:

@@ -20,19 +20,13 @@ LEVELS = 1000
 
 @dataclass(frozen=True)
 class Chances:
-    """How often the random numbers of a sample have some property.
+    """How often the random numbers of a sample have a property."""
 
-    Attributes:
-        drop: fraction of the samples without a condition.
-        noise_embedding: fraction of the samples whose embedding is noised at a random level. The
-            others have level 0, as when pictures are decoded.
-        teacher: fraction of the samples that take the teacher's embedding, which the tokenizer's
-            imitates.
-    """
-
-    drop: float = 0.1
-    noise_embedding: float = 0.5
-    teacher: float = 0.0
+    drop: float = 0.1  # fraction without a condition
+    noise_embedding: float = (
+        0.5  # fraction with a noised embedding; the others have level 0, as in decoding
+    )
+    teacher: float = 0.0  # fraction with the teacher's embedding, which the tokenizer's imitates
 
     def __post_init__(self) -> None:
         check_fractions(self, "drop", "noise_embedding", "teacher")

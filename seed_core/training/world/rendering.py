@@ -89,7 +89,7 @@ class Renderer:
         return art[:, :3] + self._background(scenes) * (1 - art[:, 3:])
 
     def _placed(self, scenes: Sequence[Scene], size: str) -> torch.Tensor:
-        """Return objects of one size in their places, premultiplied ``[B, 4, 128, 128]`` in 0..1."""
+        """Return objects of one size in their places, premultiplied ``[B, 4, H, W]`` in 0..1."""
         pixels = self._sizes[size]
         margin = (SIDE - pixels) // 2
         art = self._scaled_artwork(size)[[scene.concept for scene in scenes]]
@@ -151,6 +151,6 @@ def _blurred(pictures: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
 
 
 def normalize(pictures: torch.Tensor) -> torch.Tensor:
-    """Return what a vision tower reads of pictures ``[B, 3, S, S]`` in 0..1, as `preprocess` does."""
+    """Return what a vision tower takes for pictures ``[B, 3, S, S]`` in 0..1; see `preprocess`."""
     mean, std = (pictures.new_tensor(numbers).view(3, 1, 1) for numbers in (CLIP_MEAN, CLIP_STD))
     return (pictures - mean) / std

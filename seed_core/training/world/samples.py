@@ -26,32 +26,19 @@ _TOGETHER = 64  # scenes of a batch that is measured
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Which renderings a stage sees.
+    """Which renderings a stage sees."""
 
-    Attributes:
-        artwork: cut-out pictures of objects, made by ``data artwork``.
-        description: of the world; seed-mini's ``concepts.json`` by default.
-        everything: show all objects of the artwork, not only those of the description.
-        augmented: fraction of the renderings that are mirrored, blurred, shaded or tinted.
-        free: fraction of these that have a background of any colours.
-    """
-
-    artwork: Path
-    description: Path | None = None
-    everything: bool = False
-    augmented: float = 0.0
-    free: float = 0.0
+    artwork: Path  # cut-out pictures, made by data artwork
+    description: Path | None = None  # of the world; by default seed-mini's concepts.json
+    everything: bool = False  # show all objects of the artwork
+    augmented: float = 0.0  # fraction that are mirrored, blurred, shaded or tinted
+    free: float = 0.0  # fraction of these with a background of any colours
 
     def __post_init__(self) -> None:
         check_fractions(self, "augmented", "free", group="world.")
 
     def open(self, device: torch.device | str = "cpu") -> World:
-        """Return the world.
-
-        Raises:
-            OptionError: artwork and description do not fit.
-            CheckpointError: the description cannot be read.
-        """
+        """Return the world; for its errors see `World`."""
         return World(self.artwork, self.description, self.everything, device)
 
 
@@ -83,8 +70,7 @@ class WorldPictures(Samples):
         settings: which renderings.
         world: shows them.
         seed: of all scenes.
-        shortened: fraction of the first half of the samples that are restored from their first
-            codes.
+        shortened: fraction of the first half that is restored from its first codes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Scenes of the closed world: which object stands where, on which background, and with which look."""
+"""Scenes of the closed world: an object, its place, its background, and the look of the picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Look:
         return (self.hue, self.contrast, self.brightness) != (0.0, 1.0, 1.0)
 
     def ends(self, named: Sequence[float]) -> tuple[Colour, Colour]:
-        """Return the colours in which the background begins and ends; ``named`` is the usual one."""
+        """Return the colours in which the background begins and ends; usually both are ``named``."""
         red, green, blue = named
         first = self.colour or (red, green, blue)
         return first, self.gradient or first
