@@ -1,25 +1,6 @@
-"""Documents: pictures and text as people collect them, and the tokens and labels they become.
+"""Documents: pictures and text as people collect them, and the examples that they become.
 
-A document is one JSON object. Its ``format`` says what it is, and so which tokens count in the
-loss:
-
-==================  ======================================================  =====================
-format              other fields                                            counts
-==================  ======================================================  =====================
-``caption``         ``codes``, ``text``                                     everything
-``picture``         ``codes``                                               everything
-``interleaved``     ``parts``: strings and pictures                         everything
-``text``            ``text``                                                everything
-``video``           ``frames``: pictures, ``text``                          the text and the end
-``conversation``    ``turns``: each ``role`` and ``parts``                  answers and the end
-``text_to_image``   ``codes``, ``text``, perhaps ``response``               answers and the end
-``edit``            ``source``, ``instruction``, ``target``, perhaps        answers and the end
-                    ``response``
-``two_images``      ``pictures``: two, ``question``, ``answer``: text, a    answers and the end
-                    picture, or a list of both
-``story``           ``pieces``: pairs of text and picture, perhaps          answers and the end
-                    ``question``
-==================  ======================================================  =====================
+A document is one JSON object. Its ``format`` decides which tokens count in the loss; see `FORMATS`.
 
 A picture is the list of its 32 codes. Other fields are allowed and ignored, except for ``family``,
 which must be the model's if it is given. Formats and masks are the reference's; the functions here
@@ -203,4 +184,17 @@ def _interleaved(
     return spaced
 
 
+# format         other fields                                         counts in the loss
+# caption        codes, text                                          everything
+# picture        codes                                                everything
+# interleaved    parts: strings and pictures                          everything
+# text           text                                                 everything
+# video          frames: pictures; text                               the text and the end
+# conversation   turns: each with role and parts                      answers and the end
+# text_to_image  codes, text, optionally response                     answers and the end
+# edit           source, instruction, target, optionally response     answers and the end
+# two_images     pictures: two; question; answer: text, a picture,    answers and the end
+#                or a list of both
+# story          pieces: pairs of text and picture; optionally        answers and the end
+#                question
 FORMATS = ("caption", "picture", "interleaved", "text", "video", *CONVERSATIONS)

@@ -45,7 +45,7 @@ class PictureFile:
             picture = Image.open(io.BytesIO(content))
             picture.load()
         except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-            raise PictureError(f"the picture is damaged, or something else: {error}") from error
+            raise PictureError(f"this file is damaged, or not a picture: {error}") from error
         return picture
 
 

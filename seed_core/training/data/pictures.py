@@ -29,12 +29,6 @@ class PictureFolders(Samples):
     Every epoch has another order. Each sample is cropped and mirrored at random, as in the
     reference. Another picture takes the place of a damaged one, and a warning names the file.
 
-    Args:
-        folders: `find_pictures` reads them; each line of a text is a caption.
-        image_size: side of the crops, in pixels.
-        seed: of orders and crops.
-        has_captions: whether captions are wanted.
-
     Raises:
         OptionError: a folder holds no picture, or no folder is given.
     """

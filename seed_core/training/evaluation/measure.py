@@ -71,18 +71,6 @@ _DECODED_TOGETHER = 96
 class Evaluation:
     """A model family, and its metrics on the closed world.
 
-    Args:
-        world: it is measured on this one.
-        judge: of its drawings.
-        samples: questions per task, at least 1. All unknown objects of the split are asked for.
-        split: one of `closed_world.SPLITS`; results.json has ``all``.
-        model: folder with ``tokenizer``, ``llm`` and ``decoder``; by default the bundled one.
-        lora: an adapter for the language model.
-        device: where everything computes.
-        teacher: folder of the vision tower whose embeddings the tokenizer learned, for
-            `OF_TEACHER`.
-        threads: pictures decoded in parallel on a CPU; by default one per core.
-
     Raises:
         OptionError: fewer than 1 sample is asked for.
         CheckpointError: a model or the teacher cannot be loaded.
@@ -92,13 +80,14 @@ class Evaluation:
         self,
         world: World,
         judge: Judge,
-        samples: int = SAMPLES,
-        split: str = "all",
-        model: Path | None = None,
-        lora: str | None = None,
+        samples: int = SAMPLES,  # questions per task; the unknown objects are all asked for
+        split: str = "all",  # one of closed_world.SPLITS; results.json has all
+        model: Path | None = None,  # with tokenizer, llm and decoder; by default the bundled one
+        lora: str | None = None,  # an adapter for the language model
         device: str = "cpu",
-        teacher: Path | None = None,
-        threads: int | None = None,
+        teacher: Path | None = None,  # whose embeddings the tokenizer learned, for OF_TEACHER
+        threads: int
+        | None = None,  # pictures decoded in parallel on a CPU; by default one per core
     ) -> None:
         if samples < 1:
             raise OptionError(f"an evaluation needs at least 1 sample a task; got {samples}")

@@ -47,26 +47,18 @@ class VaeOptions:
 
 @dataclass(frozen=True)
 class UnetOptions:
-    """How a diffusion model is trained.
+    """How a diffusion model is trained."""
 
-    Attributes:
-        sizes: of a new diffusion model.
-        chances: of its random numbers.
-        vae: folder with the autoencoder of a new one: the output of ``part: vae``, or a decoder.
-        tokenizer: it paints from the embeddings of this one: a folder, or ``seed-mini``.
-        teacher: folder of the vision tower whose embeddings the tokenizer learned.
-        draws_per_scene: consecutive samples that show one scene, each with other random numbers.
-            The latents and the embedding of a scene cost more than a step of the network.
-        measured: pictures that give the embeddings' mean and deviation.
-    """
-
-    sizes: UnetSizes = UnetSizes()
-    chances: Chances = Chances()
+    sizes: UnetSizes = UnetSizes()  # of a new diffusion model
+    chances: Chances = Chances()  # of its random numbers
+    # Folder with the autoencoder of a new one: the output of part: vae, or a decoder.
     vae: str | None = None
-    tokenizer: str = "seed-mini"
-    teacher: Path | None = None
+    tokenizer: str = "seed-mini"  # it paints from the embeddings of this one, a folder or seed-mini
+    teacher: Path | None = None  # folder of the vision tower whose embeddings the tokenizer learned
+    # Consecutive samples that show one scene, whose latents and embedding cost more than a step
+    # of the network.
     draws_per_scene: int = 1
-    measured: int = 2048
+    measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
     def __post_init__(self) -> None:
         if self.draws_per_scene < 1:
@@ -80,30 +72,19 @@ class UnetOptions:
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """What the stage reads.
+    """What the stage reads."""
 
-    Attributes:
-        part: which of the two networks is trained.
-        world: what it learns to paint.
-        schedule: of the training; of an autoencoder, of the first run.
-        start: the decoder to go on from, a folder or ``seed-mini``; by default a new one.
-        favour: objects to show more often, by their names in the description or, failing that, in
-            the artwork.
-        favour_part: fraction of the scenes that show one of these.
-        half: write weights in float16.
-        vae: settings of ``part: vae``.
-        unet: settings of ``part: unet``.
-    """
-
-    part: Literal["vae", "unet"]
-    world: WorldSettings
-    schedule: Schedule
+    part: Literal["vae", "unet"]  # which of the two networks is trained
+    world: WorldSettings  # it learns to paint this one
+    schedule: Schedule  # of an autoencoder's first run, or of the diffusion model
+    # The decoder to go on from, a folder or seed-mini; by default a new one.
     start: str | None = None
+    # Objects to show more often, by their names in the description or else in the artwork.
     favour: tuple[str, ...] = ()
-    favour_part: float = 0.0
-    half: bool = True
-    vae: VaeOptions = VaeOptions()
-    unet: UnetOptions = UnetOptions()
+    favour_part: float = 0.0  # fraction of the scenes that show one of these
+    half: bool = True  # write weights in float16
+    vae: VaeOptions = VaeOptions()  # settings of part: vae
+    unet: UnetOptions = UnetOptions()  # settings of part: unet
 
     def __post_init__(self) -> None:
         check_fractions(self, "favour_part")

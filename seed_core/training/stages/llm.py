@@ -100,25 +100,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the stage reads.
+    """What the stage reads."""
 
-    Attributes:
-        data: what the model learns from.
-        schedule: how long it learns.
-        start: the model to go on with, ``seed-mini`` or a folder; of several models with the same
-            sizes, the average of their weights. By default a new network.
-        sizes: of a new network.
-        vocabulary: ``seed-mini``, or a folder with the files of a vocabulary; embeddings and head
-            grow to its size. By default that of the start, or seed-mini's.
-        weights: number format of the result.
-    """
-
-    data: Data
+    data: Data  # the model learns from this
     schedule: Schedule
+    # The models to go on with, seed-mini or folders; of several with the same sizes, the average
+    # of their weights; by default a new network.
     start: tuple[str, ...] = ()
-    sizes: Sizes = Sizes()
+    sizes: Sizes = Sizes()  # of a new network
+    # Seed-mini, or a folder with the files of a vocabulary, to whose size embeddings and head
+    # grow; by default that of the start, or seed-mini's.
     vocabulary: str | None = None
-    weights: Literal["fp32", "fp16", "bf16"] = "fp16"
+    weights: Literal["fp32", "fp16", "bf16"] = "fp16"  # number format of the result
 
 
 RECIPE = Recipe

@@ -78,27 +78,18 @@ class MiniSettings:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """What the stage reads.
+    """What the stage reads."""
 
-    Attributes:
-        part: what is trained.
-        tower: the frozen vision tower: a file such as ``eva_vit_g.pth``, or a run of the stage
-            ``tower``, which ``part: mini`` also takes as the teacher.
-        network: sizes of the whole tokenizer.
-        qformer: settings of ``part: qformer``.
-        codebook: settings of ``part: codebook``.
-        mini: settings of ``part: mini``.
-        precision: of the file that is written.
-    """
-
-    part: Literal["qformer", "codebook", "mini"]
+    part: Literal["qformer", "codebook", "mini"]  # what is trained
+    # The frozen vision tower: a file such as eva_vit_g.pth, or a run of the stage tower, which is
+    # also the teacher of part: mini.
     tower: Path
     schedule: Schedule
-    network: TokenizerConfig = TokenizerConfig()
+    network: TokenizerConfig = TokenizerConfig()  # sizes of the whole tokenizer
     qformer: QFormerSettings | None = None
     codebook: CodebookSettings | None = None
     mini: MiniSettings | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16"] = "fp32"  # of the file that is written
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)

@@ -47,35 +47,23 @@ TrainedInFull = Literal["embeddings", "norms"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the stage reads.
+    """What the stage reads."""
 
-    Attributes:
-        data: what the adapter learns from.
-        schedule: how long it learns.
-        start: the model it belongs to, ``seed-mini`` or a folder.
-        vocabulary: a folder with the files of a larger vocabulary, whose new tokens the model gets;
-            by default the model keeps its own.
-        rank: of the products.
-        alpha: the strength of the products is alpha / rank.
-        dropout: fraction of a product's input that is dropped in training.
-        modules: the layers that get products.
-        trained_in_full: ``embeddings`` (with the head), ``norms``.
-        base_precision: number format of the frozen weights. What is trained is always float32.
-        weights: number format of the adapter.
-        merge: also write the merged model, in the base's number format, to the folder ``llm``.
-    """
-
-    data: Data
+    data: Data  # the adapter learns from this
     schedule: Schedule
-    start: str
+    start: str  # the model that the adapter belongs to, seed-mini or a folder
+    # Folder with the files of a larger vocabulary, whose new tokens the model gets; by default
+    # the model keeps its own.
     vocabulary: str | None = None
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
-    modules: tuple[str, ...] = MODULES
-    trained_in_full: tuple[TrainedInFull, ...] = ()
+    rank: int = 16  # of the products
+    alpha: float = 32.0  # the strength of the products is alpha / rank
+    dropout: float = 0.05  # fraction of a product's input that is dropped in training
+    modules: tuple[str, ...] = MODULES  # the layers that get products
+    trained_in_full: tuple[TrainedInFull, ...] = ()  # embeddings includes the head
+    # Of the frozen weights; what is trained is always float32.
     base_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    weights: Literal["fp32", "fp16", "bf16"] = "fp32"
+    weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # number format of the adapter
+    # Also write the merged model, in the base's number format, to the folder llm.
     merge: bool = False
 
     def __post_init__(self) -> None:

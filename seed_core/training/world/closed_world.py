@@ -152,10 +152,8 @@ class World:
     def draw(self, chance: random.Random, augmented: float = 0.0, free: float = 0.0) -> Scene:
         """Return a random scene of the training split, never a held-out pair.
 
-        Args:
-            chance: the source of randomness.
-            augmented: probability of a random look.
-            free: probability that such a look has a background of any colour; see `augment`.
+        ``augmented`` is the probability of a random look, ``free`` that of any colours in one; see
+        `augment`.
         """
         concept = chance.randrange(len(self.concepts))
         never = self.concepts[concept]["held_out_background"]

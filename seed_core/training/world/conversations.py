@@ -86,35 +86,21 @@ class MiniConversations:
 
 @dataclass(frozen=True)
 class ConversationSettings:
-    """Which conversations a language model learns from.
+    """Which conversations a language model learns from."""
 
-    Attributes:
-        artwork: cut-out pictures of objects, made by ``data artwork``.
-        description: of the world; by default seed-mini's ``concepts.json``.
-        bank: codes of its pictures, made by ``data bank``. Without it codes are made on demand,
-            which suits short runs.
-        tokenizer: of these codes: ``seed-mini``, or a folder. By default any bank is taken, and
-            codes on demand are seed-mini's.
-        variants: places of each object without a bank.
-        augmented: fraction of the shown pictures that have a random look.
-        focus: names of objects that some of the conversations are about.
-        focus_part: fraction of these.
-        drawings: variants that drawings use; by default all.
-        weight: how often a document is a conversation, relative to other sources.
-        max_length: tokens that a conversation is cut to.
-    """
-
-    artwork: Path
-    description: Path | None = None
-    bank: Path | None = None
+    artwork: Path  # cut-out pictures, made by data artwork
+    description: Path | None = None  # of the world; by default seed-mini's concepts.json
+    bank: Path | None = None  # codes, made by data bank; by default made on demand, for short runs
+    # Of these codes, seed-mini or a folder; by default any bank is taken, and codes on demand are
+    # seed-mini's.
     tokenizer: str | None = None
-    variants: int = 8
-    augmented: float = 0.25
-    focus: tuple[str, ...] = ()
-    focus_part: float = 0.5
-    drawings: int | None = None
-    weight: float = 1.0
-    max_length: int = 512
+    variants: int = 8  # places of each object without a bank
+    augmented: float = 0.25  # fraction of the shown pictures that have a random look
+    focus: tuple[str, ...] = ()  # objects that some of the conversations are about
+    focus_part: float = 0.5  # fraction of these conversations
+    drawings: int | None = None  # variants that drawings use; by default all
+    weight: float = 1.0  # how often a document is a conversation, relative to other sources
+    max_length: int = 512  # tokens that a conversation is cut to
 
     def __post_init__(self) -> None:
         check_fractions(self, "augmented", "focus_part")

@@ -70,7 +70,7 @@ def run_own_object(args: argparse.Namespace) -> None:
         with Image.open(args.picture) as picture:
             picture.load()
     except FileNotFoundError as error:
-        raise OptionError(f"there is no picture {args.picture}") from error
+        raise OptionError(f"the picture {args.picture} is missing") from error
     except OSError as error:
         raise PictureError(f"{args.picture} cannot be read as a picture: {error}") from error
     artwork, description = add_object(

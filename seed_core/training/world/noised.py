@@ -73,25 +73,16 @@ class Draws:
 
 
 class NoisedSamples(Samples):
-    """Scenes to paint, each with its random numbers.
-
-    Args:
-        scenes: what is painted.
-        seed: of the random numbers.
-        chances: of the random numbers.
-        latent_shape: ``(C, h, w)``.
-        embedding_dim: width of image embeddings.
-        draws_per_scene: consecutive samples that show one scene, each with other random numbers.
-    """
+    """Scenes to paint, each with its random numbers."""
 
     def __init__(
         self,
         scenes: SceneSamples,
         seed: int,
         chances: Chances,
-        latent_shape: tuple[int, ...],
+        latent_shape: tuple[int, ...],  # (C, h, w)
         embedding_dim: int,
-        draws_per_scene: int = 1,
+        draws_per_scene: int = 1,  # consecutive samples that show one scene
     ) -> None:
         self._scenes = scenes
         self._seed = seed

@@ -23,20 +23,13 @@ SIDE = 128
 
 
 class Renderer:
-    """Draws scenes.
-
-    Args:
-        rgba: uint8 ``[N, 120, 120, 4]``, cut-out pictures of the objects.
-        backgrounds: RGB in 0..255 by name.
-        sizes: sides of the scaled objects in pixels, by name.
-        device: where pictures are made.
-    """
+    """Draws scenes on a device, from cut-out pictures uint8 ``[N, 120, 120, 4]`` of their objects."""
 
     def __init__(
         self,
         rgba: npt.NDArray[np.uint8],
-        backgrounds: Mapping[str, Sequence[float]],
-        sizes: Mapping[str, int],
+        backgrounds: Mapping[str, Sequence[float]],  # RGB in 0..255 by name
+        sizes: Mapping[str, int],  # sides of the scaled objects in pixels, by name
         device: torch.device,
     ) -> None:
         self._rgba = rgba
