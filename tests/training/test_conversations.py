@@ -320,7 +320,7 @@ def test_a_part_of_the_conversations_is_about_the_objects_in_focus(world, album)
             seen[name] += bool(names & {"fox", "owl"})
     assert seen["focused"] > 220
     assert seen["plain"] < 30
-    with pytest.raises(OptionError, match="there is no object wolpertinger"):
+    with pytest.raises(OptionError, match="has no object wolpertinger"):
         MiniConversations(world, album, focus=["wolpertinger"])
 
 

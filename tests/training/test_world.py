@@ -320,7 +320,7 @@ def test_the_command_adds_an_object(artwork, tmp_path, capsys):
     assert "object 193" in capsys.readouterr().out
     world = World(tmp_path / "my" / "artwork.npz", tmp_path / "my" / "concepts.json")
     assert world.concepts[-1]["name"] == "mascot"
-    with pytest.raises(OptionError, match="no picture"):
+    with pytest.raises(OptionError, match="the picture .* is missing"):
         world_data.run_own_object(command(world_data.add_own_object, tmp_path / "no", *options))
     path.write_bytes(b"no picture")
     with pytest.raises(PictureError, match="cannot be read"):
