@@ -57,6 +57,8 @@ def small_world(
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs something and interrupts it, as Ctrl+C does, before a step of its first, second ... run."""
+    # Interrupted runs save after every step or two, and a picture of the curves takes a second each time.
+    monkeypatch.setattr(loop, "draw_curves", lambda rows, path: None)
 
     def run(work: Callable[[], object], step: int, training: int = 1) -> None:
         begin = loop._StageTrainer.training_step

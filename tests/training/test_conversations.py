@@ -428,7 +428,7 @@ def test_a_bank_is_read_as_it_was_written(
         CodeBank.load(path, small, changed)
     path.write_bytes(b"no bank")
     for name in ("bank.safetensors", "none.safetensors"):
-        with pytest.raises(OptionError, match="no code bank"):
+        with pytest.raises(OptionError, match="must be a code bank"):
             CodeBank.load(tmp_path / name, small)
 
 

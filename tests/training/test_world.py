@@ -337,7 +337,7 @@ def test_a_picture_that_cannot_be_cut_out_is_refused():
 def test_artwork_of_another_form_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(b"no archive")
-    with pytest.raises(OptionError, match="no artwork file"):
+    with pytest.raises(OptionError, match="must be an artwork file"):
         read_artwork(path)
     np.savez(path, names=np.array(["a"]), rgba=np.zeros((1, 8, 8, 4), np.uint8))
     with pytest.raises(OptionError, match=r"needs uint8 pictures \[1, 120, 120, 4\]"):
@@ -393,7 +393,7 @@ def test_another_package_is_refused(package):
             fluent_emoji.read_package(path)
     (package / "no.tgz").write_bytes(b"no archive")
     for name in ("no.tgz", "none.tgz"):
-        with pytest.raises(OptionError, match=r"no readable .tgz"):
+        with pytest.raises(OptionError, match=r"cannot be read as a .tgz"):
             fluent_emoji.read_package(package / name)
 
 
