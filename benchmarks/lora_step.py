@@ -32,7 +32,8 @@ from seed_core.bench.meter import device_name
 from seed_core.bench.subject import Subject
 from seed_core.bench.table import OURS, Figure, Table
 from seed_core.training import loop
-from seed_core.training.data import documents
+from seed_core.training.data import examples
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm, tune
 
 GIB = 2**30
@@ -93,7 +94,7 @@ class Lessons(loop.Samples):
     def sample(self, number):
         """Return one sample."""
         token_ids = random.Random(number).choices(range(3, self.vocab_size), k=self.length)
-        return documents.Example(token_ids, list(token_ids))
+        return examples.Example(token_ids, list(token_ids))
 
 
 class Clock:
@@ -121,7 +122,7 @@ class Clock:
 
 def recipe(args, subject, in_full):
     precision = "fp32" if subject.dtype == torch.float32 else "bf16"
-    schedule = loop.Schedule(
+    schedule = Schedule(
         steps=args.steps + FIRST + 1,
         batch_size=args.batch,
         learning_rate=1e-4,
@@ -142,7 +143,7 @@ def ours(args, subject, in_full=()):
         loop.train(
             lambda: clock.watch(tune.with_adapter(network(subject), plan)),
             Lessons(subject.config.vocab_size, args.tokens),
-            documents.collate,
+            examples.collate,
             plan,
             Path(folder),
         )
@@ -169,7 +170,7 @@ def plain(args, subject):
         model.train()
         for step in range(args.steps + FIRST + 1):
             numbers = range(step * args.batch, (step + 1) * args.batch)
-            batch = documents.collate([samples.sample(number) for number in numbers])
+            batch = examples.collate([samples.sample(number) for number in numbers])
             batch = {name: x.to(subject.device) for name, x in batch.items()}
             half = subject.dtype != torch.float32
             with torch.autocast(subject.device.type, torch.bfloat16, enabled=half):

@@ -4,6 +4,7 @@
 the host moves weights and lays out pictures, and nothing of what the models compute.
 """
 
+from ...seed_core.core import LoadedCore
 from .folders import (
     input_file,
     input_files,
@@ -12,7 +13,7 @@ from .folders import (
     register_model_folders,
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
-from .memory import Core, LoadedCore, LoadedModel, choose_dtype, load_model
+from .memory import Core, LoadedModel, choose_dtype, load_model
 from .progress import Progress, show_text
 from .wires import (
     SeedClipVisionOutput,

@@ -21,13 +21,13 @@ STAGES = {
     "llm": "pretrain or instruction-tune a language model on pictures and text",
     "tune": "train a LoRA adapter on a SEED-LLaMA",
 }
-"""What reads a recipe and writes a folder: modules of `stages` with a ``RECIPE`` class and a ``run``."""
+"""Modules of `stages` that read a recipe and write a folder; they have ``RECIPE`` and ``run``."""
 
 COMMANDS = {
     "data": ("data.command", "get artwork, or turn pictures into codes"),
-    "evaluate": ("evaluate", "measure a seed-mini on its closed world"),
+    "evaluate": ("evaluation.command", "measure a seed-mini on its closed world"),
 }
-"""What has arguments of its own: modules with ``add_arguments`` and ``run``."""
+"""Modules with arguments of their own; they have ``add_arguments`` and ``run``."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture: a row of panels, one for the loss and each of its parts."""
+"""The curves of a run as a picture: a panel for the loss and for each of its terms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ _NO_CURVE = frozenset(["epoch", "step"])
 
 
 def draw_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
-    """Write a PNG.
-
-    Args:
-        rows: of the log, each with ``step`` and what was measured there.
-        path: of the picture.
-    """
+    """Write a PNG of the log, whose rows have ``step`` and what was measured there."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in rows for name in row if name not in _NO_CURVE))

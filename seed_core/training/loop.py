@@ -1,22 +1,20 @@
 """The training loop of every stage, on transformers' Trainer.
 
-A stage hands over a network whose ``forward`` takes a batch and returns its loss, and samples that are
-known by their number. That is all that exact resumption needs: sample n is the same in every run and
-on every number of processes, so a run goes on with the next number. Several processes come from
-``torchrun`` or ``accelerate launch``, with FSDP2 where that says so. Knows nothing of pictures or text.
+A stage brings a network whose ``forward`` takes a batch and returns its loss, and samples by
+number. Sample n is the same in every run and on every number of processes, so an interrupted run
+goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
+processes, FSDP2 included.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +22,16 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import OptionError, SeedError
 from .claims import claim
 from .curves import draw_curves
+from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
-from .settings import check_parts
+from .schedule import Schedule, training_arguments
 
 log = logging.getLogger(__name__)
 
@@ -41,89 +40,23 @@ CHECKPOINTS = "checkpoints"
 CURVES_FILE = "curves.png"
 LOG_FILE = "log.json"
 
-_AT_LEAST = {
-    1: ("steps", "batch_size", "accumulate", "save_every", "log_every"),
-    0: ("warm_up", "weight_decay", "clip", "workers", "seed"),
-}
-_LARGEST_SEED = 2**32 - 1  # of numpy's generator
 _FROM_WORKER = "DataLoader worker"
-"""Torch says so of an error in a process that makes samples, and adds its traceback."""
+"""How torch begins an error of a process that makes samples; its traceback follows."""
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a stage trains, and how fast.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: samples of one step, over all processes and accumulated batches.
-        learning_rate: its peak. It rises over the first steps and falls as a cosine.
-        final_part: what the learning rate falls to, as a part of the peak.
-        warm_up: steps until the peak.
-        weight_decay: of matrices; biases and norms have none.
-        clip: largest norm of the gradient; 0 for none.
-        accumulate: batches that a step is made of, so that each fits the memory.
-        checkpoint_activations: compute activations again rather than keep them.
-        precision: of the computation; weights and optimizer stay float32.
-        save_every: steps between two checkpoints.
-        log_every: steps between two rows of the log.
-        workers: processes that make samples.
-        seed: of everything random.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    final_part: float = 0.0
-    warm_up: int = 0
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    clip: float = 1.0
-    accumulate: int = 1
-    checkpoint_activations: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    save_every: int = 500
-    log_every: int = 10
-    workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for least, names in _AT_LEAST.items():
-            for name in names:
-                if not getattr(self, name) >= least:
-                    raise OptionError(
-                        f"schedule.{name} must be at least {least}; got {getattr(self, name)}"
-                    )
-        for name in ("learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"schedule.{name} must be over 0; got {getattr(self, name)}")
-        check_parts(self, "final_part", "beta1", "beta2", group="schedule.")
-        if 1 in (self.beta1, self.beta2):
-            raise OptionError("schedule.beta1 and beta2 must be less than 1; got 1")
-        if self.seed > _LARGEST_SEED:
-            raise OptionError(f"schedule.seed must be at most {_LARGEST_SEED}; got {self.seed}")
-        if self.save_every % self.log_every:  # a row's mean would begin where the run went on
-            raise OptionError(
-                f"schedule.save_every {self.save_every} must be a multiple of log_every "
-                f"{self.log_every}, so that a run that goes on has the same log"
-            )
 
 
 class Samples(Dataset[Any]):
     """Samples by number, as many as anyone asks for.
 
-    Subclasses implement `sample`, which must give the same for the same number, whatever was asked
-    for before: draw from ``random.Random(f"{seed} {number}")`` or the like.
+    `sample` must not depend on earlier calls: draw from ``random.Random(f"{seed} {number}")`` or
+    the like.
     """
 
     count = 0
 
     def sample(self, number: int) -> Any:
-        """Return one sample, as the stage's collate function takes it."""
+        """Return one sample for the stage's collate function."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -134,7 +67,7 @@ class Samples(Dataset[Any]):
 
 
 class _StageTrainer(Trainer):
-    """A Trainer that reads samples in order and logs the parts of a loss."""
+    """A Trainer that reads samples in order and logs the terms of a loss."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -143,7 +76,7 @@ class _StageTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        if state.distributed_type == DistributedType.MULTI_CPU and _wants_shards():
+        if state.distributed_type == DistributedType.MULTI_CPU and wants_shards():
             # Accelerate shards on cards alone. Torch can on processors, with gloo, and so a sharded
             # run can be tried without any card.
             state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
@@ -201,29 +134,27 @@ def train(
     recipe: Any,
     folder: Path,
 ) -> nn.Module:
-    """Train a network, or go on where a run into the same folder stopped.
+    """Train a network, or go on with an earlier run in the same folder.
 
     Args:
         build: makes the network; its random weights come from the recipe's seed. ``forward`` takes
-            what ``collate`` returns and gives a mapping with ``loss``, and with ``terms`` where
-            parts of it are to be logged.
+            what ``collate`` returns. It gives a mapping with ``loss``, and with ``terms`` to log.
         samples: what it learns from.
         collate: makes a batch of samples.
-        recipe: the whole recipe of the stage, with a ``schedule``; it is written into the folder.
-        folder: where checkpoints, log and curves go.
+        recipe: of the stage, with a ``schedule``; it is written into the folder.
+        folder: receives checkpoints, log and curves.
 
     Returns:
-        The network, trained to the end of the schedule. Of several processes the first has it in
-        any case, see `is_first_process`; of a sharded run no other.
+        The trained network. In a sharded run only the first process has it, see `is_first_process`.
 
     Raises:
-        OptionError: the folder holds a run of another recipe, the card has too little memory or
-            lacks a number format.
-        SeedError: whatever making a sample raises.
+        OptionError: the folder holds a run of another recipe, or the card lacks memory or a number
+            format.
+        SeedError: a sample cannot be made.
     """
     schedule: Schedule = recipe.schedule
     with _seeded(schedule.seed):
-        arguments = _arguments(schedule, folder)
+        arguments = training_arguments(schedule, folder / CHECKPOINTS)
         _claim(folder, recipe)
         per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
         samples.count = schedule.steps * per_step
@@ -256,13 +187,13 @@ def _without_traceback(error: SeedError | OSError) -> SeedError | OSError:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint that is whole; a run may have been killed while it wrote one."""
+    """Return the last complete checkpoint; a run may have been killed while it wrote one."""
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step_of)
     for checkpoint in reversed(found):
         try:  # weights, optimizer and schedule are written before it
             json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
         except (OSError, ValueError):
-            log.warning("%s is unfinished and is passed over", checkpoint)
+            log.warning("%s is unfinished and is skipped", checkpoint)
         else:
             return str(checkpoint)
     return None
@@ -274,7 +205,7 @@ def _step_of(checkpoint: Path) -> int:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed everything random for a while; the caller's generators stay as they were."""
+    """Seed everything random; the caller's generators come back afterwards."""
     python, numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         set_seed(seed)
@@ -285,14 +216,8 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-def is_first_process() -> bool:
-    """Tell whether this process is the one of several that writes results."""
-    is_first: bool = PartialState().is_main_process
-    return is_first
-
-
 def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
-    """Return the trained network in one piece, which no process of a sharded run has."""
+    """Return the trained network in one piece; the processes of a sharded run each have a shard."""
     accelerator = trainer.accelerator
     network: nn.Module = accelerator.unwrap_model(trainer.model)
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -303,26 +228,8 @@ def _whole(trainer: Trainer, build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-def check_whole() -> None:
-    """Refuse FSDP, for stages that do not share out their weights.
-
-    Raises:
-        OptionError: the launcher asked for it.
-    """
-    if _wants_shards():
-        raise OptionError(
-            "this stage does not share out its weights; start it without FSDP, with torchrun for "
-            "several cards"
-        )
-
-
-def _wants_shards() -> bool:
-    """Tell whether the launcher asked for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
 def _claim(folder: Path, recipe: Any) -> None:
-    """Write the recipe into a new folder; in one of an earlier run it must be the same."""
+    """Write the recipe into a new folder; the folder of an earlier run must have the same one."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     path = folder / RECIPE_FILE
     if not claim(path, to_yaml(recipe)):
@@ -330,52 +237,3 @@ def _claim(folder: Path, recipe: Any) -> None:
             f"{folder} holds a run of another recipe; choose another folder, or take the settings "
             f"of {path} to go on with that run"
         )
-
-
-def _arguments(schedule: Schedule, folder: Path) -> TrainingArguments:
-    use_cpu = not torch.cuda.is_available()
-    if schedule.precision == "bf16" and not (use_cpu or torch.cuda.is_bf16_supported(False)):
-        raise OptionError(
-            "this card does not compute in bf16; set schedule.precision to fp16, or to fp32"
-        )
-    probe = TrainingArguments(output_dir=str(folder / CHECKPOINTS), report_to=[], use_cpu=use_cpu)
-    parts = probe.world_size * schedule.accumulate
-    if schedule.batch_size % parts:
-        raise OptionError(
-            f"schedule.batch_size {schedule.batch_size} must be a multiple of {parts}, the "
-            "processes times accumulate"
-        )
-    less_memory: dict[str, Any] = (
-        {"gradient_checkpointing": True} if schedule.checkpoint_activations else {}
-    )
-    arguments = TrainingArguments(
-        output_dir=str(folder / CHECKPOINTS),
-        max_steps=schedule.steps,
-        per_device_train_batch_size=schedule.batch_size // parts,
-        gradient_accumulation_steps=schedule.accumulate,
-        learning_rate=schedule.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": schedule.final_part},
-        warmup_steps=schedule.warm_up,
-        weight_decay=schedule.weight_decay,
-        adam_beta1=schedule.beta1,
-        adam_beta2=schedule.beta2,
-        adam_epsilon=schedule.epsilon,
-        max_grad_norm=schedule.clip,
-        bf16=schedule.precision == "bf16",
-        fp16=schedule.precision == "fp16",
-        save_steps=schedule.save_every,
-        save_total_limit=2,
-        logging_steps=schedule.log_every,
-        dataloader_num_workers=schedule.workers,
-        remove_unused_columns=False,
-        use_cpu=use_cpu,
-        seed=schedule.seed,
-        report_to=["tensorboard"],
-        **less_memory,
-    )
-    if arguments.n_gpu > 1:
-        # Trainer would split each batch over all cards by threads, which batches of scenes do not
-        # allow; several cards take several processes.
-        arguments._n_gpu = 1
-    return arguments

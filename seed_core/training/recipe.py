@@ -1,21 +1,16 @@
-"""Recipes: YAML files that fill small frozen dataclasses, strictly.
-
-A name that no field has, a value of another type and a field that is left out without a default are
-errors that name the file and the field. Knows nothing of any stage.
-"""
+"""Recipes: YAML files that fill small frozen dataclasses, strictly."""
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from ..errors import OptionError
+from .settings import from_fields
 
 Recipe = TypeVar("Recipe")
 
@@ -24,34 +19,34 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: a path, or the name of one that comes with the pack.
+    """Return the file of a recipe: a path, or the name of a bundled one.
 
     Raises:
-        OptionError: no such file.
+        OptionError: the file is missing.
     """
     bundled = RECIPES / f"{name}.yaml"
     for path in (Path(name), bundled):
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise OptionError(f"there is no recipe {name}; give a YAML file, or one of {known}")
+    raise OptionError(f"the recipe {name} is missing; give a YAML file, or one of {known}")
 
 
 def read_recipe(kind: type[Recipe], path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        kind: the dataclass it fills.
+        kind: the dataclass that it fills.
         path: a YAML file.
-        changes: ``schedule.steps=100`` and the like, read as YAML, in place of what the file says.
+        changes: values such as ``schedule.steps=100``, in YAML, that replace those of the file.
 
     Raises:
-        OptionError: a file that is no YAML, or fields that do not fit the dataclass.
+        OptionError: the file is not YAML, or its fields do not fit the dataclass.
     """
     try:
         fields = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} is no YAML: {error}") from error
+        raise OptionError(f"{path} must be a YAML file: {error}") from error
     if not isinstance(fields, dict):
         raise OptionError(f"{path} must hold names and values; it holds {fields!r}")
     for change in changes:
@@ -66,63 +61,13 @@ def _change(fields: dict[str, Any], change: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise OptionError(f"--set {change}: {text!r} is no YAML value") from error
+        raise OptionError(f"--set {change}: {text!r} must be a value in YAML") from error
     *groups, last = name.split(".")
     for group in groups:
         fields = fields.setdefault(group, {})
         if not isinstance(fields, dict):
             raise OptionError(f"--set {change}: {group} is one value and has no fields")
     fields[last] = value
-
-
-def from_fields(kind: type[Recipe], fields: Mapping[str, Any], where: str) -> Recipe:
-    """Fill a dataclass, its nested dataclasses too.
-
-    Raises:
-        OptionError: an unknown, missing or ill-typed field.
-    """
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if unknown := [str(name) for name in fields if name not in names]:
-        raise OptionError(f"{where} has no field {', '.join(unknown)}; known: {', '.join(names)}")
-    values = {name: _read(hints[name], fields[name], f"{where}: {name}") for name in fields}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise OptionError(f"{where} is incomplete: {error}") from error
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """Return a value as the type that a field has."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _read(hint, value, where)
-    if origin is typing.Literal:
-        return _checked(
-            value, value in arguments, where, f"one of {', '.join(map(str, arguments))}"
-        )
-    if origin is tuple:
-        _checked(value, isinstance(value, list), where, "a list")
-        return tuple(_read(arguments[0], item, where) for item in value)
-    if dataclasses.is_dataclass(hint):
-        _checked(value, isinstance(value, dict), where, "names and values")
-        return from_fields(typing.cast("type[Any]", hint), value, where)
-    if hint is Path:
-        return Path(_checked(value, isinstance(value, str), where, "a path"))
-    if hint is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_checked(value, is_number, where, "a number, such as 1.0e-4"))
-    is_one = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    return _checked(value, is_one, where, f"of type {hint.__name__}")
-
-
-def _checked(value: Any, is_right: bool, where: str, what: str) -> Any:
-    if not is_right:
-        raise OptionError(f"{where} must be {what}; got {value!r}")
-    return value
 
 
 def to_yaml(recipe: Any) -> str:

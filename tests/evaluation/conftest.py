@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from seed_core.training.world.closed_world import World
 from seed_core.training.world.judge import Judge
-from seed_core.training.world.scenes import World
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,12 @@ import torch
 import seed_core
 from seed_core.models.names import bundled
 from seed_core.training.data.sources import SourceFiles
-from seed_core.training.loop import Schedule
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import tune
 from seed_core.training.stages.llm import Data
 from seed_core.training.world import tasks
-from seed_core.training.world.scenes import JITTER, Scene, World
+from seed_core.training.world.closed_world import JITTER, World
+from seed_core.training.world.scenes import Scene
 from seed_core.training.world.sentences import sized
 from seed_core.training.world.tasks import Case
 

@@ -20,8 +20,8 @@ from PIL import Image
 import seed_core
 from seed_core.codes.familiarity import FAMILIAR_DISTANCE
 from seed_core.models.names import bundled
-from seed_core.training import evaluate
-from seed_core.training.evaluate import Evaluation
+from seed_core.training.evaluation import comparison, measure
+from seed_core.training.evaluation.measure import Evaluation
 from seed_core.training.world.scenes import Scene
 from seed_core.training.world.sentences import caption_of
 
@@ -94,23 +94,23 @@ def test_describes_the_shipped_samples_as_their_captions(world, samples):
 
 def test_held_out_scenes_are_the_combinations_never_trained_on(world):
     backgrounds = list(world.backgrounds)
-    scenes = world.held_out(evaluate.EVERY, random.Random(0), "all")
-    assert len({(scene.concept, scene.size) for scene in scenes}) == evaluate.EVERY
+    scenes = world.held_out(measure.EVERY, random.Random(0), "all")
+    assert len({(scene.concept, scene.size) for scene in scenes}) == measure.EVERY
     for scene in scenes:  # the rule as concepts.json words it
         assert scene.background == backgrounds[(5 * scene.concept + 3) % len(backgrounds)]
 
 
 def test_every_task_of_the_table_is_tested():
-    assert set(evaluate.TASKS) == {*TASKS, *BEYOND, *evaluate.OF_TEACHER}
-    assert {*TASKS, *evaluate.OF_TEACHER} == set(evaluate.published_metrics())
+    assert set(measure.TASKS) == {*TASKS, *BEYOND, *measure.OF_TEACHER}
+    assert {*TASKS, *measure.OF_TEACHER} == set(comparison.published_metrics())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_metrics_reach_the_published_ones(evaluation, task, capsys):
-    rows = evaluate.compare(task, evaluation.measure(task), evaluate.published_metrics())
+    rows = comparison.compare(task, evaluation.measure(task), comparison.published_metrics())
     with capsys.disabled():
-        print("", evaluate.HEADER, *rows, sep="\n")
+        print("", comparison.HEADER, *rows, sep="\n")
     assert [str(row) for row in rows if not row.holds] == []
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import seed_core
 from seed_core.models.lora import SEED_MINI_NIGHT, lora_files
-from seed_core.training.evaluate import DECODING, SAMPLED, Evaluation
+from seed_core.training.evaluation.measure import DECODING, SAMPLED, Evaluation
 from seed_core.training.world import tasks
 from seed_core.training.world.scenes import Scene
 

@@ -11,10 +11,10 @@ import torch
 
 from seed_core.models.names import bundled
 from seed_core.training import loop
-from seed_core.training.data import pictures
-from seed_core.training.stages import decoder, llm, tune
+from seed_core.training.stages import decoder, llm, tokenizer, tower, tune
 from seed_core.training.world.artwork import Artwork, read_artwork, write_artwork
-from seed_core.training.world.scenes import World
+from seed_core.training.world.closed_world import World
+from seed_core.training.world.samples import WorldSettings
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +32,10 @@ def world(artwork: Path) -> World:
 @pytest.fixture(scope="session")
 def small_world(
     artwork: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., pictures.WorldSettings]:
+) -> Callable[..., WorldSettings]:
     """Makes a world of some objects, each with a held-out background of its own."""
 
-    def make(objects: tuple[str, ...]) -> pictures.WorldSettings:
+    def make(objects: tuple[str, ...]) -> WorldSettings:
         folder = tmp_path_factory.mktemp("world")
         everything = read_artwork(artwork)
         rows = [everything.names.index(name) for name in objects]
@@ -49,9 +49,7 @@ def small_world(
             for i, name in enumerate(objects)
         ]
         (folder / "world.json").write_text(json.dumps(description), "utf-8")
-        return pictures.WorldSettings(
-            folder / "artwork.npz", folder / "world.json", augmented=0.2, free=0.5
-        )
+        return WorldSettings(folder / "artwork.npz", folder / "world.json", augmented=0.2, free=0.5)
 
     return make
 
@@ -59,6 +57,8 @@ def small_world(
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs something and interrupts it, as Ctrl+C does, before a step of its first, second ... run."""
+    # Interrupted runs save after every step or two, and a picture of the curves takes a second each time.
+    monkeypatch.setattr(loop, "draw_curves", lambda rows, path: None)
 
     def run(work: Callable[[], object], step: int, training: int = 1) -> None:
         begin = loop._StageTrainer.training_step
@@ -94,7 +94,7 @@ def assert_workers_can_make_samples(monkeypatch: pytest.MonkeyPatch) -> Callable
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            for module in (loop, llm, tune, decoder):
+            for module in (llm, tune, decoder, tower, tokenizer):
                 patch.setattr(module, "train", train)
             with pytest.raises(KeyboardInterrupt):
                 work()

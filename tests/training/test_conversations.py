@@ -19,15 +19,11 @@ from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.world import data as world_data
 from seed_core.training.world import prompts
 from seed_core.training.world.artwork import read_artwork, write_description
+from seed_core.training.world.closed_world import World
 from seed_core.training.world.code_bank import CodeBank, Picture
-from seed_core.training.world.conversations import (
-    FIRST_ONLY,
-    TASKS,
-    ConversationSettings,
-    MiniConversations,
-)
+from seed_core.training.world.conversations import ConversationSettings, MiniConversations
 from seed_core.training.world.prompts import ask_for
-from seed_core.training.world.scenes import Look, Scene, World
+from seed_core.training.world.scenes import Look, Scene
 from seed_core.training.world.sentences import (
     DECLINED,
     describe,
@@ -35,6 +31,7 @@ from seed_core.training.world.sentences import (
     sized,
     with_article,
 )
+from seed_core.training.world.turns import FIRST_ONLY, TASKS
 from seed_core.training.world.unknown import (
     MORE_UNKNOWN,
     UNKNOWN,
@@ -323,7 +320,7 @@ def test_a_part_of_the_conversations_is_about_the_objects_in_focus(world, album)
             seen[name] += bool(names & {"fox", "owl"})
     assert seen["focused"] > 220
     assert seen["plain"] < 30
-    with pytest.raises(OptionError, match="there is no object wolpertinger"):
+    with pytest.raises(OptionError, match="has no object wolpertinger"):
         MiniConversations(world, album, focus=["wolpertinger"])
 
 
@@ -431,7 +428,7 @@ def test_a_bank_is_read_as_it_was_written(
         CodeBank.load(path, small, changed)
     path.write_bytes(b"no bank")
     for name in ("bank.safetensors", "none.safetensors"):
-        with pytest.raises(OptionError, match="no code bank"):
+        with pytest.raises(OptionError, match="must be a code bank"):
             CodeBank.load(tmp_path / name, small)
 
 

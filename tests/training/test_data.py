@@ -243,11 +243,14 @@ def writing(name: str, text: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, "there is no folder or archive"),
-        (without_pictures, "there is no picture in .*pictures end in .png"),
+        (shutil.rmtree, "is missing; give folders, archives"),
+        (without_pictures, "holds no picture; pictures end in .png"),
         (writing("cat_on_orange.txt", "A"), "cat_on_orange.png has a text .* keep one"),
         (writing("metadata.jsonl", "{}\n"), "metadata.jsonl, line 1 must be like"),
-        (writing("metadata.jsonl", '{"file_name": "x.png"}\n'), "line 1: there is no file .*x.png"),
+        (
+            writing("metadata.jsonl", '{"file_name": "x.png"}\n'),
+            "line 1: the picture .*x.png is missing",
+        ),
     ],
     ids=["no folder", "no picture", "two texts", "bad metadata", "no such file"],
 )

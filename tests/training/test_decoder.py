@@ -17,12 +17,9 @@ from seed_core import DecodeOptions, load_decoder, load_tokenizer
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.models.names import bundled
 from seed_core.training import loop
-from seed_core.training.data.pictures import WorldSettings, normalize
-from seed_core.training.loop import Schedule
 from seed_core.training.networks.decoder_folder import read_vae
 from seed_core.training.networks.losses import mean_on
 from seed_core.training.networks.unet import (
-    Chances,
     Embedder,
     UnetLearner,
     UnetSizes,
@@ -37,16 +34,26 @@ from seed_core.training.networks.vae import (
     standardize,
 )
 from seed_core.training.recipe import RECIPES, read_recipe
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import decoder
 from seed_core.training.stages.decoder import (
     DecoderRecipe,
-    NoisedSamples,
-    SceneSamples,
     UnetOptions,
     VaeOptions,
-    collate_noised,
+    noised_samples,
     open_world,
+    scene_samples,
 )
+from seed_core.training.world.noised import Chances, collate_noised
+from seed_core.training.world.rendering import normalize
+from seed_core.training.world.samples import WorldSettings
+
+
+def noised(recipe, latent_shape, embedding_dim):
+    """The samples of a recipe for a UNet."""
+    scenes = scene_samples(recipe, open_world(recipe))
+    return noised_samples(recipe, scenes, latent_shape, embedding_dim)
+
 
 BUNDLED = bundled("decoder")
 
@@ -160,7 +167,7 @@ def test_settings_that_do_not_fit_are_refused(artwork):
         VaeSizes(image_size=100)
     recipe = vae_recipe(artwork, 1, 1, favour=("yeti",), favour_part=0.5)
     with pytest.raises(OptionError, match="no picture of yeti"):
-        SceneSamples(recipe, open_world(recipe))
+        scene_samples(recipe, open_world(recipe))
 
 
 def test_parts_that_do_not_fit_are_refused(artwork, tmp_path, trained_unet):
@@ -181,7 +188,7 @@ def test_parts_that_do_not_fit_are_refused(artwork, tmp_path, trained_unet):
 
 def test_a_sample_is_the_same_whatever_was_asked_for_before(artwork):
     recipe = unet_recipe(artwork, 1, Path("x"))
-    first, second = (NoisedSamples(recipe, open_world(recipe), (4, 8, 8), 256) for _ in range(2))
+    first, second = (noised(recipe, (4, 8, 8), 256) for _ in range(2))
     forward = [first.sample(number) for number in range(8)]
     backward = [second.sample(number) for number in reversed(range(8))][::-1]
     for (scene, draws), (same_scene, same_draws) in zip(forward, backward, strict=True):
@@ -197,7 +204,7 @@ def test_random_numbers_come_as_often_as_asked_for(artwork):
     chances = Chances(drop=0.1, noise_embedding=0.25, teacher=0.4)
     options = UnetOptions(vae="x", teacher=Path("x"), chances=chances)
     recipe = DecoderRecipe("unet", WorldSettings(artwork), schedule(1), unet=options)
-    samples = NoisedSamples(recipe, open_world(recipe), (1, 2, 2), 4)
+    samples = noised(recipe, (1, 2, 2), 4)
     count = 3000
     batch = collate_noised([samples.sample(number) for number in range(count)])
 
@@ -218,7 +225,7 @@ def test_random_numbers_come_as_often_as_asked_for(artwork):
 def test_favoured_objects_are_shown_as_often_as_asked_for(artwork, world):
     recipe = vae_recipe(artwork, 1, 1, favour=("wolf", "skull"), favour_part=0.5)
     everything = open_world(recipe)
-    samples = SceneSamples(recipe, everything)
+    samples = scene_samples(recipe, everything)
     scenes = [samples.sample(number) for number in range(600)]
     described = len(world.concepts)
     new = [scene for scene in scenes if scene.concept >= described]

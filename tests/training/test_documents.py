@@ -13,16 +13,10 @@ import torch
 from seed_core.errors import OptionError
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.prompt import LLAMA_2
-from seed_core.training.data.documents import (
-    DRAW,
-    IGNORED,
-    DocumentError,
-    DocumentWriter,
-    Example,
-    collate,
-    cut,
-    with_wrong_codes,
-)
+from seed_core.training.data.documents import DocumentWriter
+from seed_core.training.data.examples import IGNORED, Example, collate, cut, with_wrong_codes
+from seed_core.training.data.fields import DocumentError
+from seed_core.training.data.questions import DRAW
 from seed_core.training.data.sources import (
     Documents,
     JsonLines,
@@ -307,11 +301,11 @@ def test_separate_pieces_know_vicuna_alone(vocab):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (["a"], "a document is a JSON object"),
-        ({"format": "poem"}, "one of the formats caption.*got 'poem'"),
-        ({"format": ["caption"]}, "one of the formats"),
+        (["a"], "a document must be a JSON object"),
+        ({"format": "poem"}, "format must be one of caption.*got 'poem'"),
+        ({"format": ["caption"]}, "format must be one of"),
         ({"text": "A"}, "got None"),
-        ({"format": "caption", "text": "A"}, "no codes; there are format, text"),
+        ({"format": "caption", "text": "A"}, "field codes is missing; got format, text"),
         ({"format": "caption", "codes": FIRST, "text": " "}, "text must be text"),
         ({"format": "text", "text": 3}, "text must be text; got 3"),
         ({"format": "picture", "codes": FIRST[1:]}, "must be 32 codes"),
@@ -491,13 +485,17 @@ def test_a_bad_line_is_named(write_lines, tmp_path, separate):
         except DocumentError as error:
             messages.append(str(error))
     assert len(messages) == 3
-    for line, text in ((2, "this is no JSON"), (3, "a JSON object is needed"), (4, "got 'poem'")):
+    for line, text in (
+        (2, "this line is not JSON"),
+        (3, "a JSON object is needed"),
+        (4, "got 'poem'"),
+    ):
         (message,) = [each for each in messages if f"{path}, line {line}: " in each]
         assert text in message
 
 
 def test_files_that_cannot_be_read_are_refused(write_lines, tmp_path):
-    with pytest.raises(OptionError, match=r"no file .*none\.jsonl"):
+    with pytest.raises(OptionError, match=r"none\.jsonl is missing"):
         JsonLines(tmp_path / "none.jsonl", cache=tmp_path / "cache")
     (tmp_path / "latin.jsonl").write_bytes('{"format": "text", "text": "fün"}\n'.encode("latin-1"))
     with pytest.raises(OptionError, match=r"latin\.jsonl cannot be read as lines of text.*utf-8"):
@@ -553,7 +551,7 @@ def test_what_has_nothing_left_to_learn_is_passed_over_and_reported(separate, ca
 
 
 def test_sources_that_make_no_sense_are_refused(separate):
-    with pytest.raises(OptionError, match="no source"):
+    with pytest.raises(OptionError, match="needs documents to learn from"):
         Documents([], separate)
     for options in ({"weight": 0.0}, {"max_length": 1}, {"most_pictures": 0}):
         with pytest.raises(OptionError, match="weight over 0"):

@@ -13,12 +13,16 @@ import torch
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.runtime import Reply
-from seed_core.training import evaluate
+from seed_core.models.names import bundled
 from seed_core.training.__main__ import main
-from seed_core.training.evaluate import Evaluation, Row, compare, mean
+from seed_core.training.evaluation import command, measure
+from seed_core.training.evaluation.comparison import Row, compare, published_metrics
+from seed_core.training.evaluation.measure import TASKS, UNKNOWN_OBJECTS, Evaluation, mean
 from seed_core.training.networks.losses import psnr
+from seed_core.training.world.closed_world import World
 from seed_core.training.world.judge import Judge
-from seed_core.training.world.scenes import Look, Scene, World
+from seed_core.training.world.scenes import Look, Scene
+from seed_core.training.world.sentences import DECLINED
 from seed_core.training.world.tasks import ANSWERS, PICTURES, Case, other
 
 GIVEN = ("value", "exact", "name", "bg", "concept", "size", "concept+bg", "valid", "psnr", "cosine")
@@ -87,7 +91,7 @@ def test_nothing_may_lie_below_another_run(options, tmp_path, capsys, beside, li
 
 
 def test_files_that_are_too_large_are_told(options, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "LARGEST", 2**20)
+    monkeypatch.setattr(command, "LARGEST", 2**20)
     assert main(["evaluate", *options, "--samples", "1", "--tasks", "classifier_on_originals"]) == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith("MiB of at most 1  TOO LARGE")
 
@@ -224,7 +228,7 @@ def test_a_hundred_things_are_declined_or_not(evaluation, monkeypatch):
 
     def answer(prompt, options):
         asked.append(prompt)
-        text = evaluate.DECLINED if "gorilla" in prompt else "<image>"
+        text = DECLINED if "gorilla" in prompt else "<image>"
         return reply(text, torch.empty(0, 32))
 
     monkeypatch.setattr(evaluation._llm, "generate", answer)
@@ -247,7 +251,7 @@ def test_what_the_world_has_is_not_to_be_declined(evaluation, monkeypatch):
     monkeypatch.setattr(evaluation, "split", "all")
     description = [*evaluation.world.concepts, {"name": "boot", "synonyms": ["Gorilla"]}]
     monkeypatch.setattr(evaluation.world, "concepts", description)
-    left = evaluation._unknown(evaluate.UNKNOWN_OBJECTS["declines_hundred_unknown_objects"])
+    left = evaluation._unknown(UNKNOWN_OBJECTS["declines_hundred_unknown_objects"])
     assert len(left) == 98
     assert not {"boot", "gorilla"} & set(left)
 
@@ -267,10 +271,10 @@ def test_the_teacher_s_embedding_is_compared_and_painted(world, judge, monkeypat
         def embed(self, pixels):
             return tokenizer.embed(tokenizer.encode(pixels))
 
-    monkeypatch.setattr(evaluate, "load_teacher", lambda folder: Itself())
+    monkeypatch.setattr(measure, "load_teacher", lambda folder: Itself())
     taught = Evaluation(world, judge, 2, "validation", teacher=Path("tower"), threads=1)
     tokenizer = taught._tokenizer
-    assert set(taught.tasks) == set(evaluate.TASKS)
+    assert set(taught.tasks) == set(TASKS)
     assert taught.measure("embedding") == {"cosine": pytest.approx(1), "n": 2}
     scores = taught.measure("teacher_embedding_to_image")
     assert (scores["concept+bg"], scores["n"]) == (1, 2)
@@ -284,7 +288,7 @@ def test_quick_tasks_have_as_many_samples_as_published_or_as_asked_for(
     counts = []
     monkeypatch.setattr(evaluation, "samples", samples)
     monkeypatch.setattr(evaluation.world, "held_out", lambda count, *_: counts.append(count) or [])
-    monkeypatch.setattr(evaluate, "mean", lambda scores: {})
+    monkeypatch.setattr(measure, "mean", lambda scores: {})
     evaluation.measure("what_is_this")
     assert counts == [{288: 576}.get(samples, samples)]
 
@@ -364,8 +368,8 @@ def test_a_row_shows_ours_the_other_the_difference_and_n():
 
 
 def test_what_is_published_has_every_metric_the_law_is_about():
-    published = evaluate.published_metrics()
-    for task in set(evaluate.TASKS) & set(published):
+    published = published_metrics()
+    for task in set(TASKS) & set(published):
         assert set(published[task]) - {"n", *NOT_MEASURED} <= set(GIVEN)
     assert published["edit_size"]["concept"] == 0.8194
-    assert Path(evaluate.bundled("results.json")).is_file()
+    assert Path(bundled("results.json")).is_file()

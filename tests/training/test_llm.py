@@ -14,11 +14,10 @@ from seed_core import GenerationOptions, OptionError, load_llm
 from seed_core.files.side_files import read_json
 from seed_core.llm.prompt import LLAMA_2, VICUNA
 from seed_core.models.names import bundled
-from seed_core.training.data import documents
-from seed_core.training.data.documents import Example
+from seed_core.training.data.examples import Example, collate
 from seed_core.training.data.sources import SourceFiles
-from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm
 from seed_core.training.world.conversations import ConversationSettings
 
@@ -85,7 +84,7 @@ def test_learns_its_conversations(trained):
     assert rows[0]["loss"] > 6.5  # that of 1538 equally likely tokens is 7.3
     assert rows[-1]["loss"] < 0.1
     model = LlamaForCausalLM.from_pretrained(folder / llm.FOLDER)
-    batch = documents.collate(examples(recipe, 8))
+    batch = collate(examples(recipe, 8))
     with torch.no_grad():
         guesses = model(batch["input_ids"]).logits[:, :-1].argmax(-1)
     wanted = batch["labels"][:, 1:]

@@ -11,17 +11,10 @@ from torch import nn
 
 from seed_core.errors import OptionError
 from seed_core.training import loop
-from seed_core.training.data.documents import DocumentError
-from seed_core.training.loop import (
-    CHECKPOINTS,
-    CURVES_FILE,
-    LOG_FILE,
-    RECIPE_FILE,
-    Samples,
-    Schedule,
-    train,
-)
+from seed_core.training.data.fields import DocumentError
+from seed_core.training.loop import CHECKPOINTS, CURVES_FILE, LOG_FILE, RECIPE_FILE, Samples, train
 from seed_core.training.recipe import read_recipe
+from seed_core.training.schedule import Schedule
 
 STEPS = 12
 
@@ -155,7 +148,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(whole, tmp_path, capl
     )
     assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
     assert rows(tmp_path) == rows(folder)
-    assert "checkpoint-8 is unfinished and is passed over" in caplog.text
+    assert "checkpoint-8 is unfinished and is skipped" in caplog.text
 
 
 def test_a_finished_run_is_left_as_it_is(whole, tmp_path):

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seed_core.training.__main__ import main
 from seed_core.training.stages import llm
 
 ROOT = Path(__file__).parents[2]
@@ -55,16 +56,35 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-def train(
-    recipe: Path, output: Path, processes: int, stage: str = "llm", **environment: str
-) -> None:
-    """Run a command in several processes, as torchrun starts them."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+def train_alone(recipe: Path, output: Path, stage: str) -> None:
+    """Run a command in this process."""
+    assert main([stage, str(recipe), "-o", str(output)]) == 0
+
+
+def train_in_two(recipe: Path, output: Path, stage: str, **environment: str) -> None:
+    """Run a command in two processes, with the variables that torchrun gives them."""
+    command = [sys.executable, "-m", "seed_core.training", stage, str(recipe), "-o", str(output)]
+    usual = {
+        **{"OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+    }
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | usual | rank | environment)
+        for rank in ranks
+    ]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+
+
+def train_by_torchrun(recipe: Path, output: Path, stage: str) -> None:
+    """Run a command as docs/training.md says, in two processes of torchrun's."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launcher += ["--master_port", str(free_port())]
     subprocess.run(
         [sys.executable, *launcher, "-m", "seed_core.training", stage, recipe, "-o", output],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)},
         check=True,
         timeout=300,
     )
@@ -77,7 +97,7 @@ def read_log(output: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("alone")
-    train(recipe, output, 1)
+    train_alone(recipe, output, "llm")
     return output
 
 
@@ -86,7 +106,7 @@ def shared(request, recipe, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """A run of two processes, and how it was started."""
     output = tmp_path_factory.mktemp(request.param)
     environment = FSDP if request.param == "sharded" else {}
-    train(recipe, output, 2, **environment)
+    train_in_two(recipe, output, "llm", **environment)
     return output, environment
 
 
@@ -112,7 +132,7 @@ def test_interrupted_run_ends_like_another(recipe, shared):
     shutil.rmtree(output / "checkpoints" / f"checkpoint-{STEPS}")
     shutil.rmtree(output / llm.FOLDER)
     (output / "log.json").unlink()
-    train(recipe, output, 2, **environment)
+    train_in_two(recipe, output, "llm", **environment)
     assert read_log(output) == rows
     assert (output / RESULT).read_bytes() == weights
 
@@ -133,10 +153,9 @@ def test_two_processes_train_a_tower_as_one_does(small_world, tmp_path):
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(fields), "utf-8")
-    logs = []
-    for processes in (1, 2):
-        train(recipe, tmp_path / str(processes), processes, "tower")
-        logs.append(read_log(tmp_path / str(processes)))
+    train_alone(recipe, tmp_path / "1", "tower")
+    train_by_torchrun(recipe, tmp_path / "2", "tower")
+    logs = [read_log(tmp_path / name) for name in "12"]
     for row, other in zip(*logs, strict=True):
         for name in ("loss", "object", "background", "size", "position", "picture"):
             assert row[name] == pytest.approx(other[name], abs=1e-4), name

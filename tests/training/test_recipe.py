@@ -8,8 +8,8 @@ import pytest
 
 from seed_core.errors import OptionError
 from seed_core.training import recipe
-from seed_core.training.loop import Schedule
 from seed_core.training.recipe import find_recipe, read_recipe, to_yaml
+from seed_core.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def test_what_is_left_out_is_named(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "is no YAML"),
+        ("a: [1", "must be a YAML file"),
         ("- 1\n- 2", "must hold names and values"),
         ("word", "it holds 'word'"),
     ],
@@ -122,7 +122,7 @@ def test_files_that_are_no_recipe_are_refused(write, text, message):
         read_recipe(Cake, write(text))
     path = write("")
     path.write_bytes(b"a: \xff\xfe")
-    with pytest.raises(OptionError, match="is no YAML"):
+    with pytest.raises(OptionError, match="must be a YAML file"):
         read_recipe(Cake, path)
 
 
@@ -153,7 +153,7 @@ def test_settings_can_be_changed(write):
         ("schedule.stesp=3", "has no field stesp"),
         ("colour=red", "has no field colour"),
         ("folder.name=a", "folder is one value and has no fields"),
-        ("layers=[1", "is no YAML value"),
+        ("layers=[1", "must be a value in YAML"),
         ("schedule.steps=many", "steps must be of type int; got 'many'"),
     ],
 )
@@ -176,6 +176,6 @@ def test_recipes_are_found_by_path_and_by_name(write, tmp_path, monkeypatch):
     assert find_recipe(str(path)) == path
     assert find_recipe("cake") == path
     with pytest.raises(
-        OptionError, match="there is no recipe bread; give a YAML file, or one of cake"
+        OptionError, match="the recipe bread is missing; give a YAML file, or one of cake"
     ):
         find_recipe("bread")

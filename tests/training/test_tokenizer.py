@@ -27,12 +27,17 @@ from seed_core.tokenizer.eva_vit import VisionConfig
 from seed_core.tokenizer.network import TokenizerModel
 from seed_core.tokenizer.qformer import QFormerConfig
 from seed_core.training.data import pictures
-from seed_core.training.loop import Schedule
 from seed_core.training.networks import losses, weights
 from seed_core.training.networks import tokenizer as tokenizer_learners
+from seed_core.training.networks.embedders import load_embedder
 from seed_core.training.networks.moving_average import MovingAverage
+from seed_core.training.networks.teacher import HeadLossWeights, Labels
+from seed_core.training.networks.teacher_folder import TOWER_FILE, load_teacher, load_tower
 from seed_core.training.recipe import find_recipe, read_recipe
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import tokenizer, tower
+from seed_core.training.world.rendering import normalize
+from seed_core.training.world.samples import WorldPictures, WorldSettings, collate_scenes
 
 VISION = VisionConfig(image_size=128, patch_size=32, width=32, depth=1, num_heads=4, mlp_width=64)
 QFORMER = QFormerConfig(width=24, context_width=32, depth=2, num_heads=4, mlp_width=48)
@@ -51,15 +56,13 @@ WORDS = ("a", "big", "medium", "small", "on", "background", *OBJECTS)
 
 
 @pytest.fixture(scope="module")
-def settings(small_world: Callable[..., pictures.WorldSettings]) -> pictures.WorldSettings:
+def settings(small_world: Callable[..., WorldSettings]) -> WorldSettings:
     """A world of eight objects, which is ready sooner than that of all."""
     return small_world(OBJECTS)
 
 
 @pytest.fixture(scope="module")
-def tower_folder(
-    settings: pictures.WorldSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tower_folder(settings: WorldSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tower")
     schedule = Schedule(steps=10, batch_size=16, learning_rate=3e-3)
     tower.run(tower.TowerRecipe(settings, VISION, schedule, embedding_dim=32), folder)
@@ -306,7 +309,7 @@ def test_left_out_tensors_are_in_no_checkpoint_and_stay(isolated_random_state: N
 
 
 @pytest.fixture(scope="module")
-def mini_recipe(settings: pictures.WorldSettings, tower_folder: Path) -> tokenizer.TokenizerRecipe:
+def mini_recipe(settings: WorldSettings, tower_folder: Path) -> tokenizer.TokenizerRecipe:
     return tokenizer.TokenizerRecipe(
         part="mini",
         tower=tower_folder,
@@ -317,18 +320,18 @@ def mini_recipe(settings: pictures.WorldSettings, tower_folder: Path) -> tokeniz
 
 
 def test_pictures_and_codes_are_float32_in_a_bf16_run(
-    tower_folder: Path, settings: pictures.WorldSettings, isolated_random_state: None
+    tower_folder: Path, settings: WorldSettings, isolated_random_state: None
 ) -> None:
     learner = mini_learner(tower_folder, settings).eval()
     nn.init.normal_(learner.model.embedder.quantizer.codebook)
-    world = settings.open(VISION)
-    samples = pictures.WorldPictures(dataclasses.replace(settings, augmented=1.0), world, 0)
-    batch = pictures.collate_scenes([samples.sample(i) for i in range(8)])
+    world = settings.open()
+    samples = WorldPictures(dataclasses.replace(settings, augmented=1.0), world, 0)
+    batch = collate_scenes([samples.sample(i) for i in range(8)])
     plain = learner(**batch)["loss"]
     vectors = torch.randn(20, 32, 8)
     expected = learner.model.embedder.quantizer.nearest(vectors)
     with torch.autocast("cpu", torch.bfloat16):
-        labels = tower.Labels.of(batch["scenes"], batch["backgrounds"], world)
+        labels = Labels.of(batch["scenes"], batch["backgrounds"], world)
         codes, _ = tokenizer_learners.nearest_rows(learner.model.embedder.quantizer, vectors)
         half = learner(**batch)["loss"]
         learner.train()(**batch)["loss"].backward()
@@ -348,26 +351,26 @@ def mini_run(
     return folder
 
 
-def held_out_pixels(settings: pictures.WorldSettings, count: int) -> torch.Tensor:
-    world = settings.open(VISION)
-    return pictures.normalize(world.render(world.held_out(count, random.Random(0))))
+def held_out_pixels(settings: WorldSettings, count: int) -> torch.Tensor:
+    world = settings.open()
+    return normalize(world.render(world.held_out(count, random.Random(0))))
 
 
 def test_mini_learns_the_teachers_embedding(
-    mini_run: Path, tower_folder: Path, settings: pictures.WorldSettings
+    mini_run: Path, tower_folder: Path, settings: WorldSettings
 ) -> None:
     rows = log_of(mini_run)
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert rows[-1]["regression"] < 0.6 * rows[0]["regression"]
     trained = seed_core.load_tokenizer(mini_run / "tokenizer")
     pixels = held_out_pixels(settings, 24)
-    wanted = tower.load_teacher(tower_folder).embed(pixels)
+    wanted = load_teacher(tower_folder).embed(pixels)
     own = F.mse_loss(trained.embed(trained.encode(pixels)), wanted)
     of_others = F.mse_loss(trained.embed(trained.encode(pixels)).roll(1, 0), wanted)
     assert own < 0.7 * of_others
 
 
-def test_codes_tell_pictures_apart(mini_run: Path, settings: pictures.WorldSettings) -> None:
+def test_codes_tell_pictures_apart(mini_run: Path, settings: WorldSettings) -> None:
     codes = seed_core.load_tokenizer(mini_run / "tokenizer").encode(held_out_pixels(settings, 24))
     assert len({tuple(row) for row in codes.tolist()}) > 8
     assert len(codes.unique()) > 8
@@ -388,13 +391,13 @@ def test_mini_goes_on_bit_for_bit(
 def test_the_loaded_tokenizer_computes_as_the_trained_network(
     mini_run: Path,
     tower_folder: Path,
-    settings: pictures.WorldSettings,
+    settings: WorldSettings,
     isolated_random_state: None,
 ) -> None:
     """The network of the last checkpoint, put together here from its own tensors."""
     state = dict(read_tensors(mini_run / "checkpoints" / "checkpoint-24" / "model.safetensors"))
     model = TokenizerModel(NETWORK)
-    model.encoder.visual_encoder = tower.load_tower(tower_folder, VISION)
+    model.encoder.visual_encoder = load_tower(tower_folder, VISION)
     own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     missing, unexpected = model.load_state_dict(own, strict=False)
     assert not unexpected
@@ -410,7 +413,7 @@ def test_the_loaded_tokenizer_computes_as_the_trained_network(
 
 def test_the_written_tower_is_the_frozen_one(mini_run: Path, tower_folder: Path) -> None:
     written = dict(read_tensors(mini_run / "tokenizer" / "model.safetensors"))
-    frozen = dict(read_tensors(tower_folder / tower.TOWER_FILE))
+    frozen = dict(read_tensors(tower_folder / TOWER_FILE))
     assert all(torch.equal(written[key], tensor) for key, tensor in frozen.items())
     assert (
         TokenizerConfig.from_dict(
@@ -420,25 +423,23 @@ def test_the_written_tower_is_the_frozen_one(mini_run: Path, tower_folder: Path)
     )
 
 
-def mini_learner(
-    tower_folder: Path, settings: pictures.WorldSettings
-) -> tokenizer_learners.MiniLearner:
+def mini_learner(tower_folder: Path, settings: WorldSettings) -> tokenizer_learners.MiniLearner:
     return tokenizer_learners.MiniLearner(
         TokenizerModel(NETWORK),
-        tower.load_teacher(tower_folder),
+        load_teacher(tower_folder),
         MovingAverage(64, 8, 0.99, 0.3),
-        settings.open(VISION),
-        tower.Weights(),
+        settings.open(),
+        HeadLossWeights(),
         commitment=0.25,
     )
 
 
 def test_a_shortened_sample_depends_on_its_first_codes_alone(
-    tower_folder: Path, settings: pictures.WorldSettings, isolated_random_state: None
+    tower_folder: Path, settings: WorldSettings, isolated_random_state: None
 ) -> None:
     learner = mini_learner(tower_folder, settings)
-    samples = pictures.WorldPictures(settings, settings.open(VISION), 0)
-    batch = pictures.collate_scenes([samples.sample(i) for i in range(4)])
+    samples = WorldPictures(settings, settings.open(), 0)
+    batch = collate_scenes([samples.sample(i) for i in range(4)])
     batch["num_codes"] = torch.tensor([1, 5, 31, 32])
     gradients: dict[str, torch.Tensor] = {}
 
@@ -453,11 +454,11 @@ def test_a_shortened_sample_depends_on_its_first_codes_alone(
 
 
 def test_mini_trains_all_but_tower_teacher_and_codebook(
-    tower_folder: Path, settings: pictures.WorldSettings, isolated_random_state: None
+    tower_folder: Path, settings: WorldSettings, isolated_random_state: None
 ) -> None:
     learner = mini_learner(tower_folder, settings)
-    samples = pictures.WorldPictures(settings, settings.open(VISION), 0)
-    learner(**pictures.collate_scenes([samples.sample(i) for i in range(4)]))["loss"].backward()
+    samples = WorldPictures(settings, settings.open(), 0)
+    learner(**collate_scenes([samples.sample(i) for i in range(4)]))["loss"].backward()
     frozen = {name for name, parameter in learner.named_parameters() if parameter.grad is None}
     expected = {
         name
@@ -467,7 +468,7 @@ def test_mini_trains_all_but_tower_teacher_and_codebook(
     assert frozen == {*expected, "model.embedder.quantizer.codebook"}
     assert not any(key.startswith(("model.visual", "teacher")) for key in learner.state_dict())
     before = {name: p.clone() for name, p in learner.named_parameters()}
-    learner.eval()(**pictures.collate_scenes([samples.sample(9)]))
+    learner.eval()(**collate_scenes([samples.sample(9)]))
     assert all(torch.equal(before[name], p) for name, p in learner.named_parameters())
 
 
@@ -488,12 +489,10 @@ def test_a_tower_that_does_not_fit_is_refused(
 
 
 @pytest.fixture(scope="module")
-def picture_folder(
-    settings: pictures.WorldSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def picture_folder(settings: WorldSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Renderings of three objects with captions."""
     folder = tmp_path_factory.mktemp("pictures")
-    world = settings.open(VISION)
+    world = settings.open()
     names = {str(concept["name"]): i for i, concept in enumerate(world.concepts)}
     chance = random.Random(0)
     for i in range(48):
@@ -506,10 +505,10 @@ def picture_folder(
 
 
 @pytest.fixture(scope="module")
-def vocabulary(settings: pictures.WorldSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vocabulary(settings: WorldSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vocabulary")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    words += settings.open(VISION).backgrounds
+    words += settings.open().backgrounds
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
     fields = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(fields), "utf-8")
@@ -523,7 +522,7 @@ def qformer_recipe(
 ) -> tokenizer.TokenizerRecipe:
     return tokenizer.TokenizerRecipe(
         part="qformer",
-        tower=tower_folder / tower.TOWER_FILE,
+        tower=tower_folder / TOWER_FILE,
         schedule=schedule(24),
         network=NETWORK,
         qformer=tokenizer.QFormerSettings((picture_folder,), vocabulary),
@@ -557,7 +556,7 @@ def test_qformer_goes_on_bit_for_bit(
 
 
 def contrastive_learner(tower_folder: Path) -> tokenizer_learners.ContrastiveLearner:
-    encoder = tower.load_tower(tower_folder, VISION)
+    encoder = load_tower(tower_folder, VISION)
     return tokenizer_learners.ContrastiveLearner(encoder, QFORMER, 1e-5, vocabulary_size=40)
 
 
@@ -659,7 +658,7 @@ def test_damaged_pictures_are_passed_over(
         changed += not (torch.equal(pixels, others) and caption == other_caption)
     assert changed == 2
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("7.png is passed over: this is no picture, or a damaged one")
+    assert line.startswith("7.png is passed over: this file is damaged, or not a picture")
     for path in folder.glob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(PictureError, match="100 pictures in a row are damaged"):
@@ -702,7 +701,7 @@ def test_codebook_learns_and_leaves_the_frozen_parts(
     assert rows[-1]["reconstruction"] < 0.6 * rows[0]["reconstruction"]
     assert rows[-1]["embedding"] < rows[0]["embedding"]
     written = dict(read_tensors(codebook_run / "tokenizer" / "model.safetensors"))
-    frozen = dict(read_tensors(tower_folder / tower.TOWER_FILE))
+    frozen = dict(read_tensors(tower_folder / TOWER_FILE))
     of_qformer = {
         key: tensor
         for key, tensor in read_tensors(qformer_run / "qformer.safetensors")
@@ -811,14 +810,14 @@ def test_clip_teaches_as_well(
         return model
 
     model = save(projection_dim=32)
-    embedder = tokenizer._load_embedder(tmp_path / "clip", NETWORK)
+    embedder = load_embedder(tmp_path / "clip", NETWORK)
     pixels = torch.randn(2, 3, 128, 128)
     assert torch.equal(embedder(pixels), model(pixel_values=pixels).image_embeds)
     save(projection_dim=48)
     with pytest.raises(OptionError, match="embeddings of width 48"):
-        tokenizer._load_embedder(tmp_path / "clip", NETWORK)
+        load_embedder(tmp_path / "clip", NETWORK)
     with pytest.raises(CheckpointError, match="no CLIP vision model"):
-        tokenizer._load_embedder(tmp_path / "nothing", NETWORK)
+        load_embedder(tmp_path / "nothing", NETWORK)
 
 
 # ---- recipes ----

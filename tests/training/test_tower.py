@@ -17,9 +17,18 @@ from seed_core.tokenizer.eva_vit import VisionConfig
 from seed_core.tokenizer.preprocess import preprocess
 from seed_core.training.__main__ import main
 from seed_core.training.data import pictures
-from seed_core.training.loop import Schedule
+from seed_core.training.networks.teacher import HeadLossWeights, Labels, SceneReader, TeacherSizes
+from seed_core.training.networks.teacher_folder import (
+    TEACHER_FILE,
+    TOWER_FILE,
+    load_teacher,
+    load_tower,
+)
 from seed_core.training.recipe import find_recipe, read_recipe
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import tower
+from seed_core.training.world.rendering import normalize
+from seed_core.training.world.samples import NOT_NAMED, WorldPictures, WorldSettings, collate_scenes
 from seed_core.training.world.scenes import Look, Scene
 
 OBJECTS = ("fox", "pizza", "frog", "robot")
@@ -27,12 +36,12 @@ VISION = VisionConfig(image_size=128, patch_size=16, width=32, depth=1, num_head
 
 
 @pytest.fixture(scope="module")
-def settings(small_world: Callable[..., pictures.WorldSettings]) -> pictures.WorldSettings:
+def settings(small_world: Callable[..., WorldSettings]) -> WorldSettings:
     return small_world(OBJECTS)
 
 
 @pytest.fixture(scope="module")
-def recipe(settings: pictures.WorldSettings) -> tower.TowerRecipe:
+def recipe(settings: WorldSettings) -> tower.TowerRecipe:
     schedule = Schedule(steps=36, batch_size=24, learning_rate=5e-3, warm_up=5, save_every=10)
     return tower.TowerRecipe(settings, VISION, schedule, embedding_dim=32)
 
@@ -44,22 +53,22 @@ def trained(recipe: tower.TowerRecipe, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def batch(settings: pictures.WorldSettings, count: int, seed: int) -> tower.Labels:
-    world = settings.open(VISION)
-    samples = pictures.WorldPictures(settings, world, seed)
+def batch(settings: WorldSettings, count: int, seed: int) -> Labels:
+    world = settings.open()
+    samples = WorldPictures(settings, world, seed)
     samples.count = count
-    content = pictures.collate_scenes([samples.sample(i) for i in range(count)])
-    return tower.Labels.of(content["scenes"], content["backgrounds"], world)
+    content = collate_scenes([samples.sample(i) for i in range(count)])
+    return Labels.of(content["scenes"], content["backgrounds"], world)
 
 
 def test_a_tower_learns_to_read_scenes_it_has_not_seen(
-    trained: Path, settings: pictures.WorldSettings
+    trained: Path, settings: WorldSettings
 ) -> None:
     rows = json.loads((trained / "log.json").read_text("utf-8"))
     assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
     labels = batch(settings, 200, seed=1)
-    teacher = tower.load_teacher(trained)
-    embedding = teacher.embed(pictures.normalize(labels.pictures))
+    teacher = load_teacher(trained)
+    embedding = teacher.embed(normalize(labels.pictures))
     assert teacher.reader.accuracy(embedding, labels) > 0.6  # chance: 0.25
     is_named = labels.backgrounds >= 0
     read = teacher.reader.background(embedding).argmax(1)
@@ -70,10 +79,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     trained: Path, recipe: tower.TowerRecipe, tmp_path: Path, interrupt: Callable[..., None]
 ) -> None:
     interrupt(lambda: tower.run(recipe, tmp_path), step=15)
-    assert not (tmp_path / tower.TOWER_FILE).exists()
+    assert not (tmp_path / TOWER_FILE).exists()
     assert [path.name for path in (tmp_path / "checkpoints").glob("*-*")] == ["checkpoint-10"]
     tower.run(recipe, tmp_path)
-    for name in (tower.TOWER_FILE, tower.TEACHER_FILE):
+    for name in (TOWER_FILE, TEACHER_FILE):
         straight, resumed = (dict(read_tensors(folder / name)) for folder in (trained, tmp_path))
         assert straight.keys() == resumed.keys()
         assert all(torch.equal(straight[key], resumed[key]) for key in straight)
@@ -103,7 +112,7 @@ def test_stages_of_vision_do_not_share_out_their_weights(
 
 
 def test_the_tower_has_the_names_of_upstream_and_no_key_bias(trained: Path) -> None:
-    names = {key for key, _ in read_tensors(trained / tower.TOWER_FILE)}
+    names = {key for key, _ in read_tensors(trained / TOWER_FILE)}
     shipped = {
         key
         for key, _ in read_tensors(bundled("tokenizer") / "model.safetensors", "visual_encoder.")
@@ -122,7 +131,7 @@ def test_the_tower_has_the_names_of_upstream_and_no_key_bias(trained: Path) -> N
 
 def test_what_is_loaded_is_what_was_trained(trained: Path, recipe: tower.TowerRecipe) -> None:
     state = dict(read_tensors(trained / "checkpoints" / "checkpoint-36" / "model.safetensors"))
-    teacher = tower.load_teacher(trained)
+    teacher = load_teacher(trained)
     loaded = {f"teacher.{key}": tensor for key, tensor in teacher.state_dict().items()}
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[key], state[key]) for key in state)
@@ -131,20 +140,20 @@ def test_what_is_loaded_is_what_was_trained(trained: Path, recipe: tower.TowerRe
 
 def test_an_embedding_has_mean_0_and_variance_1(trained: Path, generator: torch.Generator) -> None:
     pixels = torch.randn(2, 3, 128, 128, generator=generator)
-    embedding = tower.load_teacher(trained).embed(pixels)
+    embedding = load_teacher(trained).embed(pixels)
     assert embedding.shape == (2, 32)
     torch.testing.assert_close(embedding.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(embedding.var(1, correction=0), torch.ones(2), atol=0.01, rtol=0)
 
 
-def test_labels_say_where_the_object_is(settings: pictures.WorldSettings) -> None:
+def test_labels_say_where_the_object_is(settings: WorldSettings) -> None:
     """Small is 60 pixels of 128: a shift by all of the margin moves the centre by 34 pixels."""
-    world = settings.open(VISION)
+    world = settings.open()
     scenes = [
         Scene(1, "blue", "small", (1.0, -0.5)),
         Scene(2, "red", "big", (0.5, 0.0), Look(mirrored=True)),
     ]
-    labels = tower.Labels.of(scenes, torch.tensor([6, 2]), world)
+    labels = Labels.of(scenes, torch.tensor([6, 2]), world)
     expected = torch.tensor([[34 / 64, -17 / 64], [-4.5 / 64, 0.0]])
     torch.testing.assert_close(labels.positions, expected)
     assert labels.objects.tolist() == [1, 2]
@@ -156,12 +165,12 @@ def test_labels_say_where_the_object_is(settings: pictures.WorldSettings) -> Non
 
 
 def test_a_background_without_a_name_counts_for_nothing(isolated_random_state: None) -> None:
-    sizes = tower.TeacherSizes(objects=2, backgrounds=3, sizes=3, embedding_dim=4, picture_side=4)
-    reader = tower.SceneReader(sizes)
+    sizes = TeacherSizes(objects=2, backgrounds=3, sizes=3, embedding_dim=4, picture_side=4)
+    reader = SceneReader(sizes)
     embedding = torch.randn(2, 4)
 
     def loss(*backgrounds: int) -> float:
-        labels = tower.Labels(
+        labels = Labels(
             torch.tensor([0, 1]),
             torch.tensor(backgrounds),
             torch.tensor([0, 1]),
@@ -172,31 +181,31 @@ def test_a_background_without_a_name_counts_for_nothing(isolated_random_state: N
 
     scores = reader.background(embedding)
     alone = -scores[1].log_softmax(0)[2].item()
-    assert loss(pictures.NOT_NAMED, 2) == pytest.approx(alone / 2)
-    assert loss(pictures.NOT_NAMED, pictures.NOT_NAMED) == 0
+    assert loss(NOT_NAMED, 2) == pytest.approx(alone / 2)
+    assert loss(NOT_NAMED, NOT_NAMED) == 0
 
 
 def test_the_embedding_learns_from_every_head(
-    settings: pictures.WorldSettings, isolated_random_state: None
+    settings: WorldSettings, isolated_random_state: None
 ) -> None:
-    sizes = tower.TeacherSizes(objects=4, backgrounds=8, sizes=3, embedding_dim=8)
-    reader = tower.SceneReader(sizes)
+    sizes = TeacherSizes(objects=4, backgrounds=8, sizes=3, embedding_dim=8)
+    reader = SceneReader(sizes)
     embedding = torch.randn(6, 8, requires_grad=True)
     losses = reader.losses(embedding, batch(settings, 6, seed=0))
-    assert losses.keys() == {field.name for field in dataclasses.fields(tower.Weights)}
+    assert losses.keys() == {field.name for field in dataclasses.fields(HeadLossWeights)}
     for name, loss in losses.items():
         (gradient,) = torch.autograd.grad(loss, embedding, retain_graph=True)
         assert gradient.any(), name
 
 
-def test_pixels_of_renderings_are_those_of_preprocess(settings: pictures.WorldSettings) -> None:
+def test_pixels_of_renderings_are_those_of_preprocess(settings: WorldSettings) -> None:
     seen = batch(settings, 4, seed=2).pictures
-    assert torch.equal(pictures.normalize(seen), preprocess(seen, 128))
+    assert torch.equal(normalize(seen), preprocess(seen, 128))
 
 
-def test_samples_are_the_same_for_the_same_number(settings: pictures.WorldSettings) -> None:
-    world = settings.open(VISION)
-    samples, again = (pictures.WorldPictures(settings, world, 3, shortened=0.5) for _ in "ab")
+def test_samples_are_the_same_for_the_same_number(settings: WorldSettings) -> None:
+    world = settings.open()
+    samples, again = (WorldPictures(settings, world, 3, shortened=0.5) for _ in "ab")
     samples.count = again.count = 400
     drawn = [samples.sample(i) for i in range(400)]
     assert [again.sample(i) for i in reversed(range(400))] == drawn[::-1]
@@ -206,7 +215,7 @@ def test_samples_are_the_same_for_the_same_number(settings: pictures.WorldSettin
     assert max(short) < 200
     assert min(drawn[i].num_codes for i in short) >= 1
     assert len({drawn[i].num_codes for i in short}) > 20
-    free = [sample for sample in drawn if sample.background == pictures.NOT_NAMED]
+    free = [sample for sample in drawn if sample.background == NOT_NAMED]
     assert free
     assert all(sample.scene.look.colour for sample in free)
 
@@ -241,10 +250,10 @@ def test_every_epoch_shows_every_picture_once_in_another_order(tmp_path: Path) -
 
 
 def test_what_does_not_fit_is_refused(
-    settings: pictures.WorldSettings, recipe: tower.TowerRecipe, trained: Path, tmp_path: Path
+    settings: WorldSettings, recipe: tower.TowerRecipe, trained: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match="128 pixels a side"):
-        settings.open(VisionConfig(image_size=224))
+        dataclasses.replace(recipe, vision=VisionConfig(image_size=224))
     with pytest.raises(OptionError, match="picture_side"):
         dataclasses.replace(recipe, picture_side=7)
     schedule = dataclasses.replace(recipe.schedule, checkpoint_activations=True)
@@ -253,19 +262,19 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(OptionError, match="augmented"):
         dataclasses.replace(settings, augmented=1.5)
     with pytest.raises(CheckpointError, match="another size"):
-        tower.load_tower(trained, dataclasses.replace(VISION, width=64))
+        load_tower(trained, dataclasses.replace(VISION, width=64))
     with pytest.raises(CheckpointError, match="tower.json"):
-        tower.load_teacher(tmp_path)
+        load_teacher(tmp_path)
 
 
 def test_a_tower_without_prefix_is_read_as_well(trained: Path, tmp_path: Path) -> None:
     """EVA's own file has the names without ``visual_encoder.``."""
-    tensors = dict(read_tensors(trained / tower.TOWER_FILE))
+    tensors = dict(read_tensors(trained / TOWER_FILE))
     torch.save(
         {key.removeprefix("visual_encoder."): tensor for key, tensor in tensors.items()},
         tmp_path / "eva_vit_g.pth",
     )
-    both = [tower.load_tower(path, VISION) for path in (trained, tmp_path / "eva_vit_g.pth")]
+    both = [load_tower(path, VISION) for path in (trained, tmp_path / "eva_vit_g.pth")]
     pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     assert torch.equal(both[0](pixels), both[1](pixels))
 

@@ -19,8 +19,8 @@ from seed_core.llm.cache import KVCache
 from seed_core.models.llm import read_vocabulary
 from seed_core.models.names import bundled
 from seed_core.training.data.sources import SourceFiles
-from seed_core.training.loop import Schedule
 from seed_core.training.recipe import RECIPES, read_recipe
+from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm, tune
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")

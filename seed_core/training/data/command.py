@@ -1,6 +1,7 @@
 """The command ``data``: artwork, and pictures into codes, ready to train with.
 
-Each sub-command has a function that adds its arguments and one that runs it; `_COMMANDS` lists them.
+Each sub-command has a function that adds its arguments and one that runs it; `_COMMANDS` lists
+them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Pictures into shards of codes: JSON lines as ``documents`` knows them.
+"""Pictures into shards of codes: JSON lines in the formats of ``documents``.
 
-A shard is there as a whole or not at all, so a run that was stopped goes on with those that are
-missing, and several processes can share the work. Each picture is squashed to a square with the
-tokenizer's own filter, as the reference does.
+A shard exists whole or not at all. So a run that was stopped goes on with the missing ones, and
+several processes can share the work. Each picture is squashed to a square with the tokenizer's own
+filter, as in the reference.
 """
 
 from __future__ import annotations
@@ -27,28 +27,21 @@ from ..claims import claim
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures, read_archive
 
 MANIFEST_FILE = "encoding.json"
-"""What the shards of a folder are made of, and with what."""
+"""Says what the shards of a folder are made of."""
 
 KINDS = ("caption", "text_to_image")
-"""The formats of `documents` that a picture with a text may have; without one it is a ``picture``."""
+"""Formats of a picture with a text; one without a text has the format ``picture``."""
 
 Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Pictures whose codes go into one file.
+    """Pictures whose codes go into one file."""
 
-    Attributes:
-        name: of the file, without its ending.
-        contents: what is in it, in words that change when it does.
-        source: the folder or archive.
-        pictures: yields them.
-    """
-
-    name: str
-    contents: str
-    source: Path
+    name: str  # of the file, without its ending
+    contents: str  # changes when the pictures do
+    source: Path  # the folder or archive
     pictures: Callable[[Warn], Iterable[PictureFile]]
 
 
@@ -56,12 +49,13 @@ def find_shards(inputs: Sequence[str], size: int, warn: Warn) -> list[Shard]:
     """Return the shards that folders and archives make.
 
     Args:
-        inputs: folders, archives, and patterns of either.
+        inputs: folders, archives, and patterns of both.
         size: pictures of a folder in a shard; an archive is one shard.
-        warn: is told of files in a folder that are left alone.
+        warn: receives a line about files that are left out.
 
     Raises:
-        OptionError: an input that is neither, a pattern of nothing, or a folder without a picture.
+        OptionError: an input is something else, a pattern matches nothing, or a folder has no
+            picture.
     """
     shards: list[Shard] = []
     for path in _expand(inputs):
@@ -94,7 +88,7 @@ def _expand(inputs: Sequence[str]) -> list[Path]:
     for each in inputs:
         found = [each] if os.path.exists(each) else sorted(glob.glob(each, recursive=True))
         if not found:
-            raise OptionError(f"there is no folder or archive {each}")
+            raise OptionError(f"{each} is missing; give folders, archives, or patterns of them")
         paths += map(Path, found)
     return paths
 
@@ -102,10 +96,10 @@ def _expand(inputs: Sequence[str]) -> list[Path]:
 def claim_folder(
     folder: Path, shards: Sequence[Shard], tokenizer: str, precision: str, kind: str
 ) -> None:
-    """Write down what a new folder of shards is made of; in one of an earlier run it must be the same.
+    """Write what a new folder of shards is made of; the folder of an earlier run must say the same.
 
     Raises:
-        OptionError: other pictures, or another tokenizer, than before.
+        OptionError: the folder holds codes of other pictures, or of another tokenizer.
     """
     digest = hashlib.sha256(
         "\n\n".join(shard.contents for shard in shards).encode(errors="replace")
@@ -130,11 +124,11 @@ class Encoder:
 
     Args:
         tokenizer: makes the codes.
-        kind: the format of the document of a picture with a text, one of `KINDS`.
+        kind: the format of a picture with a text, one of `KINDS`.
         batch: pictures encoded together.
-        workers: threads that read pictures; they are a batch ahead.
-        warn: is told of each picture that is left out.
-        on_pictures: is told how many pictures have just been dealt with.
+        workers: threads that read pictures, a batch ahead.
+        warn: receives a line about each picture that is left out.
+        on_pictures: receives the number of pictures after each batch.
     """
 
     def __init__(
@@ -155,10 +149,10 @@ class Encoder:
         self._written = self._made = self._found = self._left_out = 0
 
     def encode(self, shard: Shard, folder: Path) -> None:
-        """Write a shard, unless it is there.
+        """Write a shard, unless it exists.
 
         Raises:
-            OSError: a file that cannot be read or written; then the shard is not there.
+            OSError: a file cannot be read or written; no shard is left then.
         """
         path = folder / f"{shard.name}.jsonl"
         if path.is_file():
@@ -197,7 +191,7 @@ class Encoder:
         return {**said, "codes": codes, "family": self._tokenizer.family, "picture": name}
 
     def _read(self, shard: Shard) -> Iterator[tuple[str, str, torch.Tensor] | None]:
-        """Yield name, text and pixels of each picture in order, None for one that is left out."""
+        """Yield name, text and pixels of each picture in order; None for one that is left out."""
         waiting: deque[tuple[PictureFile, Future[tuple[str, str, torch.Tensor]]]] = deque()
         with ThreadPoolExecutor(self._workers) as pool:
             for picture in shard.pictures(self._miss):

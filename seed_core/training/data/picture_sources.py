@@ -1,7 +1,4 @@
-"""Pictures with their texts, from folders and from webdataset archives, one at a time.
-
-Knows nothing of codes (see ``encoding``).
-"""
+"""Pictures with their texts, from folders and from webdataset archives, one at a time."""
 
 from __future__ import annotations
 
@@ -23,50 +20,45 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 METADATA_FILE = "metadata.jsonl"
-"""Texts of the pictures in its folder and below, as `datasets` reads it: file_name and text."""
+"""Texts of the pictures in its folder and below, in the form of `datasets`: file_name and text."""
 
 _TEXT_FIELDS = ("text", "caption")
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture that has not been opened yet.
+    """A picture that has not been opened yet."""
 
-    Attributes:
-        name: its path in the folder or archive, with slashes.
-        read: returns the bytes of the file.
-        read_text: returns what is said of the picture; empty where nothing is.
-    """
-
-    name: str
-    read: Callable[[], bytes]
-    read_text: Callable[[], str]
+    name: str  # its path in the folder or archive, with slashes
+    read: Callable[[], bytes]  # returns the bytes of the file
+    read_text: Callable[[], str]  # returns its text, or an empty string
 
     def open(self) -> Image.Image:
         """Return the picture, decoded.
 
         Raises:
-            PictureError: a damaged one.
-            OSError: a file that cannot be read at all.
+            PictureError: the picture is damaged.
+            OSError: the file cannot be read.
         """
         content = self.read()
         try:
             picture = Image.open(io.BytesIO(content))
             picture.load()
         except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-            raise PictureError(f"this is no picture, or a damaged one: {error}") from error
+            raise PictureError(f"this file is damaged, or not a picture: {error}") from error
         return picture
 
 
 def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile]:
-    """Return the pictures in a folder and the folders below, by name.
+    """Return the pictures in a folder and its subfolders, by name.
 
     Args:
         folder: where they are.
-        warn: is told of files that are neither pictures nor texts, such as those of other formats.
+        warn: receives a line about files that are neither pictures nor texts.
 
     Raises:
-        OptionError: no picture, a text given twice, or a METADATA_FILE that is none.
+        OptionError: the folder has no picture, a picture has two texts, or a METADATA_FILE is
+            damaged.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     texts: dict[Path, str] = {}
@@ -76,7 +68,7 @@ def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise OptionError(
-            f"there is no picture in {folder}; pictures end in {', '.join(PICTURE_SUFFIXES)}"
+            f"{folder} holds no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}"
         )
     known = (*PICTURE_SUFFIXES, ".txt")
     others = [path for path in files if path.suffix.lower() not in known]
@@ -98,7 +90,7 @@ def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile
 
 
 def _read_text(picture: Path, text: str | None) -> str:
-    """Return a picture's text: the one given, or that of the file beside it."""
+    """Return a picture's text: the given one, or that of the file beside it."""
     if text is not None:
         return text
     beside = picture.with_suffix(".txt")
@@ -126,7 +118,7 @@ def _read_metadata(path: Path) -> dict[Path, str]:
                 f'{where} must be like {{"file_name": "a.png", "text": "A fox."}}: {error!r}'
             ) from error
         if not picture.is_file():
-            raise OptionError(f"{where}: there is no file {picture}")
+            raise OptionError(f"{where}: the picture {picture} is missing")
         if picture in texts:
             raise OptionError(f"{where}: {picture.name} is there twice")
         texts[picture] = text
@@ -143,12 +135,12 @@ def _text_of(record: Mapping[str, Any]) -> str:
 def read_archive(archive: Path, warn: Callable[[str], None]) -> Iterator[PictureFile]:
     """Yield the pictures of a webdataset archive in order.
 
-    Files whose names are alike up to the first dot belong together: a picture, and a .txt or a .json
-    with ``text`` or ``caption`` in it.
+    Files with the same name up to the first dot belong together: a picture, and a .txt, or a .json
+    with ``text`` or ``caption``.
 
     Args:
         archive: a tar file.
-        warn: is told of files without a picture, and of an archive whose end is damaged.
+        warn: receives a line about files without a picture, and about a damaged end.
     """
     with archive.open("rb") as stream:
         source = {"url": str(archive), "stream": stream}
@@ -179,6 +171,6 @@ def _picture_of(files: Mapping[str, Any]) -> PictureFile | None:
             record = json.loads(files["json"])
             return _text_of(record)
         except (ValueError, AttributeError) as error:
-            raise PictureError(f"{key}.json is no JSON object: {error}") from error
+            raise PictureError(f"{key}.json must hold a JSON object: {error}") from error
 
     return PictureFile(f"{key}{suffix}", lambda: files[suffix[1:]], read_text)

@@ -1,7 +1,4 @@
-"""Where documents come from: files of JSON lines, or anything else that has them by number; mixed.
-
-Knows no format (see ``documents``).
-"""
+"""Sources of documents, numbered and mixed: files of JSON lines, or anything else with numbers."""
 
 from __future__ import annotations
 
@@ -19,34 +16,36 @@ from typing import Any, Protocol
 
 from ...errors import OptionError, SeedError
 from ..loop import Samples
-from .documents import Document, DocumentError, DocumentWriter, Example, cut, with_wrong_codes
+from .documents import DocumentWriter
+from .examples import Example, cut, with_wrong_codes
+from .fields import Document, DocumentError
 
 log = logging.getLogger(__name__)
 
 _TRIES = 100
-"""Documents that are drawn until one teaches something."""
+"""Documents to draw until one teaches something."""
 
 
 class DocumentSource(Protocol):
-    """Documents by number, any number from 0 on; a number has the same one in every run."""
+    """Documents by number from 0 on; a number has the same document in every run."""
 
     def document(self, number: int) -> Document:
         """Return one document."""
 
 
 class JsonLines:
-    """Files with a document a line, shuffled anew each time all have been given out.
+    """Files with a document on each line, in a new order for each round through all of them.
 
-    The lines are kept in a cache file of `datasets` and read from there when they are needed, so
-    they may be larger than the memory.
+    `datasets` keeps the lines in a cache file and reads them as they are needed, so they may be
+    larger than the memory.
 
     Args:
         files: a file, or a pattern such as ``codes/*.jsonl``.
         seed: of the order.
-        cache: folder of the cache; None for the one `datasets` always takes.
+        cache: folder of the cache; by default the one that `datasets` uses.
 
     Raises:
-        OptionError: no such file, or none with a line in it.
+        OptionError: the files are missing or empty.
     """
 
     def __init__(self, files: str | Path, seed: int = 0, cache: Path | None = None) -> None:
@@ -56,7 +55,9 @@ class JsonLines:
         paths = sorted(glob.glob(str(files), recursive=True))
         self._paths = [path for path in paths if Path(path).is_file() and Path(path).stat().st_size]
         if not self._paths:
-            raise OptionError(f"there is no file {files}, or it is empty; documents are JSON lines")
+            raise OptionError(
+                f"{files} is missing or empty; give a file of JSON lines, or a pattern of such files"
+            )
         self._seed = seed
         splits = {f"file{i}": [path] for i, path in enumerate(self._paths)}
         # As text, not as JSON: a list of strings and codes has no single type, which Arrow needs.
@@ -73,17 +74,17 @@ class JsonLines:
         return self._ends[-1]
 
     def document(self, number: int) -> Document:
-        """Return one document; each ``len`` numbers in a row are all of them, in another order.
+        """Return one document.
 
         Raises:
-            DocumentError: a line that holds no JSON object.
+            DocumentError: the line holds no JSON object.
         """
         file, line = self._place(number)
         text = self._lines[file][line]["text"]
         try:
             document = json.loads(text)
         except ValueError as error:
-            raise DocumentError(f"{self.where(number)}: this is no JSON: {error}") from error
+            raise DocumentError(f"{self.where(number)}: this line is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise DocumentError(f"{self.where(number)}: a JSON object is needed; got {text:.60}")
         return document
@@ -101,23 +102,22 @@ class JsonLines:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what went wrong first; `datasets` wraps it in something less telling."""
+    """Return what went wrong first; `datasets` wraps it in a vaguer error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def shuffled(position: int, count: int, key: str) -> int:
-    """Return where a position lands in a random order of ``count`` things, without making a table.
-
-    A Feistel network permutes the numbers of an even count of bits; one that is out of range is sent
-    through again, until it is in range.
+    """Return the number at a position of a random order of ``count`` numbers, without a table.
 
     Args:
         position: 0 to ``count - 1``.
-        count: how many there are.
-        key: another key is another order.
+        count: how many numbers there are.
+        key: names the order.
     """
+    # A Feistel network permutes the numbers of an even count of bits, and permutes a number that is
+    # out of range again until it is in range.
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     while True:
@@ -132,30 +132,22 @@ def shuffled(position: int, count: int, key: str) -> int:
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Files of documents and how they are mixed in, as a recipe says it.
+    """Files of documents and how they are mixed in."""
 
-    Attributes:
-        files: a file of JSON lines, or a pattern such as ``codes/*.jsonl``.
-        weight: how often a document comes from here, beside the weights of the others.
-        max_length: tokens that a document is cut to.
-        most_pictures: of an interleaved document.
-        swapped: how probable it is that the pictures of an interleaved document go after their text.
-    """
-
-    files: str
-    weight: float = 1.0
-    max_length: int = 1024
-    most_pictures: int | None = None
-    swapped: float = 0.0
+    files: str  # a file of JSON lines, or a pattern such as codes/*.jsonl
+    weight: float = 1.0  # how often a document comes from here, relative to the other sources
+    max_length: int = 1024  # tokens that a document is cut to
+    most_pictures: int | None = None  # of an interleaved document
+    swapped: float = 0.0  # probability that its pictures go after their text
 
     def __post_init__(self) -> None:
         _check(self.weight, self.max_length, self.most_pictures)
 
     def open(self, seed: int = 0, cache: Path | None = None) -> Source:
-        """Return the source that is described.
+        """Return the source.
 
         Raises:
-            OptionError: no such file.
+            OptionError: the files are missing or empty.
         """
         documents = JsonLines(self.files, seed, cache)
         return Source(documents, self.weight, self.max_length, self.most_pictures, self.swapped)
@@ -163,7 +155,7 @@ class SourceFiles:
 
 @dataclass(frozen=True)
 class Source:
-    """Documents and how they are mixed in; the rest as in `SourceFiles`."""
+    """Documents and how they are mixed in; see `SourceFiles`."""
 
     documents: DocumentSource
     weight: float = 1.0
@@ -184,19 +176,19 @@ def _check(weight: float, max_length: int, most_pictures: int | None) -> None:
 
 
 class Documents(Samples):
-    """Examples from several sources, each as often as its weight says.
+    """Examples from several sources, as often as their weights say.
 
-    A document with nothing to learn in it once it is cut is passed over, and another is drawn; the
-    first of each source is reported as a warning.
+    A document that teaches nothing after it is cut is skipped, and the first such document of each
+    source is reported as a warning.
 
     Args:
         sources: at least one.
         writer: makes examples of documents.
         seed: of everything random.
-        wrong_codes: see `documents.with_wrong_codes`; 0 for none.
+        wrong_codes: see `examples.with_wrong_codes`.
 
     Raises:
-        OptionError: no source.
+        OptionError: no source is given.
     """
 
     def __init__(
@@ -207,7 +199,9 @@ class Documents(Samples):
         wrong_codes: float = 0.0,
     ) -> None:
         if not sources:
-            raise OptionError("there is no source of documents to learn from")
+            raise OptionError(
+                "the recipe needs documents to learn from: set data.files, data.world or both"
+            )
         self._sources = sources
         self._writer = writer
         self._seed = seed
@@ -218,8 +212,7 @@ class Documents(Samples):
         """Return one example.
 
         Raises:
-            DocumentError: a document that does not fit its format, with file and line; or nothing
-                but documents that have nothing to learn in them.
+            DocumentError: a document does not fit its format, or too many in a row teach nothing.
         """
         chance = random.Random(f"{self._seed} {number}")
         weights = [source.weight for source in self._sources]
@@ -252,7 +245,7 @@ class Documents(Samples):
             source = self._sources[index]
             log.warning(
                 "%s has nothing left to learn within a max_length of %d; documents like this are "
-                "passed over",
+                "skipped",
                 *(_where(source, number), source.max_length),
             )
 

@@ -1,7 +1,6 @@
-"""Decoders on disk: diffusers' folder of a StableUnCLIPImg2ImgPipeline, written from trained parts.
+"""Decoders on disk: diffusers' folder of a StableUnCLIPImg2ImgPipeline.
 
-There is no text encoder in it; the pipeline then takes an encoded prompt, which seed-mini's UNet
-does not look at. What reads such a folder is `decoder.load_decoder`.
+It has no text encoder: the pipeline takes an encoded prompt, which seed-mini's UNet ignores.
 
 Source: the layout of diffusers' StableUnCLIPImg2ImgPipeline.
 """
@@ -27,16 +26,16 @@ from ...models.unclip import network_tensors
 from .unet import UnetLearner
 
 _ABSENT = ("feature_extractor", "image_encoder", "tokenizer", "text_encoder")
-"""Parts of the pipeline that a decoder does without."""
+"""Members of the pipeline that a decoder does without."""
 
 
 def write_decoder(folder: Path, learner: UnetLearner, vae: Any, half: bool) -> None:
-    """Write a decoder; an earlier one in the folder is overwritten.
+    """Write a decoder, over an earlier one in the folder.
 
     Args:
-        folder: where to.
+        folder: receives everything.
         learner: the diffusion model with its schedules and numbers.
-        vae: what makes pictures of its latents.
+        vae: makes pictures of its latents.
         half: write the weights of both networks in float16.
     """
     normalizer = StableUnCLIPImageNormalizer(embedding_dim=learner.mean.shape[-1])
@@ -61,19 +60,19 @@ def write_vae(folder: Path, vae: Any, half: bool) -> None:
 
 
 def _to_write(network: Any, half: bool) -> Any:
-    """Return a copy on the CPU, as training goes on with the network itself."""
+    """Return a copy on the CPU, since training goes on with the network itself."""
     copied = copy.deepcopy(network).cpu()
     return nn.Module.to(copied, dtype=torch.float16 if half else torch.float32)
 
 
 def read_vae(path: str | Path) -> Any:
-    """Load the AutoencoderKL of a decoder, or of a folder that `write_vae` wrote into, in float32.
+    """Load an AutoencoderKL in float32.
 
     Args:
-        path: the folder, or ``"seed-mini"`` for the bundled decoder.
+        path: the folder of a decoder, one that `write_vae` wrote into, or ``"seed-mini"``.
 
     Raises:
-        CheckpointError: a missing, damaged, unsafe or incomplete file.
+        CheckpointError: a file is missing, damaged, unsafe or incomplete.
     """
     folder = ModelFolder(names.place_of(path, "decoder"))
     config = network_config(folder, "vae")

@@ -1,8 +1,8 @@
-"""The losses of a SEED tokenizer, what pictures are compared by, and the rows of several processes.
+"""The losses of a SEED tokenizer, and measures of how far pictures differ.
 
-Always float32, whatever the precision of the networks. Knows nothing of networks.
+They are float32, whatever the precision of the networks, and see the rows of all processes.
 
-Sources: arXiv 2307.08041 (SEED); AILab-CVC/SEED at 93b3cf4 for weights and the order of beta.
+Sources: arXiv 2307.08041 (SEED); AILab-CVC/SEED at 93b3cf4 for the factors and the order of beta.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 from torch.distributed.nn.functional import all_gather
+
+
+def detached(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return terms of a loss for the log, without their gradients."""
+    return {name: value.detach() for name, value in terms.items()}
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -25,13 +30,13 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Return how badly pictures and texts find one another in the batch of all processes.
 
-    The mean of both directions' cross-entropies between all rows of the other side.
+    It is the mean of both directions' cross-entropies.
 
     Args:
         pictures: float ``[B, D]`` of this process, each of length 1.
         texts: float ``[B, D]``; row i belongs to picture i.
-        temperature: what cosines are divided by.
-        smoothing: part of the target that is spread over all rows.
+        temperature: divides the cosines.
+        smoothing: fraction of the target that is spread over all rows.
     """
     pictures, texts = pictures.float(), texts.float()
     first = len(pictures) * (distributed.get_rank() if distributed.is_initialized() else 0)
@@ -45,15 +50,10 @@ def contrastive_loss(
 def quantization_loss(
     vectors: torch.Tensor, quantized: torch.Tensor, beta: float = 0.25
 ) -> torch.Tensor:
-    """Return how far vectors and their codebook rows are apart.
+    """Return how far vectors ``[B, N, D]`` and their codebook rows are apart.
 
-    ``beta`` weighs the codebook's way to the vectors, as the reference has it; the paper on VQ-VAE
-    puts it on the vectors' way to the codebook.
-
-    Args:
-        vectors: float ``[B, N, D]``, with gradients.
-        quantized: float ``[B, N, D]``, their rows, with gradients to the codebook.
-        beta: weight of the codebook's term.
+    ``beta`` weighs the pull on the rows, as in the reference; the paper on VQ-VAE weighs the pull
+    on the vectors.
     """
     vectors, quantized = vectors.float(), quantized.float()
     commitment = F.mse_loss(vectors, quantized.detach())
@@ -66,11 +66,11 @@ def cosine_loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def mean_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
-    """Return the mean of errors on the objects of pictures: a small one counts as much as a big one.
+    """Return the mean of errors on the objects; small and big ones count alike.
 
     Args:
         errors: ``[B, C, H, W]``.
-        cover: ``[B, 1, H, W]``, how much of each place the object covers, in 0..1.
+        cover: ``[B, 1, H, W]`` in 0..1, how much of each place the object covers.
     """
     per_place = errors.float().mean(dim=1, keepdim=True) * cover
     of_each = per_place.sum(dim=(1, 2, 3)) / cover.sum(dim=(1, 2, 3)).clamp(min=1e-6)
@@ -80,12 +80,9 @@ def mean_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
 def psnr(
     pictures: torch.Tensor, wanted: torch.Tensor, cover: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the peak signal-to-noise ratio of pictures in 0..1, all of them together, in dB.
+    """Return the peak signal-to-noise ratio of pictures ``[B, 3, H, W]`` in 0..1 together, in dB.
 
-    Args:
-        pictures: ``[B, 3, H, W]``.
-        wanted: likewise.
-        cover: ``[B, 1, H, W]``, to compare the objects alone, see `mean_on`.
+    With a cover, only the objects are compared; see `mean_on`.
     """
     errors = (pictures.float() - wanted.float()).square()
     return -10 * (errors.mean() if cover is None else mean_on(errors, cover)).log10()

@@ -1,7 +1,7 @@
-"""A codebook that follows the vectors it stands for as a moving average, without gradients.
+"""A codebook that follows its vectors as a moving average, without gradients.
 
-All that it remembers are buffers, so a run that goes on goes on exactly; and it learns from the
-vectors of all processes, so it is the same in each. Rows that nobody uses start anew.
+Its memory is in buffers, so an interrupted run goes on exactly. It learns from the vectors of all
+processes, so it is the same in each. Rows that nobody uses start anew.
 
 Sources: arXiv 1711.00937 (VQ-VAE), appendix A.1; 2005.00341 (Jukebox) for the restarts.
 """
@@ -16,8 +16,7 @@ from ...errors import OptionError
 from ...tokenizer.codebook import Codebook
 from .losses import gather_rows
 
-_LEAST = 1e-6
-"""Vectors a step that a row counts at least, so that the mean of none is a number."""
+_LEAST = 1e-6  # vectors per step that a row has at least, so that no mean divides by zero
 
 
 class MovingAverage(nn.Module):
@@ -26,18 +25,13 @@ class MovingAverage(nn.Module):
     Args:
         codebook_size: rows.
         codebook_dim: their width.
-        decay: part of the memory that a step keeps.
-        restart_below: rows used by fewer vectors a step, on the average, become a vector of the batch.
-
-    Attributes:
-        counts: float ``[K]``, vectors a step for each row.
-        sums: float ``[K, D]``, their sum.
-        steps: int64, updates so far; they also choose the vectors of restarts.
+        decay: fraction of the memory that a step keeps.
+        restart_below: rows with fewer vectors per step, on average, become a vector of the batch.
     """
 
-    counts: torch.Tensor
-    sums: torch.Tensor
-    steps: torch.Tensor
+    counts: torch.Tensor  # float [K], vectors per step of each row
+    sums: torch.Tensor  # float [K, D], the sum of these
+    steps: torch.Tensor  # int64 [], updates so far; also the seed of restarts
 
     def __init__(
         self, codebook_size: int, codebook_dim: int, decay: float, restart_below: float
@@ -58,12 +52,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def prepare(self, codebook: Codebook, vectors: torch.Tensor) -> None:
-        """Give every row a vector of the first batch, before anything is looked up.
-
-        Args:
-            codebook: changed in place, once.
-            vectors: float ``[B, N, D]`` of this process.
-        """
+        """Give every row a vector of the first batch ``[B, N, D]``, before anything is looked up."""
         if self.steps == 0:
             self._restart(codebook, torch.ones_like(self.counts, dtype=torch.bool), _rows(vectors))
 
@@ -88,13 +77,13 @@ class MovingAverage(nn.Module):
         self._restart(codebook, self.counts < self.restart_below, rows)
 
     def perplexity(self) -> torch.Tensor:
-        """Return how many rows would serve as well if all were used alike."""
-        parts = self.counts / self.counts.sum().clamp(min=_LEAST)
-        entropy: torch.Tensor = torch.special.entr(parts).sum()
+        """Return how many equally used rows would be as good."""
+        shares = self.counts / self.counts.sum().clamp(min=_LEAST)
+        entropy: torch.Tensor = torch.special.entr(shares).sum()
         return entropy.exp()
 
     def _restart(self, codebook: Codebook, is_old: torch.Tensor, rows: torch.Tensor) -> None:
-        """Put a random vector in each row that ``is_old``, as if a step used it for that one."""
+        """Put a random vector in each row that ``is_old``, as if one step had used the row for it."""
         generator = torch.Generator().manual_seed(int(self.steps))
         choice = torch.randint(len(rows), is_old.shape, generator=generator).to(rows.device)
         fresh = rows[choice]

@@ -1,10 +1,11 @@
-"""What a tokenizer's parts are trained as: networks whose ``forward`` returns a loss.
+"""Tokenizers in training: networks whose ``forward`` returns a loss.
 
-`ContrastiveLearner` trains the causal Q-Former, `CodebookLearner` the codebook and the de-tokenizer
-as the reference does; `MiniLearner` all of seed-mini's at once on the closed world. The vision tower
-is frozen in each. Knows nothing of files and recipes.
+`ContrastiveLearner` trains the causal Q-Former. `CodebookLearner` trains the codebook and the
+de-tokenizer as in the reference, `MiniLearner` all of seed-mini's tokenizer at once on the closed
+world. The vision tower is frozen in each.
 
-Sources: arXiv 2301.12597 (BLIP-2), 2307.08041 (SEED), 1711.00937 (VQ-VAE); AILab-CVC/SEED at 93b3cf4.
+Sources: arXiv 2301.12597 (BLIP-2), 2307.08041 (SEED), 1711.00937 (VQ-VAE); AILab-CVC/SEED at
+93b3cf4.
 """
 
 from __future__ import annotations
@@ -22,41 +23,35 @@ from ...tokenizer.config import TokenizerConfig
 from ...tokenizer.eva_vit import Block, EvaVit
 from ...tokenizer.network import TokenizerModel
 from ...tokenizer.qformer import QFormer, QFormerConfig
-from ..data.pictures import normalize
-from ..stages.tower import Labels, Teacher, Weights, detached
-from ..world.scenes import Scene, World
-from .losses import contrastive_loss, cosine_loss, quantization_loss, straight_through
+from ..world.closed_world import World
+from ..world.rendering import normalize
+from ..world.scenes import Scene
+from .losses import contrastive_loss, cosine_loss, detached, quantization_loss, straight_through
 from .moving_average import MovingAverage
+from .teacher import HeadLossWeights, Labels, Teacher
 from .weights import initialize, initialize_tokens, leave_out, upstream_tensors
 
 FIRST_TEMPERATURE = 0.07
 RECONSTRUCTION_DEPTH = 4
-"""Blocks that restore the Q-Former's output from codes; they serve training alone."""
+"""Blocks that restore the Q-Former's output from codes, for training only."""
 
 _QFORMER = "Qformer.bert."
 
 
 class ContrastiveLearner(nn.Module):
-    """Draws the last query's output to the picture's caption, and away from those of other pictures.
+    """Draws the last query's output to the picture's caption, and away from other captions.
 
     The text encoder is a BERT that has the Q-Former's self-attention and norms, and feed-forward
-    layers of its own, as in the reference. Unlike there nothing is dropped out.
-
-    Args:
-        visual_encoder: the vision tower; frozen.
-        config: sizes of the Q-Former.
-        image_norm_eps: of the norm between the two.
-        vocabulary_size: of the captions' tokenizer.
-        embedding_dim: width of what pictures and captions are compared by.
+    layers of its own, as in the reference. Unlike there, nothing is dropped out.
     """
 
     def __init__(
         self,
         visual_encoder: EvaVit,
         config: QFormerConfig,
-        image_norm_eps: float,
-        vocabulary_size: int,
-        embedding_dim: int = 256,
+        image_norm_eps: float,  # of the norm between the two
+        vocabulary_size: int,  # of the captions' tokenizer
+        embedding_dim: int = 256,  # in which pictures and captions are compared
     ) -> None:
         super().__init__()
         self.visual_encoder = visual_encoder.requires_grad_(False)
@@ -111,7 +106,7 @@ class ContrastiveLearner(nn.Module):
         return {"loss": loss, "terms": terms}
 
     def upstream_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all that is trained by upstream's names; writing to them changes the network."""
+        """Return all that is trained, by upstream's names; writing to it changes the network."""
         text = {
             _QFORMER + name: parameter.detach()
             for name, parameter in self.text_encoder.named_parameters()
@@ -152,17 +147,17 @@ def _is_shared(name: str) -> bool:
 
 
 def nearest_rows(quantizer: Codebook, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return int64 codes ``[B, 32]`` of vectors ``[B, 32, D]`` and their float32 rows, in float32."""
+    """Return the codes ``[B, 32]`` of vectors ``[B, 32, D]`` and their rows, computed in float32."""
     with torch.autocast(vectors.device.type, enabled=False):
         codes = quantizer.nearest(vectors.detach().float())
         return codes, quantizer.lookup(codes)
 
 
 class CodebookLearner(nn.Module):
-    """Learns codes from which the Q-Former's output and an image embedding can be restored.
+    """Learns codes that restore the Q-Former's output and an image embedding.
 
     Args:
-        model: with a trained tower, norm and Q-Former, all of which are frozen here.
+        model: has a trained tower, norm and Q-Former, which are frozen here.
         config: its sizes.
         teacher: pixels ``[B, 3, S, S]`` to image embeddings ``[B, D]``; frozen.
     """
@@ -223,15 +218,15 @@ class CodebookLearner(nn.Module):
         return {"loss": loss, "terms": {**detached(terms), "codes_in_batch": in_batch}}
 
     def reconstruction_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the part that serves training alone, by upstream's names."""
+        """Return the blocks that only training needs, by upstream's names."""
         blocks = {f"blocks.{k}": v.detach() for k, v in self.blocks.named_parameters()}
         return {**blocks, "pos_embed": self.pos_embed.detach()}
 
 
 def initialize_codes(model: TokenizerModel) -> None:
-    """Give first values to all that comes after the Q-Former, but for the codebook."""
+    """Give first values to everything after the Q-Former except the codebook."""
     initialize_tokens(model.embedder.decode_pos_embed)
-    parts = (
+    modules = (
         *(
             model.encoder.encode_head,
             model.embedder.decode_head,
@@ -240,21 +235,21 @@ def initialize_codes(model: TokenizerModel) -> None:
         ),
         *(model.embedder.decode_blocks, model.embedder.reverse_qformer),
     )
-    for part in parts:
-        if part is not None:
-            initialize(part)
+    for module in modules:
+        if module is not None:
+            initialize(module)
 
 
 class MiniLearner(nn.Module):
-    """Learns codes from which the teacher's embedding can be restored, and what it says read.
+    """Learns codes that restore the teacher's embedding and what its heads read in it.
 
     Args:
         model: a network of seed-mini's kind; its tower becomes the teacher's.
         teacher: frozen.
         average: of the codebook.
-        world: what renders scenes.
-        reading: weights of what the teacher's heads read in restored embeddings.
-        commitment: weight of the vectors' way to the codebook.
+        world: renders scenes.
+        reading: factors of what the teacher's heads read in restored embeddings.
+        commitment: factor of the pull of the vectors to the codebook.
     """
 
     def __init__(
@@ -263,7 +258,7 @@ class MiniLearner(nn.Module):
         teacher: Teacher,
         average: MovingAverage,
         world: World,
-        reading: Weights,
+        reading: HeadLossWeights,
         commitment: float,
     ) -> None:
         super().__init__()
@@ -284,7 +279,7 @@ class MiniLearner(nn.Module):
     def forward(
         self, scenes: list[Scene], backgrounds: torch.Tensor, num_codes: torch.Tensor
     ) -> dict[str, Any]:
-        """Return the loss of a batch of `pictures.collate_scenes`."""
+        """Return the loss of a batch of `samples.collate_scenes`."""
         model = self.model
         labels = Labels.of(scenes, backgrounds, self._world)
         with torch.no_grad():
@@ -311,7 +306,7 @@ class MiniLearner(nn.Module):
         return {"loss": loss, "terms": terms}
 
     def _quantize(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return the rows of vectors ``[B, 32, D]``; in training the codebook learns from them."""
+        """Return the rows of vectors ``[B, 32, D]``; in training, the codebook learns from them."""
         quantizer = self.model.embedder.quantizer
         if self.training:
             self.average.prepare(quantizer, vectors)

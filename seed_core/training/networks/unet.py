@@ -1,8 +1,8 @@
-"""The diffusion model of a decoder: noise to latents, under an image embedding.
+"""The diffusion model of a decoder: noise to latents, conditioned on an image embedding.
 
-It learns to predict v from latents at any of a thousand noise levels, the last of which is noise
-alone. Its label is an image embedding, itself noised, beside the level of that noise; or all zeros,
-which stands for no condition. Knows neither files nor how pictures become latents of a VAE's.
+It learns to predict v from latents at any of a thousand noise levels; the last level is pure noise.
+Its label is a noised image embedding beside the level of that noise. All zeros stand for no
+condition.
 
 Sources: arXiv 2204.06125 (unCLIP), 2202.00512 (v), 2305.08891 (zero terminal SNR, trailing steps),
 2207.12598 (dropped conditions); StableUnCLIPImg2ImgPipeline of diffusers.
@@ -10,8 +10,8 @@ Sources: arXiv 2204.06125 (unCLIP), 2202.00512 (v), 2305.08891 (zero terminal SN
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,43 +22,26 @@ from torch.nn import functional as F
 from ...decoder.noising import noised_labels
 from ...errors import OptionError
 from ...tokenizer.network import TokenizerModel
-from ..settings import check_groups, check_parts
-from ..stages.tower import Teacher
-
-LEVELS = 1000
-"""Noise levels, of latents and of embeddings."""
+from ..settings import check_groups
+from ..world.noised import LEVELS
+from .teacher import Teacher
 
 
 @dataclass(frozen=True)
 class UnetSizes:
-    """Sizes of a UNet2DConditionModel; the defaults are seed-mini's.
+    """Sizes of a UNet2DConditionModel; the defaults are seed-mini's."""
 
-    Attributes:
-        block_out_channels: width of each level; every one but the last halves the side, every one
-            but the first has attention.
-        layers_per_block: residual blocks of a level.
-        attention_head_dim: width of a head.
-        norm_num_groups: groups of the group norms.
-        text_width: of the prompt's encoding, which is part of the pipeline and unused.
-    """
-
-    block_out_channels: tuple[int, ...] = (64, 96, 112)
-    layers_per_block: int = 1
-    attention_head_dim: int = 16
-    norm_num_groups: int = 16
-    text_width: int = 32
+    block_out_channels: tuple[int, ...] = (64, 96, 112)  # width of each level
+    layers_per_block: int = 1  # residual blocks of a level
+    attention_head_dim: int = 16  # width of a head
+    norm_num_groups: int = 16  # of the group norms
+    text_width: int = 32  # of the prompt's encoding, which the pipeline wants and nothing reads
 
     def __post_init__(self) -> None:
         check_groups("UNet", self.block_out_channels, self.norm_num_groups)
 
     def build(self, sample_size: int, channels: int, embedding_dim: int) -> Any:
-        """Return a UNet2DConditionModel with random weights.
-
-        Args:
-            sample_size: side of the latents.
-            channels: of the latents.
-            embedding_dim: width of image embeddings.
-        """
+        """Return a UNet2DConditionModel with random weights."""
         kind: Any = UNet2DConditionModel
         attended = len(self.block_out_channels) - 1
         return kind(
@@ -100,82 +83,8 @@ def noising_scheduler() -> Any:
     return kind(num_train_timesteps=LEVELS, beta_schedule="squaredcos_cap_v2")
 
 
-@dataclass(frozen=True)
-class Chances:
-    """How the random numbers of a sample are drawn.
-
-    Attributes:
-        drop: part of the samples without a condition.
-        noise_embedding: part of the samples whose embedding is noised at a level drawn from all;
-            the others have level 0, at which pictures are decoded.
-        teacher: part of the samples whose embedding is the teacher's, which the tokenizer's is
-            trained to be like.
-    """
-
-    drop: float = 0.1
-    noise_embedding: float = 0.5
-    teacher: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_parts(self, "drop", "noise_embedding", "teacher")
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random numbers of one sample, or, with a first dimension more, of a batch.
-
-    Attributes:
-        noise: in the latents, ``[C, h, w]``.
-        timestep: level of that noise.
-        embedding_noise: ``[D]``.
-        embedding_level: level of that noise.
-        is_dropped: whether the condition is.
-        is_teacher: whether the embedding is the teacher's.
-    """
-
-    noise: torch.Tensor
-    timestep: torch.Tensor
-    embedding_noise: torch.Tensor
-    embedding_level: torch.Tensor
-    is_dropped: torch.Tensor
-    is_teacher: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        generator: torch.Generator,
-        chances: Chances,
-        latent_shape: tuple[int, ...],
-        embedding_dim: int,
-    ) -> Draws:
-        """Draw those of one sample."""
-        drop, noise_embedding, teacher = torch.rand(3, generator=generator).unbind()
-        timestep, level = torch.randint(LEVELS, (2,), generator=generator).unbind()
-        return cls(
-            noise=torch.randn(latent_shape, generator=generator),
-            timestep=timestep,
-            embedding_noise=torch.randn(embedding_dim, generator=generator),
-            embedding_level=level * (noise_embedding < chances.noise_embedding),
-            is_dropped=drop < chances.drop,
-            is_teacher=teacher < chances.teacher,
-        )
-
-    @staticmethod
-    def batch(draws: Sequence[Draws]) -> dict[str, torch.Tensor]:
-        """Return the attributes of several samples, stacked."""
-        return {
-            field.name: torch.stack([getattr(one, field.name) for one in draws])
-            for field in fields(Draws)
-        }
-
-
 class Embedder(nn.Module):
-    """Gives pictures their image embeddings: through codes, or straight from the teacher. Frozen.
-
-    Args:
-        tokenizer: a `TokenizerModel`.
-        teacher: what the tokenizer learned its embeddings from; None for none.
-    """
+    """Gives pictures their image embeddings, from codes and from the teacher; frozen."""
 
     def __init__(self, tokenizer: TokenizerModel, teacher: Teacher | None = None) -> None:
         super().__init__()
@@ -188,7 +97,7 @@ class Embedder(nn.Module):
         """Return float32 ``[B, N, D]``: the tokenizer's embedding, then the teacher's if any.
 
         Args:
-            pixels: CLIP-normalised, of the tokenizer's size.
+            pixels: ``[B, 3, S, S]``, CLIP-normalised.
         """
         # In 16 bits about one code in a hundred would be another.
         with torch.autocast(pixels.device.type, enabled=False):
@@ -201,11 +110,8 @@ class Embedder(nn.Module):
     def measure(self, batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the tokenizer's embeddings, float32 ``[1, D]``.
 
-        Args:
-            batches: pixels as `forward` takes them.
-
         Raises:
-            OptionError: numbers of the embeddings that are the same for every picture.
+            OptionError: a number of the embeddings is the same for every picture.
         """
         rows = torch.cat([self(pixels)[:, 0] for pixels in batches]).double()
         std, mean = torch.std_mean(rows, dim=0, keepdim=True, correction=0)
@@ -218,14 +124,14 @@ class Embedder(nn.Module):
 
 
 class UnetLearner(nn.Module):
-    """A diffusion model in training, with the schedules and numbers that belong to it.
+    """A diffusion model in training, with its schedules and the embeddings' mean and deviation.
 
     Args:
         unet: a UNet2DConditionModel.
         mean: of image embeddings, ``[1, D]``.
         std: of image embeddings, ``[1, D]``.
-        diffusion: schedule of the noise in latents; `diffusion_scheduler`'s if not given.
-        noising: schedule of the noise in embeddings; `noising_scheduler`'s if not given.
+        diffusion: schedule of the noise in latents; by default `diffusion_scheduler`'s.
+        noising: schedule of the noise in embeddings; by default `noising_scheduler`'s.
     """
 
     mean: torch.Tensor
@@ -248,25 +154,15 @@ class UnetLearner(nn.Module):
 
     def forward(
         self,
-        latents: torch.Tensor,
-        embeddings: torch.Tensor,
-        noise: torch.Tensor,
-        timestep: torch.Tensor,
-        embedding_noise: torch.Tensor,
-        embedding_level: torch.Tensor,
-        is_dropped: torch.Tensor,
+        latents: torch.Tensor,  # [B, C, h, w]
+        embeddings: torch.Tensor,  # [B, D]
+        noise: torch.Tensor,  # [B, C, h, w]
+        timestep: torch.Tensor,  # int64 [B]
+        embedding_noise: torch.Tensor,  # [B, D]
+        embedding_level: torch.Tensor,  # int64 [B]
+        is_dropped: torch.Tensor,  # bool [B]
     ) -> torch.Tensor:
-        """Return the mean squared error of v.
-
-        Args:
-            latents: scaled, ``[B, C, h, w]``.
-            embeddings: of the pictures, ``[B, D]``.
-            noise: of a batch of `Draws`, as what follows.
-            timestep: level of that noise.
-            embedding_noise: ``[B, D]``.
-            embedding_level: level of that noise.
-            is_dropped: whether conditions are.
-        """
+        """Return the mean squared error of v, for scaled latents and the numbers of `Draws`."""
         labels = self.labels(embeddings, embedding_noise, embedding_level, is_dropped)
         noised = self.diffusion.add_noise(latents, noise, timestep)
         wanted = self.diffusion.get_velocity(latents, noise, timestep)

@@ -1,8 +1,8 @@
 """The autoencoder of a decoder: pictures to latents and back.
 
-Trained without an adversary and without another network's judgement: plain errors of pixels, of
-their differences, and of areas. Nothing pulls its latents towards a normal distribution while it
-learns, so `standardize` gives them mean 0 and deviation 1 afterwards. Knows nothing of embeddings.
+It learns from plain errors of pixels, of their differences and of areas, without an adversary or
+another network's judgement. Nothing pulls its latents towards a normal distribution, so
+`standardize` gives them mean 0 and deviation 1 afterwards.
 
 Source: arXiv 2112.10752 (latent diffusion); AutoencoderKL of diffusers.
 """
@@ -23,33 +23,25 @@ from ..settings import check_groups
 from .losses import mean_on, psnr
 
 _NO_VARIANCE = -30.0
-"""Logarithm of a variance, the least that diffusers lets a latent have."""
+"""Logarithm of the smallest variance that diffusers lets a latent have."""
 
 
 @dataclass(frozen=True)
 class VaeSizes:
-    """Sizes of an AutoencoderKL; the defaults are seed-mini's.
+    """Sizes of an AutoencoderKL; the defaults are seed-mini's."""
 
-    Attributes:
-        image_size: side of its pictures, in pixels.
-        block_out_channels: width of each level; every one but the last halves the side.
-        layers_per_block: residual blocks of a level.
-        latent_channels: numbers at each place of the latents.
-        norm_num_groups: groups of the group norms.
-    """
-
-    image_size: int = 128
-    block_out_channels: tuple[int, ...] = (32, 48, 64, 80)
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 8
+    image_size: int = 128  # in pixels
+    block_out_channels: tuple[int, ...] = (32, 48, 64, 80)  # all but the last level halve the side
+    layers_per_block: int = 1  # residual blocks of a level
+    latent_channels: int = 4  # numbers at each place of the latents
+    norm_num_groups: int = 8  # of the group norms
 
     def __post_init__(self) -> None:
         factor = 2 ** (len(self.block_out_channels) - 1)
         if self.image_size % factor:
             raise OptionError(
-                f"a VAE of {len(self.block_out_channels)} levels halves its pictures to 1/{factor}, which "
-                f"image_size {self.image_size} is no multiple of"
+                f"a VAE of {len(self.block_out_channels)} levels halves its pictures to 1/{factor}; "
+                f"image_size {self.image_size} must be a multiple of {factor}"
             )
         check_groups("VAE", self.block_out_channels, self.norm_num_groups)
 
@@ -71,40 +63,28 @@ class VaeSizes:
 
 @dataclass(frozen=True)
 class PictureLoss:
-    """How far a picture is from what it should be: a sum of terms with these weights.
+    """How far a picture is from its original: a sum of terms with these factors.
 
-    All are of pixels in -1..1, and all but ``object`` are means over the whole picture, most of which
+    All are of pixels in -1..1. All but ``object`` are means over the whole picture, most of which
     is background.
-
-    Attributes:
-        l1: of absolute differences.
-        l2: of squared differences.
-        gradient: of absolute differences between the steps from one pixel to the next, right and
-            down: edges in the wrong place and edges that are soft.
-        low_frequency: of squared differences between the means of areas of ``area`` pixels square:
-            colors that are a little wrong everywhere.
-        object: of absolute differences on the object, see `losses.mean_on`: small objects that are
-            soft.
-        area: side of those areas, in pixels.
     """
 
-    l1: float = 1.0
-    l2: float = 1.0
-    gradient: float = 1.0
-    low_frequency: float = 1.0
-    object: float = 0.0
-    area: int = 8
+    l1: float = 1.0  # absolute differences
+    l2: float = 1.0  # squared differences
+    gradient: float = 1.0  # absolute differences of steps between neighbouring pixels: soft edges
+    low_frequency: float = 1.0  # squared differences between the means of areas: wrong colours
+    object: float = 0.0  # absolute differences on the object, see losses.mean_on
+    area: int = 8  # side of those areas, in pixels
 
     def terms(
         self, pictures: torch.Tensor, wanted: torch.Tensor, cover: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Return the terms by name, before they are weighed.
+        """Return the terms by name, unweighted; ``object`` only if a cover is given.
 
         Args:
             pictures: ``[B, 3, H, W]`` in -1..1.
             wanted: likewise.
-            cover: ``[B, 1, H, W]``, how much of each pixel the object covers; without it there is no
-                such term.
+            cover: ``[B, 1, H, W]``, how much of each pixel the object covers.
         """
         error = pictures.float() - wanted.float()
         right, down = error.diff(dim=-1), error.diff(dim=-2)
@@ -128,13 +108,7 @@ class PictureLoss:
 
 
 class VaeLearner(nn.Module):
-    """An autoencoder in training.
-
-    Args:
-        vae: an AutoencoderKL.
-        loss: of its pictures.
-        decoder_alone: leave the latents as they are, and only learn to paint from them.
-    """
+    """An autoencoder in training; ``decoder_alone`` keeps the latents as they are."""
 
     def __init__(self, vae: Any, loss: PictureLoss, decoder_alone: bool) -> None:
         super().__init__()
@@ -146,7 +120,7 @@ class VaeLearner(nn.Module):
             vae.quant_conv.requires_grad_(False)
 
     def forward(self, pictures: torch.Tensor, cover: torch.Tensor | None = None) -> dict[str, Any]:
-        """Return the loss of pictures ``[B, 3, H, W]`` in -1..1, and its terms; see `PictureLoss`."""
+        """Return the loss of pictures ``[B, 3, H, W]`` in -1..1 and its terms."""
         painted = self.vae.decode(latents_of(self.vae, pictures)).sample
         loss, terms = self._loss(painted, pictures, cover)
         terms = {name: term.detach() for name, term in terms.items()}
@@ -163,16 +137,15 @@ def latents_of(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
 def standardize(vae: Any, batches: Iterable[torch.Tensor]) -> None:
     """Give latents mean 0 in each channel, and deviation 1 over all once they are scaled.
 
-    The network's pictures stay what they are: what one 1x1 convolution takes away from the latents
-    the other one adds again. The deviation goes into the config, as ``scaling_factor``. As the
-    network was trained on the means of its latents, their variance is set to none.
+    The pictures stay the same: one 1x1 convolution subtracts from the latents what the other adds
+    again. The deviation goes into the config, as ``scaling_factor``.
 
     Args:
         vae: an AutoencoderKL, changed in place.
         batches: pictures ``[B, 3, H, W]`` in -1..1 to measure the latents of.
 
     Raises:
-        OptionError: no pictures, or latents that are all the same.
+        OptionError: no pictures are given, or all have the same latents.
     """
     channels = vae.config.latent_channels
     count, total, squares = 0, torch.zeros(channels, dtype=torch.float64), 0.0
@@ -192,11 +165,11 @@ def standardize(vae: Any, batches: Iterable[torch.Tensor]) -> None:
 
 
 def _shift(vae: Any, mean: torch.Tensor) -> None:
-    """Take a mean from the latents of each channel, and none from the pictures."""
+    """Subtract a mean from the latents of each channel, and keep the pictures as they are."""
     before, after = vae.quant_conv, vae.post_quant_conv
     channels = len(mean)
     mean = mean.to(before.bias)
     after.bias += after.weight[:, :, 0, 0] @ mean
     before.bias[:channels] -= mean
-    before.weight[channels:] = 0
+    before.weight[channels:] = 0  # it was trained on the means of its latents, without variance
     before.bias[channels:] = _NO_VARIANCE

@@ -1,7 +1,7 @@
-"""Weights of networks in training: their first values, which of them checkpoints hold, their files.
+"""Weights of networks in training: their first values, their checkpoints, their files.
 
 `seed_core`'s networks are built to be filled from files, so their parameters hold nothing at first.
-Files get upstream's names, as `checkpoints` reads them. Knows nothing of what networks compute.
+Files get upstream's names.
 """
 
 from __future__ import annotations
@@ -16,22 +16,18 @@ from torch import nn
 
 from ...files import assemble, weights
 from ...models import names
-from ..loop import is_first_process
+from ..processes import is_first_process
 
 Module = TypeVar("Module", bound=nn.Module)
 
 TOKEN_STD = 0.02
-"""Standard deviation of the first values of tokens, positions and tables, as BERT's."""
+"""Standard deviation of new tokens, positions and tables, as in BERT."""
 
 _TOWER = "visual_encoder."
 
 
 def initialize(network: nn.Module) -> None:
-    """Give a network its first values: truncated normal, biases zero, norms one.
-
-    The deviation of a layer's weights is the inverse root of its inputs, so what passes through keeps
-    its size. At the reference's widths that is about its 0.02; narrow networks hardly learn with that.
-    """
+    """Give a network its first values: truncated normal, biases zero, norms one."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
@@ -39,6 +35,8 @@ def initialize(network: nn.Module) -> None:
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(parameter)
             else:
+                # The inverse root of a layer's inputs keeps the size of what passes through. At the
+                # reference's widths that is about its 0.02, with which narrow networks hardly learn.
                 is_layer = isinstance(module, (nn.Linear, nn.Conv2d))
                 std = parameter[0].numel() ** -0.5 if is_layer else TOKEN_STD
                 initialize_tokens(parameter, std)
@@ -50,7 +48,7 @@ def initialize_tokens(parameter: nn.Parameter, std: float = TOKEN_STD) -> None:
 
 
 def materialize(network: nn.Module) -> None:
-    """Give the parameters of a network that are on the meta device memory; they hold nothing yet."""
+    """Give memory to the parameters on the meta device; it holds nothing yet."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
@@ -58,13 +56,10 @@ def materialize(network: nn.Module) -> None:
 
 
 def leave_out(network: nn.Module, is_left_out: Callable[[str], bool]) -> None:
-    """Keep tensors out of a network's checkpoints; on loading they stay what they are.
+    """Keep the tensors whose names match out of a network's checkpoints.
 
-    For frozen parts, whose values come from their own files, and for tensors that two parts share.
-
-    Args:
-        network: whose ``state_dict`` is to be without them.
-        is_left_out: tells by a tensor's name.
+    This is for frozen networks, whose values come from their own files, and for shared tensors.
+    Loading a checkpoint keeps their values.
     """
 
     def drop(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
@@ -97,11 +92,9 @@ def _all_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def keep_key_bias_zero(tower: nn.Module) -> None:
-    """Train a vision tower without the key biases that its files have no place for.
-
-    A key bias shifts all scores of a query alike, so that its gradient is nothing but rounding;
-    an optimizer that scales gradients would still move it.
-    """
+    """Train a vision tower without the key biases, which its files have no place for."""
+    # A key bias shifts all scores of a query alike, so its gradient is only rounding; an optimizer that
+    # scales gradients would still move it.
     for name, parameter in tower.named_parameters():
         if name.endswith("qkv.bias"):
             parameter.register_hook(_without_keys)
@@ -113,12 +106,7 @@ def _without_keys(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def upstream_tensors(network: nn.Module, part: str = "") -> dict[str, torch.Tensor]:
-    """Return tensors by upstream's names, the inverse of what `assemble.assemble` does.
-
-    Args:
-        network: a `TokenizerModel`, or one of its parts.
-        part: the part's name in the `TokenizerModel`.
-    """
+    """Return the tensors of a `TokenizerModel` by upstream's names, or of its module ``part``."""
     tensors = {}
     for name, tensor in _all_tensors(network):
         keys = names.upstream_tokenizer_names(f"{part}.{name}" if part else name)
@@ -142,16 +130,16 @@ def write_tensors(
         save_file(content, path, metadata={"format": "pt"})
 
 
-def load_part(build: Callable[[Any], Module], part: str, path: Path) -> Module:
-    """Fill a part of a tokenizer from a file of upstream's names; it comes frozen.
+def load_module(build: Callable[[Any], Module], part: str, path: Path) -> Module:
+    """Fill a module of a tokenizer from a file with upstream's names; it comes frozen.
 
     Args:
-        build: makes it on the meta device, its layers from what it is given.
-        part: its name in a `TokenizerModel`: visual_encoder, image_norm or qformer.
-        path: a file that holds it. A vision tower's may lack the names' beginning, as EVA's own does.
+        build: makes the module on the meta device, with the layers that it is given.
+        part: the module's name in a `TokenizerModel`: visual_encoder, image_norm or qformer.
+        path: the file. The names of a vision tower may lack their beginning, as in EVA's own file.
 
     Raises:
-        CheckpointError: a missing or damaged file, or one without the part.
+        CheckpointError: the file is missing, damaged or lacks the module.
     """
     keys = weights.read_keys(path)
     lacks_beginning = part == "visual_encoder" and not _begins(keys, _TOWER)

@@ -1,8 +1,7 @@
-"""The language model: pretraining and instruction tuning on pictures and text.
+"""The stage ``llm``: pretraining and instruction tuning on pictures and text.
 
-The network is transformers' LlamaForCausalLM, from nothing or from a model's folder; the result is a
-folder that `seed_core.load_llm` and transformers load. What it learns from is a mixture of documents
-(see ``sources``). Knows nothing of adapters (see ``tune``).
+The network is transformers' LlamaForCausalLM. The result is a folder that both `seed_core.load_llm`
+and transformers load.
 
 Sources: arXiv 2310.01218 (SEED-LLaMA); transformers.
 """
@@ -29,12 +28,14 @@ from ...llm.vocab import VOCABULARY_FILES, Vocabulary
 from ...models import names
 from ...models.llm import find_llm_folder, read_vocabulary, template_of
 from ..data import documents, sources
-from ..loop import Schedule, is_first_process, train
-from ..settings import check_parts
+from ..data.examples import collate
+from ..loop import train
+from ..processes import is_first_process
+from ..schedule import Schedule
+from ..settings import check_fractions
 from ..world.conversations import ConversationSettings
 
-FOLDER = "llm"
-"""Where the result lies in the folder of a run."""
+FOLDER = "llm"  # of the run, for the result
 
 _GENERATION = "generation_config.json"
 _SIDE_FILES = (*VOCABULARY_FILES, "special_tokens_map.json", "tokenizer_config.json", _GENERATION)
@@ -42,32 +43,24 @@ _SIDE_FILES = (*VOCABULARY_FILES, "special_tokens_map.json", "tokenizer_config.j
 
 @dataclass(frozen=True)
 class Data:
-    """What a language model learns from: a mixture of all sources.
+    """What a language model learns from: a mixture of all sources."""
 
-    Attributes:
-        files: documents as JSON lines.
-        world: conversations about the closed world.
-        pieces: how conversations become tokens, see `documents.DocumentWriter`.
-        wrong_codes: most of the codes that are wrong where the model reads its own answers, as a
-            part of all; see `documents.with_wrong_codes`.
-    """
-
-    files: tuple[sources.SourceFiles, ...] = ()
-    world: ConversationSettings | None = None
-    pieces: Literal["separate", "joined"] = "separate"
-    wrong_codes: float = 0.0
+    files: tuple[sources.SourceFiles, ...] = ()  # documents as JSON lines
+    world: ConversationSettings | None = None  # conversations about the closed world
+    pieces: Literal["separate", "joined"] = "separate"  # see documents.DocumentWriter
+    wrong_codes: float = 0.0  # largest fraction of wrong codes, see examples.with_wrong_codes
 
     def __post_init__(self) -> None:
-        check_parts(self, "wrong_codes", group="data.")
+        check_fractions(self, "wrong_codes", group="data.")
 
     def open(
         self, vocab: Vocabulary, seed: int, template: PromptTemplate = VICUNA
     ) -> sources.Documents:
-        """Return the mixture for a model with this vocabulary, conversing in this template.
+        """Return the mixture for a model with this vocabulary and template.
 
         Raises:
-            OptionError: no source, or one that does not fit.
-            CheckpointError: the vocabulary has as many codes as no family has.
+            OptionError: no source is given, or a source does not fit.
+            CheckpointError: no family has as many codes as the vocabulary.
         """
         family = language_family(vocab.codebook_size)
         writer = documents.DocumentWriter(vocab, family, self.pieces, template)
@@ -80,7 +73,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a new network, as in a config.json of Hugging Face; those of seed-mini if not given."""
+    """Sizes of a new network, named as in a config.json of Hugging Face; by default seed-mini's."""
 
     hidden_size: int = 256
     intermediate_size: int = 512
@@ -102,40 +95,29 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a language model is trained.
+    """What the stage reads."""
 
-    Attributes:
-        data: what it learns from.
-        schedule: how long.
-        start: the model to go on with, ``seed-mini`` or a folder; of several, of the same sizes,
-            the average of their weights; none for a new network.
-        sizes: of a new network.
-        vocabulary: ``seed-mini``, or a folder with the files of a vocabulary; none for that of the
-            start, or seed-mini's for a new network. Embeddings and head grow to its size.
-        weights: number format of the result.
-    """
-
-    data: Data
+    data: Data  # the model learns from this
     schedule: Schedule
+    # The models to go on with, seed-mini or folders; of several with the same sizes, the average
+    # of their weights; by default a new network.
     start: tuple[str, ...] = ()
-    sizes: Sizes = Sizes()
+    sizes: Sizes = Sizes()  # of a new network
+    # Seed-mini, or a folder with the files of a vocabulary, to whose size embeddings and head
+    # grow; by default that of the start, or seed-mini's.
     vocabulary: str | None = None
-    weights: Literal["fp32", "fp16", "bf16"] = "fp16"
+    weights: Literal["fp32", "fp16", "bf16"] = "fp16"  # number format of the result
 
 
 RECIPE = Recipe
 
 
 def run(recipe: Recipe, output: Path) -> None:
-    """Train a language model and write it to the folder ``llm`` of a run.
-
-    Args:
-        recipe: how.
-        output: the run's folder.
+    """Train a language model and write the folder ``llm`` of the run.
 
     Raises:
-        OptionError: data or a start that do not fit.
-        CheckpointError: a damaged start or vocabulary.
+        OptionError: the data or the start do not fit.
+        CheckpointError: the start or the vocabulary is damaged.
     """
     place = model_folder(recipe.vocabulary or [*recipe.start, names.SEED_MINI][0])
     vocab = read_vocabulary(place)
@@ -147,16 +129,16 @@ def run(recipe: Recipe, output: Path) -> None:
 
     template = read_template(recipe.start[0]) if recipe.start else VICUNA
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
-    model: Any = train(build, samples, documents.collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output)
     if is_first_process():
         write(model, place, output / FOLDER, precision.PRECISIONS[recipe.weights])
 
 
 def model_folder(path: str) -> ModelFolder:
-    """Return the folder of a vocabulary, or of a model as transformers reads it.
+    """Return the folder of a vocabulary, or of a model in Hugging Face's form.
 
     Raises:
-        CheckpointError: no such folder, or one file that stands for it.
+        CheckpointError: the folder is missing, or the path leads to a converted file.
     """
     folder = find_llm_folder(path)
     if not folder.path.is_dir():
@@ -167,7 +149,7 @@ def model_folder(path: str) -> ModelFolder:
 
 
 def read_template(path: str) -> PromptTemplate:
-    """Return how the model of a folder writes conversations; see `model_folder`."""
+    """Return the template in which the model of a folder converses."""
     return template_of(NetworkConfig.from_dict(model_folder(path).read_json("config.json")))
 
 
@@ -176,11 +158,11 @@ def load_start(path: str, dtype: torch.dtype, vocab: Vocabulary) -> LlamaForCaus
 
     Args:
         path: ``seed-mini``, or a folder.
-        dtype: of its weights.
-        vocab: what it is to read; embeddings and head grow where they have fewer rows.
+        dtype: of the weights.
+        vocab: of the model; embeddings and head grow if they have fewer rows.
 
     Raises:
-        CheckpointError: no such folder, no LLaMA, or one of a larger vocabulary.
+        CheckpointError: the folder is missing, holds another model, or has the larger vocabulary.
     """
     folder = model_folder(path)
     rows = NetworkConfig.from_dict(folder.read_json("config.json")).vocab_size
@@ -197,10 +179,10 @@ def load_start(path: str, dtype: torch.dtype, vocab: Vocabulary) -> LlamaForCaus
 
 
 def average(models: Sequence[LlamaForCausalLM]) -> LlamaForCausalLM:
-    """Return the first of some models, each of its weights the mean of all.
+    """Return the first model with the mean of all models' weights.
 
     Raises:
-        OptionError: models of other sizes.
+        OptionError: the models have different sizes.
     """
     first, *others = (model.state_dict() for model in models)
     shapes = [{name: x.shape for name, x in state.items()} for state in (first, *others)]
@@ -216,15 +198,7 @@ def average(models: Sequence[LlamaForCausalLM]) -> LlamaForCausalLM:
 def write(
     model: LlamaForCausalLM, vocabulary: ModelFolder, folder: Path, dtype: torch.dtype
 ) -> None:
-    """Write a model with its vocabulary.
-
-    Args:
-        model: transformers' network.
-        vocabulary: where the files of its vocabulary are; those of the tokenizer that transformers
-            reads and the settings of the generation are taken from there too.
-        folder: receives everything.
-        dtype: of the written weights.
-    """
+    """Write a model with the files of its vocabulary, which ``vocabulary`` holds."""
     if not vocabulary.has(_GENERATION):
         model.generation_config = GenerationConfig.from_model_config(model.config)
     model.config.use_cache = True  # which training has switched off

@@ -1,11 +1,9 @@
 """The stage ``tokenizer``: pictures to 32 codes, and codes to an image embedding.
 
-``part: qformer`` and ``part: codebook`` are the reference's two steps: the causal Q-Former learns to
-agree with captions, then codes learn to stand for what it says. ``part: mini`` trains all of
-seed-mini's on the closed world, from the tower and teacher of the stage ``tower``.
-
-The first writes `QFORMER_FILE`, the others the folder `TOKENIZER_FOLDER`, which `load_tokenizer`
-reads: all weights, the tower's too, in one file of upstream's names.
+``part: qformer`` and ``part: codebook`` are the reference's two steps: the causal Q-Former learns
+to agree with captions, then codes learn to stand for its output. ``part: mini`` trains all of
+seed-mini's tokenizer on the closed world, from a run of the stage ``tower``. The first part writes
+`QFORMER_FILE`, the others the folder `TOKENIZER_FOLDER`, which `load_tokenizer` reads.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPVisionModelWithProjection
 
 from ...compute import precision
 from ...errors import CheckpointError, OptionError
@@ -28,105 +25,72 @@ from ...models.tokenizer import CONFIG_FILE
 from ...tokenizer.config import TokenizerConfig
 from ...tokenizer.network import TokenizerModel
 from ...tokenizer.qformer import QFormer
-from .. import loop
-from ..data.pictures import PictureFolders, WorldPictures, WorldSettings, collate_scenes
+from ..data.captions import collate_captioned, read_vocabulary
+from ..data.pictures import PictureFolders
+from ..loop import Collate, Samples, train
+from ..networks.embedders import load_embedder
 from ..networks.moving_average import MovingAverage
+from ..networks.teacher import HeadLossWeights, Teacher
+from ..networks.teacher_folder import load_teacher, load_tower
 from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearner
-from ..networks.weights import load_part, materialize, upstream_tensors, write_tensors
-from .tower import (
-    SIZES_FILE,
-    Teacher,
-    Weights,
-    check_schedule,
-    compute_device,
-    load_teacher,
-    load_tower,
-)
+from ..networks.weights import load_module, materialize, upstream_tensors, write_tensors
+from ..processes import check_whole, compute_device, is_first_process
+from ..schedule import Schedule
+from ..world.samples import WorldPictures, WorldSettings, collate_scenes
+from .tower import check_schedule
 
 QFORMER_FILE = "qformer.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS_FILE = "model.safetensors"
 
-MAX_CAPTION_TOKENS = 32
-_BEGIN = "[DEC]"
-"""The reference's vocabulary has it; captions are compared by [CLS]."""
-
 
 @dataclass(frozen=True)
 class QFormerSettings:
-    """Settings of ``part: qformer``.
+    """Settings of ``part: qformer``."""
 
-    Attributes:
-        pictures: folders of pictures, each with captions in a ``.txt`` file of its name.
-        vocabulary: folder of BERT's tokenizer, as bert-base-uncased.
-        start: a file to begin from, as ``blip2_pretrained.pth``; random weights if not given.
-    """
-
-    pictures: tuple[Path, ...]
-    vocabulary: Path
-    start: Path | None = None
+    pictures: tuple[Path, ...]  # folders of pictures, each with captions in a .txt of its name
+    vocabulary: Path  # folder of BERT's tokenizer, such as bert-base-uncased
+    start: Path | None = None  # a file such as blip2_pretrained.pth; by default random weights
 
 
 @dataclass(frozen=True)
 class CodebookSettings:
-    """Settings of ``part: codebook``.
+    """Settings of ``part: codebook``."""
 
-    Attributes:
-        pictures: folders of pictures.
-        qformer: what ``part: qformer`` wrote.
-        teacher: of the image embedding: a folder of a CLIP vision model as transformers has it, or
-            of a run of the stage ``tower``.
-        write_reconstruction: also write the blocks that serve training alone.
-    """
-
-    pictures: tuple[Path, ...]
-    qformer: Path
-    teacher: Path
-    write_reconstruction: bool = False
+    pictures: tuple[Path, ...]  # folders of pictures
+    qformer: Path  # the output of part: qformer
+    teacher: Path  # folder of a CLIP vision model, or of a run of the stage tower
+    write_reconstruction: bool = False  # also write the blocks that only training needs
 
 
 @dataclass(frozen=True)
 class MiniSettings:
-    """Settings of ``part: mini``.
-
-    Attributes:
-        world: which renderings it sees.
-        decay: part of the codebook's memory that a step keeps.
-        restart_below: rows used by fewer vectors a step start anew.
-        shortened: part of the first half's samples that are decoded from their first codes.
-        commitment: weight of the vectors' way to the codebook.
-        reading: weights of what the teacher's heads read in restored embeddings.
-    """
+    """Settings of ``part: mini``."""
 
     world: WorldSettings
-    decay: float = 0.99
-    restart_below: float = 0.3
-    shortened: float = 0.25
-    commitment: float = 0.25
-    reading: Weights = Weights(object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2)
+    decay: float = 0.99  # fraction of the codebook's memory that a step keeps
+    restart_below: float = 0.3  # rows with fewer vectors per step start anew
+    shortened: float = 0.25  # fraction of the first half that is restored from its first codes
+    commitment: float = 0.25  # factor of the pull of the vectors to the codebook
+    reading: HeadLossWeights = HeadLossWeights(
+        object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2
+    )
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """What the stage reads.
+    """What the stage reads."""
 
-    Attributes:
-        part: what is trained.
-        tower: the frozen vision tower: a file, as ``eva_vit_g.pth``, or the folder of a run of the
-            stage ``tower``, which for ``part: mini`` is the teacher too.
-        network: sizes of the whole tokenizer.
-        qformer: settings of this part; so too ``codebook`` and ``mini``.
-        precision: of the file that is written.
-    """
-
-    part: Literal["qformer", "codebook", "mini"]
+    part: Literal["qformer", "codebook", "mini"]  # what is trained
+    # The frozen vision tower: a file such as eva_vit_g.pth, or a run of the stage tower, which is
+    # also the teacher of part: mini.
     tower: Path
-    schedule: loop.Schedule
-    network: TokenizerConfig = TokenizerConfig()
+    schedule: Schedule
+    network: TokenizerConfig = TokenizerConfig()  # sizes of the whole tokenizer
     qformer: QFormerSettings | None = None
     codebook: CodebookSettings | None = None
     mini: MiniSettings | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16"] = "fp32"  # of the file that is written
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
@@ -149,35 +113,31 @@ RECIPE = TokenizerRecipe
 
 
 class _Task(NamedTuple):
-    """What a part hands to the loop, and what it writes in the end."""
+    """What the loop gets, and what is written in the end."""
 
     build: Callable[[], nn.Module]
-    samples: loop.Samples
-    collate: loop.Collate
+    samples: Samples
+    collate: Collate
     write: Callable[[Any, Path], None]
 
 
 def run(recipe: TokenizerRecipe, output: Path) -> None:
-    """Train a part of a tokenizer and write it, or go on with it.
-
-    Args:
-        recipe: of the part.
-        output: folder of the run, and of what is written.
+    """Train the ``part`` of a recipe and write it into the folder of the run, or go on with a run.
 
     Raises:
-        OptionError: settings or parts that do not fit one another, or FSDP.
-        CheckpointError: a part that cannot be read.
+        OptionError: settings or files do not fit one another, or the launcher asked for FSDP.
+        CheckpointError: a file cannot be read.
     """
-    loop.check_whole()
+    check_whole()
     task = _PARTS[recipe.part](recipe)
-    network = loop.train(task.build, task.samples, task.collate, recipe, output)
+    network = train(task.build, task.samples, task.collate, recipe, output)
     task.write(network, output)
 
 
 def _qformer(recipe: TokenizerRecipe) -> _Task:
     assert recipe.qformer is not None
     settings, sizes = recipe.qformer, recipe.network
-    vocabulary = _read_vocabulary(settings.vocabulary)
+    vocabulary = read_vocabulary(settings.vocabulary)
 
     def build() -> ContrastiveLearner:
         learner = ContrastiveLearner(
@@ -194,40 +154,11 @@ def _qformer(recipe: TokenizerRecipe) -> _Task:
         write_tensors(output / QFORMER_FILE, learner.upstream_tensors())
 
     pictures = _pictures(recipe, settings.pictures, has_captions=True)
-    return _Task(build, pictures, partial(_collate_captioned, vocabulary), write)
-
-
-def _collate_captioned(
-    vocabulary: Any, samples: Sequence[tuple[torch.Tensor, str]]
-) -> dict[str, torch.Tensor]:
-    """Return a batch of pictures with captions, as `ContrastiveLearner` takes it."""
-    pixels, captions = zip(*samples, strict=True)
-    words = vocabulary(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        max_length=MAX_CAPTION_TOKENS,
-        return_tensors="pt",
-    )
-    ids, mask = words["input_ids"], words["attention_mask"]
-    return {"pixels": torch.stack(pixels), "token_ids": ids, "mask": mask}
-
-
-def _read_vocabulary(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise OptionError(
-            f"there is no folder {folder} with BERT's tokenizer, as bert-base-uncased"
-        )
-    try:
-        vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no tokenizer of BERT: {error}") from error
-    vocabulary.add_special_tokens({"bos_token": _BEGIN})
-    return vocabulary
+    return _Task(build, pictures, partial(collate_captioned, vocabulary), write)
 
 
 def _start(learner: ContrastiveLearner, path: Path) -> None:
-    """Fill all that is trained from a file of upstream's names."""
+    """Fill everything that is trained from a file with upstream's names."""
     wanted = learner.upstream_tensors()
     given = {k: tensor for k, tensor in weights.read_tensors(path) if k in wanted}
     assemble.check_complete(wanted, given, path)
@@ -248,20 +179,20 @@ def _codebook(recipe: TokenizerRecipe) -> _Task:
         # A second tower would take as long to fill with random numbers as it is large.
         model = TokenizerModel(sizes, device="meta")
         model.encoder.visual_encoder = load_tower(recipe.tower, sizes.vision)
-        model.encoder.image_norm = load_part(
+        model.encoder.image_norm = load_module(
             lambda layers: layers.LayerNorm(
                 sizes.vision.width, eps=sizes.image_norm_eps, device="meta"
             ),
             "image_norm",
             settings.qformer,
         )
-        model.encoder.qformer = load_part(
+        model.encoder.qformer = load_module(
             lambda layers: QFormer(sizes.qformer, layers, device="meta"),
             "qformer",
             settings.qformer,
         )
         materialize(model)
-        return CodebookLearner(model, sizes, _load_embedder(settings.teacher, sizes))
+        return CodebookLearner(model, sizes, load_embedder(settings.teacher, sizes))
 
     def write(learner: CodebookLearner, output: Path) -> None:
         extra = learner.reconstruction_tensors() if settings.write_reconstruction else {}
@@ -276,54 +207,6 @@ def _collate_pictures(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, 
     return {"pixels": torch.stack([pixels for pixels, _ in samples])}
 
 
-class _TeacherEmbedder(nn.Module):
-    """Pixels to the embedding of a teacher of the stage ``tower``."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, 3, S, S]`` to ``[B, D]``."""
-        return self.teacher.embed(pixels)
-
-
-class _ClipEmbedder(nn.Module):
-    """Pixels to the projected image embedding of a CLIP model, not normalised."""
-
-    def __init__(self, vision: CLIPVisionModelWithProjection) -> None:
-        super().__init__()
-        self.vision = vision
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, 3, S, S]`` to ``[B, D]``."""
-        embedding: torch.Tensor = self.vision(pixel_values=pixels).image_embeds
-        return embedding
-
-
-def _load_embedder(folder: Path, sizes: TokenizerConfig) -> nn.Module:
-    """Load a frozen teacher of image embeddings that sees what the tower sees."""
-    embedder: nn.Module
-    side: Any
-    if (folder / SIZES_FILE).is_file():
-        teacher = load_teacher(folder)
-        side, dim = teacher.vision.image_size, teacher.projection.out_features
-        embedder = _TeacherEmbedder(teacher)
-    else:
-        try:
-            vision = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} holds no CLIP vision model: {error}") from error
-        side, dim = vision.config.image_size, vision.config.projection_dim
-        embedder = _ClipEmbedder(vision)
-    if (side, dim) != (sizes.vision.image_size, sizes.embedding_dim):
-        raise OptionError(
-            f"the teacher in {folder} makes embeddings of width {dim} from pictures of {side} "
-            f"pixels; network has {sizes.embedding_dim} and {sizes.vision.image_size}"
-        )
-    return embedder.requires_grad_(False).eval()
-
-
 def _pictures(
     recipe: TokenizerRecipe, folders: Sequence[Path], has_captions: bool
 ) -> PictureFolders:
@@ -334,7 +217,7 @@ def _pictures(
 def _mini(recipe: TokenizerRecipe) -> _Task:
     assert recipe.mini is not None
     settings, sizes = recipe.mini, recipe.network
-    world = settings.world.open(sizes.vision)
+    world = settings.world.open()
     teacher = load_teacher(recipe.tower)
     _check_teacher(teacher, recipe, len(world.concepts))
 
@@ -345,7 +228,7 @@ def _mini(recipe: TokenizerRecipe) -> _Task:
             MovingAverage(
                 sizes.codebook_size, sizes.codebook_dim, settings.decay, settings.restart_below
             ),
-            settings.world.open(sizes.vision, compute_device()),
+            settings.world.open(compute_device()),
             settings.reading,
             settings.commitment,
         )
@@ -376,7 +259,7 @@ def _write_tokenizer(
     folder = output / TOKENIZER_FOLDER
     dtype = precision.PRECISIONS[recipe.precision]
     write_tensors(folder / WEIGHTS_FILE, {**upstream_tensors(model), **extra}, dtype)
-    if loop.is_first_process():
+    if is_first_process():
         config = json.dumps(recipe.network.to_dict(), indent=1)
         (folder / CONFIG_FILE).write_text(config + "\n", "utf-8")
 

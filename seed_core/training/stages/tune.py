@@ -1,11 +1,10 @@
-"""Tuning: a LoRA adapter on a SEED-LLaMA, with peft.
+"""The stage ``tune``: a LoRA adapter on a SEED-LLaMA, with peft.
 
-Products of narrow matrices are learned beside the frozen weights of every layer; embeddings and norms
-may be trained in full. The result is a folder as peft writes it, which SEED Load LoRA and
-``python -m seed_core convert --lora`` take; and, where it is asked for, the model with the adapter in
-it, in the form that another stage starts from.
+Every layer learns a product of two narrow matrices beside its frozen weights; embeddings and norms
+may be trained in full. SEED Load LoRA and ``python -m seed_core convert --lora`` take the result.
 
-Sources: arXiv 2106.09685 (LoRA), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4 for the numbers.
+Sources: arXiv 2106.09685 (LoRA), 2310.01218 (SEED-LLaMA); AILab-CVC/SEED at 93b3cf4 for the
+numbers.
 """
 
 from __future__ import annotations
@@ -24,18 +23,19 @@ from ...compute import precision
 from ...errors import OptionError
 from ...llm.config import LlamaConfig
 from ...models.llm import read_vocabulary
-from ..data import documents
-from ..loop import Schedule, is_first_process, train
+from ..data.examples import collate
+from ..loop import train
+from ..processes import is_first_process
+from ..schedule import Schedule
 from . import llm
 from .llm import Data, load_start, model_folder, read_template
 
-FOLDER = "adapter"
-"""Where the result lies in the folder of a run."""
+FOLDER = "adapter"  # of the run, for the result
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
-"""What gets products of narrow matrices: every matrix of every layer."""
+"""Every matrix of every layer gets a product."""
 
 _IN_FULL = {
     "embeddings": ("embed_tokens", "lm_head"),
@@ -47,36 +47,23 @@ TrainedInFull = Literal["embeddings", "norms"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adapter is trained.
+    """What the stage reads."""
 
-    Attributes:
-        data: what it learns from.
-        schedule: how long.
-        start: the model it is for, ``seed-mini`` or a folder.
-        vocabulary: a folder with the files of a larger vocabulary, whose new tokens the model gets;
-            none for its own.
-        rank: of the products.
-        alpha: the products' strength is alpha / rank.
-        dropout: part of a product's input that is dropped in training.
-        modules: the layers that get products.
-        trained_in_full: ``embeddings`` (and the head), ``norms``.
-        base_precision: number format of the frozen weights. What is trained is always float32.
-        weights: number format of the adapter.
-        merge: also write the model with the adapter in it, in the base's number format, to the
-            folder ``llm`` of the run.
-    """
-
-    data: Data
+    data: Data  # the adapter learns from this
     schedule: Schedule
-    start: str
+    start: str  # the model that the adapter belongs to, seed-mini or a folder
+    # Folder with the files of a larger vocabulary, whose new tokens the model gets; by default
+    # the model keeps its own.
     vocabulary: str | None = None
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
-    modules: tuple[str, ...] = MODULES
-    trained_in_full: tuple[TrainedInFull, ...] = ()
+    rank: int = 16  # of the products
+    alpha: float = 32.0  # the strength of the products is alpha / rank
+    dropout: float = 0.05  # fraction of a product's input that is dropped in training
+    modules: tuple[str, ...] = MODULES  # the layers that get products
+    trained_in_full: tuple[TrainedInFull, ...] = ()  # embeddings includes the head
+    # Of the frozen weights; what is trained is always float32.
     base_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    weights: Literal["fp32", "fp16", "bf16"] = "fp32"
+    weights: Literal["fp32", "fp16", "bf16"] = "fp32"  # number format of the adapter
+    # Also write the merged model, in the base's number format, to the folder llm.
     merge: bool = False
 
     def __post_init__(self) -> None:
@@ -96,15 +83,11 @@ RECIPE = Recipe
 
 
 def run(recipe: Recipe, output: Path) -> None:
-    """Train an adapter and write it to the folder ``adapter`` of a run; see ``merge`` of the recipe.
-
-    Args:
-        recipe: how.
-        output: the run's folder.
+    """Train an adapter and write the folder ``adapter`` of the run, and ``llm`` if it is merged.
 
     Raises:
-        OptionError: data, or modules, that do not fit.
-        CheckpointError: a damaged model or vocabulary.
+        OptionError: the data or the modules do not fit.
+        CheckpointError: the model or the vocabulary is damaged.
     """
     place = model_folder(recipe.vocabulary or recipe.start)
     vocab = read_vocabulary(place)
@@ -122,7 +105,7 @@ def run(recipe: Recipe, output: Path) -> None:
         base = load_start(recipe.start, precision.PRECISIONS[recipe.base_precision], vocab)
         return with_adapter(base, recipe)
 
-    model: Any = train(build, samples, documents.collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output)
     if is_first_process():
         write(model, recipe.start, output / FOLDER, precision.PRECISIONS[recipe.weights])
         if recipe.merge:
@@ -134,12 +117,8 @@ def run(recipe: Recipe, output: Path) -> None:
 def with_adapter(base: LlamaForCausalLM, recipe: Recipe) -> PeftModel:
     """Return a network with an adapter that changes nothing yet; only the adapter is trained.
 
-    Args:
-        base: its own weights stay as they are.
-        recipe: what the adapter is like.
-
     Raises:
-        OptionError: modules that the network does not have.
+        OptionError: the network has no such modules.
     """
     layers = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
     if unknown := [name for name in recipe.modules if name not in layers]:
@@ -163,14 +142,7 @@ def with_adapter(base: LlamaForCausalLM, recipe: Recipe) -> PeftModel:
 
 
 def write(model: PeftModel, base: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write an adapter as peft does, naming its model without the folder it was read from.
-
-    Args:
-        model: see `with_adapter`.
-        base: the model it is for, as a recipe has it.
-        folder: receives two files.
-        dtype: of the written weights.
-    """
+    """Write an adapter as peft does, with the name of its model but not that model's folder."""
     config: Any = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = Path(base).name

@@ -1,1 +1,1 @@
-"""The closed world of seed-mini: what it shows, what is said of it, and how models are judged by it."""
+"""The closed world of seed-mini: its scenes, their pictures and words, and their judge."""

@@ -1,7 +1,4 @@
-"""Artwork: cut-out pictures of objects by name, in one ``.npz`` file.
-
-Reads and writes that file, and adds an object to it. Knows nothing of rendering and models.
-"""
+"""Artwork: cut-out pictures of objects by name, in one ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -21,20 +18,15 @@ SIDE = 120
 """Pixels along a side of a picture."""
 
 _VISIBLE = 8
-"""Alpha up to which a pixel is empty: soft shadows fade out below it."""
+"""Alpha up to which a pixel counts as empty: soft shadows fade out below it."""
 
 
 @dataclass(frozen=True)
 class Artwork:
-    """Pictures with transparency.
+    """Pictures with transparency."""
 
-    Attributes:
-        names: what each shows, such as ``hot dog``; no name twice.
-        rgba: uint8 ``[N, 120, 120, 4]``, alpha last and not premultiplied.
-    """
-
-    names: tuple[str, ...]
-    rgba: npt.NDArray[np.uint8]
+    names: tuple[str, ...]  # of the objects, each once, such as hot dog
+    rgba: npt.NDArray[np.uint8]  # uint8 [N, 120, 120, 4], alpha last and not premultiplied
 
     def __post_init__(self) -> None:
         if self.rgba.shape != (len(self.names), SIDE, SIDE, 4) or self.rgba.dtype != np.uint8:
@@ -52,19 +44,19 @@ def read_artwork(path: Path) -> Artwork:
     """Read what `write_artwork` wrote.
 
     Raises:
-        OptionError: no such file, or none of this form.
+        OptionError: the file is missing, or holds something else.
     """
     try:
         with np.load(path) as arrays:
             return Artwork(tuple(map(str, arrays["names"])), arrays["rgba"])
     except FileNotFoundError as error:
         raise OptionError(
-            f"there is no artwork {path}; make it with: python -m seed_core.training data artwork"
+            f"the artwork {path} is missing; make it with: python -m seed_core.training data artwork"
         ) from error
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise OptionError(f"{path} is no artwork file: {error}") from error
+        raise OptionError(f"{path} must be an artwork file of data artwork: {error}") from error
 
 
 def write_artwork(artwork: Artwork, path: Path) -> None:
@@ -74,13 +66,7 @@ def write_artwork(artwork: Artwork, path: Path) -> None:
 
 
 def cut_out(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return the visible part of a picture, in the middle of a square and scaled to fill it.
-
-    Args:
-        picture: with transparency around the object.
-
-    Returns:
-        uint8 ``[120, 120, 4]``.
+    """Return the visible part of a picture, centred in a square and scaled to uint8 ``[120, 120, 4]``.
 
     Raises:
         PictureError: nothing is visible, or nothing is transparent.
@@ -105,21 +91,18 @@ def cut_out(picture: Image.Image) -> npt.NDArray[np.uint8]:
 def add_object(
     artwork: Artwork, description: dict[str, Any], name: str, picture: Image.Image, category: str
 ) -> tuple[Artwork, dict[str, Any]]:
-    """Add an object of one's own to artwork and to a description of a world.
+    """Add an object of one's own to artwork and to a description of a world, as the last one.
 
     Args:
         artwork: not changed.
         description: as in ``concepts.json``; not changed.
         name: what the object is called, singular and without article.
-        picture: of it, with transparency.
+        picture: shows the object, with transparency around it.
         category: ``animal``, ``plant``, ``food`` or ``thing``.
 
-    Returns:
-        Artwork with one more picture, and a description with one more concept, the last.
-
     Raises:
-        OptionError: a name that is taken, or no category of the description.
-        PictureError: a picture that cannot be cut out.
+        OptionError: the name is taken, or the category is unknown.
+        PictureError: the object cannot be cut out.
     """
     concepts = description["concepts"]
     taken = {*artwork.names, *(n for c in concepts for n in (c["name"], *c["synonyms"]))}
@@ -142,15 +125,10 @@ def add_object(
 
 
 def held_out_background(concept: int, backgrounds: list[str]) -> str:
-    """Return the background that a concept is never shown on in training.
-
-    Args:
-        concept: its number.
-        backgrounds: all names, in the order of the description.
-    """
+    """Return the background on which training never shows an object, by its number."""
     return backgrounds[(5 * concept + 3) % len(backgrounds)]
 
 
 def write_description(description: dict[str, Any], path: Path) -> None:
-    """Write a description as `world.World` reads it."""
+    """Write a description for `World`."""
     path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,8 +1,8 @@
 """The codes of the closed world's pictures, made once, for a language model to learn from.
 
-A picture is named by what it shows and by which variant of it, and its codes are looked up. All places
-of a variant are about the same, whatever the object, so that a picture and its edited version differ
-in what was edited alone. There are none of held-out pairs. Knows no words.
+A picture is named by what it shows and by the variant of its place. A variant puts all objects in
+about the same place, so a picture and its edited version differ only in the edit. Held-out pairs
+are left out.
 """
 
 from __future__ import annotations
@@ -21,46 +21,38 @@ from safetensors.torch import save_file
 from ...codes.value import NUM_CODES
 from ...errors import OptionError
 from ...tokenizer.runtime import SeedTokenizer
-from ..data.pictures import normalize
-from .scenes import SIDE, Look, Scene, World
+from .closed_world import World
+from .rendering import SIDE, normalize
+from .scenes import Look, Scene
 
 _MISSING = -1
 _WAYS = tuple(product((False, True), repeat=2))  # mirrored, augmented
 _WANDERING = 0.1
-"""Largest distance of an object from its variant's place, as a part of the largest shift."""
+"""Largest distance of an object from its variant's place, as a fraction of the largest shift."""
 _TENSOR = "codes"
 _OTHERS = {"objects": "another world", "artwork": "other artwork", "tokenizer": "another tokenizer"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the training split.
+    """A picture of the training split."""
 
-    Attributes:
-        concept: number of the object.
-        background: name of its colour.
-        size: name of its size.
-        variant: number of its place.
-        is_mirrored: flipped left to right; the object stays in its place.
-        is_augmented: with a random look, always the same.
-    """
-
-    concept: int
-    background: str
-    size: str
-    variant: int
-    is_mirrored: bool = False
-    is_augmented: bool = False
+    concept: int  # number of the object
+    background: str  # name of its colour
+    size: str  # its name
+    variant: int  # number of the place
+    is_mirrored: bool = False  # left to right; the object stays in its place
+    is_augmented: bool = False  # with a random look, always the same
 
 
 class CodeBank:
     """Codes by picture.
 
     Args:
-        world: what the pictures show.
+        world: shows the pictures.
         variants: places of each object on each background in each size; the first is the middle.
         seed: of places and looks.
-        tokenizer: makes codes that are asked for and not there yet. Without it all must be there.
+        tokenizer: makes missing codes on demand. Without it, all codes must be there.
     """
 
     def __init__(
@@ -87,10 +79,10 @@ class CodeBank:
         self._codes = torch.full((*shape, len(_WAYS), NUM_CODES), _MISSING, dtype=torch.int16)
 
     def scene(self, picture: Picture) -> Scene:
-        """Return what is rendered for a picture.
+        """Return the scene of a picture.
 
         Raises:
-            OptionError: a held-out pair.
+            OptionError: the pair is held out.
         """
         self._check(picture)
         across, down = self._place(picture.concept, picture.variant)
@@ -118,7 +110,8 @@ class CodeBank:
         """Return the 32 codes of a picture.
 
         Raises:
-            OptionError: a held-out pair, or codes that are not there and no tokenizer to make them.
+            OptionError: the pair is held out, or the codes are missing and no tokenizer can make
+                them.
         """
         self._check(picture)
         row = self._codes[self._index(picture)]
@@ -131,8 +124,8 @@ class CodeBank:
         concept = self._world.concepts[picture.concept]
         if picture.background == concept["held_out_background"]:
             raise OptionError(
-                f"a {concept['name']} on {picture.background} is held out; there are no codes of it "
-                "to learn from"
+                f"a {concept['name']} on {picture.background} is held out, so training has no "
+                "codes of it"
             )
 
     def _index(self, picture: Picture) -> tuple[int, ...]:
@@ -147,12 +140,7 @@ class CodeBank:
     def fill(
         self, batch_size: int = 512, on_pictures: Callable[[int], object] | None = None
     ) -> None:
-        """Make all codes that are not there yet.
-
-        Args:
-            batch_size: pictures rendered and encoded together.
-            on_pictures: called with the number of pictures after each batch.
-        """
+        """Make all missing codes; ``on_pictures`` gets the number of pictures after each batch."""
         missing = (p for p in self.pictures() if self._codes[self._index(p)][0] == _MISSING)
         while batch := list(islice(missing, batch_size)):
             self._encode(batch)
@@ -160,7 +148,7 @@ class CodeBank:
                 on_pictures(len(batch))
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield all pictures that the bank is for."""
+        """Yield all pictures of the bank."""
         for concept, description in enumerate(self._world.concepts):
             backgrounds = [
                 name for name in self._backgrounds if name != description["held_out_background"]
@@ -192,7 +180,7 @@ class CodeBank:
         save_file({_TENSOR: self._codes}, path, about)
 
     def _origin(self) -> dict[str, str]:
-        """Return what a bank's codes depend on: its world, its artwork and the tokenizer."""
+        """Return what the codes depend on: world, artwork and tokenizer."""
         origin = {
             "objects": ",".join(concept["name"] for concept in self._world.concepts),
             "artwork": self._world.digest,
@@ -207,13 +195,12 @@ class CodeBank:
 
         Args:
             path: of the file.
-            world: what it must be of.
-            tokenizer: what it must be made with, and what makes codes that it lacks; without one
-                codes of any are taken.
+            world: the bank must be of this one.
+            tokenizer: it must have made the bank, and makes missing codes; None takes any bank.
 
         Raises:
-            OptionError: no such file, another kind of file, or a bank of another world, artwork or
-                tokenizer.
+            OptionError: the file is missing or another kind of file, or the bank is of another
+                world, artwork or tokenizer.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -221,7 +208,7 @@ class CodeBank:
                 codes = file.get_tensor(_TENSOR)
             variants, seed = int(about["variants"]), int(about["seed"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise OptionError(f"{path} is no code bank: {error}") from error
+            raise OptionError(f"{path} must be a code bank of data bank: {error}") from error
         bank = cls(world, variants, seed, tokenizer)
         for name, value in bank._origin().items():
             if about.get(name) != value:
@@ -235,7 +222,7 @@ class CodeBank:
 
 
 def _digest(tokenizer: SeedTokenizer) -> str:
-    """Return what tells the weights of tokenizers apart."""
+    """Return a digest of a tokenizer's weights."""
     digest = hashlib.sha256()
     for name, tensor in tokenizer.module.state_dict().items():
         digest.update(name.encode())

@@ -20,9 +20,9 @@ from ...files.writer import check_output
 from ...models.names import SEED_MINI, bundled
 from ...models.tokenizer import load_tokenizer
 from .artwork import add_object, read_artwork, write_artwork, write_description
+from .closed_world import World
 from .code_bank import CodeBank
 from .fluent_emoji import download_package, read_package
-from .scenes import World
 
 
 def add_artwork(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run_own_object(args: argparse.Namespace) -> None:
         with Image.open(args.picture) as picture:
             picture.load()
     except FileNotFoundError as error:
-        raise OptionError(f"there is no picture {args.picture}") from error
+        raise OptionError(f"the picture {args.picture} is missing") from error
     except OSError as error:
         raise PictureError(f"{args.picture} cannot be read as a picture: {error}") from error
     artwork, description = add_object(

@@ -1,4 +1,4 @@
-"""Fluent Emoji 3D: the artwork of seed-mini, from the npm package that has its pictures.
+"""Fluent Emoji 3D: the artwork of seed-mini, from an npm package.
 
 Source: @lobehub/fluent-emoji-3d 1.1.0 (MIT), renderings of Microsoft's Fluent Emoji (MIT).
 """
@@ -23,27 +23,26 @@ from .artwork import Artwork, cut_out
 
 PACKAGE = "https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz"
 INTEGRITY = "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
-"""What the registry says the package's bytes hash to."""
+"""Hash of the package's bytes, from the registry."""
 
 _Picture = npt.NDArray[np.uint8]
 
 _NAMES = Path(__file__).with_name("fluent_emoji.json")
 _TIMEOUT = 60  # seconds without a byte
-_LARGEST = 2**20
-"""Bytes of one picture that are read; the largest has about a hundredth of it."""
+_LARGEST = 2**20  # bytes of a picture; the largest has about a hundredth of that
 
 
 def fluent_emoji_names() -> dict[str, str]:
-    """Return by name what a picture file is called, without suffix: its code points in hex."""
+    """Return the picture file of each name, without its ending: code points in hex."""
     names: dict[str, str] = json.loads(_NAMES.read_text("utf-8"))
     return names
 
 
 def download_package(path: Path) -> None:
-    """Fetch the package, 16 MB, and write it if it is the one that is meant.
+    """Fetch the package, 16 MB, and write it once its hash is right.
 
     Raises:
-        DownloadError: no connection, or other bytes than expected.
+        DownloadError: the connection fails, or the hash is wrong.
     """
     try:
         with urllib.request.urlopen(PACKAGE, timeout=_TIMEOUT) as answer:
@@ -64,13 +63,10 @@ def integrity(content: bytes) -> str:
 
 
 def read_package(package: Path) -> Artwork:
-    """Make the artwork of all 319 objects.
-
-    Args:
-        package: the ``.tgz`` file, or the folder it was unpacked to.
+    """Make the artwork of all 319 objects from the ``.tgz`` file, or the folder it was unpacked to.
 
     Raises:
-        OptionError: no such package, another one, or one that lacks a picture.
+        OptionError: the package is missing, is another one, or lacks a picture.
     """
     names = fluent_emoji_names()
     wanted = {f"{file}.webp" for file in names.values()}
@@ -96,7 +92,7 @@ def _in_archive(package: Path, wanted: Collection[str]) -> Iterator[tuple[str, _
                 if folder == "package/assets" and name in wanted and file is not None:
                     yield name, _cut_out(file.read(_LARGEST))
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise OptionError(f"{package} is no readable .tgz file: {error}") from error
+        raise OptionError(f"{package} cannot be read as a .tgz file: {error}") from error
 
 
 def _cut_out(content: bytes) -> _Picture:

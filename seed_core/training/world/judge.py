@@ -1,4 +1,4 @@
-"""The judge of drawings: a small classifier that no part of seed-mini was trained with."""
+"""The judge of drawings: a small classifier that had no role in training seed-mini."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 from ...errors import OptionError
 from ...files.side_files import read_json
 from ...files.weights import read_tensors
-from .scenes import Scene, World
+from .closed_world import World
+from .scenes import Scene
 
 METRICS = ("concept", "bg", "size", "concept+bg")
 
@@ -22,15 +23,11 @@ class Judge:
 
     Args:
         world: whose scenes it knows.
-        folder: with ``classifier.json`` and ``classifier.safetensors``.
+        folder: has ``classifier.json`` and ``classifier.safetensors``.
 
     Raises:
-        CheckpointError: a file that is missing or damaged.
-        OptionError: a judge of another world.
-
-    Attributes:
-        objects: how many objects it knows, the first ones of the world. It does not know objects that
-            an artist added.
+        CheckpointError: a file is missing or damaged.
+        OptionError: the judge is of another world.
     """
 
     def __init__(self, world: World, folder: Path) -> None:
@@ -38,7 +35,7 @@ class Judge:
         config = read_json(folder / "classifier.json")
         counts = [len(world.concepts), len(world.backgrounds), len(world.sizes)]
         self._outputs = list(config["outputs"].values())
-        self.objects = self._outputs[0]
+        self.objects = self._outputs[0]  # the first ones of the world, not those that were added
         if self._outputs[1:] != counts[1:] or self.objects > counts[0]:
             raise OptionError(
                 f"the judge in {folder} knows {self._outputs} objects, backgrounds and sizes; this "
@@ -65,20 +62,21 @@ class Judge:
 
     @torch.inference_mode()
     def see(self, pictures: torch.Tensor) -> list[tuple[int, str, str]]:
-        """Return object, background and size of each picture, float ``[B, 3, 128, 128]`` in 0..1."""
+        """Return object, background and size of pictures, float ``[B, 3, 128, 128]`` in 0..1."""
         seen = []
         backgrounds, sizes = list(self._world.backgrounds), list(self._world.sizes)
         for picture in pictures.cpu():
             features = self._network["f"](picture[None] * 2 - 1)
             pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
             concept, background, size = (
-                int(part.argmax()) for part in self._network["o"](pooled)[0].split(self._outputs)
+                int(scores.argmax())
+                for scores in self._network["o"](pooled)[0].split(self._outputs)
             )
             seen.append((concept, backgrounds[background], sizes[size]))
         return seen
 
     def score(self, pictures: torch.Tensor, scenes: Sequence[Scene]) -> list[dict[str, float]]:
-        """Return for each picture which of `METRICS` are right, 1 or 0."""
+        """Return which of `METRICS` are right for each picture, 1 or 0."""
         scores = []
         for scene, (concept, background, size) in zip(scenes, self.see(pictures), strict=True):
             right = concept == scene.concept, background == scene.background, size == scene.size

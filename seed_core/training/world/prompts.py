@@ -1,7 +1,4 @@
-"""How people ask for things in the closed world: wordings of every request, and small talk.
-
-Data, and what varies it. The answers to what has an object in it are in ``sentences``.
-"""
+"""How people ask for things in the closed world: wordings of every request, and small talk."""
 
 from __future__ import annotations
 

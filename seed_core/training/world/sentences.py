@@ -1,13 +1,11 @@
-"""The sentences of the closed world: what is said of a scene, and by which words things are known.
-
-Knows no pictures and no models.
-"""
+"""The sentences of the closed world: what is said of a scene, and what things are called."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .scenes import Scene, World
+from .closed_world import World
+from .scenes import Scene
 
 PLURAL = frozenset(
     ["grapes", "cherries", "pancakes", "french fries", "sunglasses", "socks", "books", "scissors"]
@@ -25,15 +23,15 @@ _NOT_KNOWN = frozenset(
         *("vinegar", "water", "wheat"),
     ]
 )
-"""Words of ``unknown`` and of the rest of the artwork that take no article either."""
+"""Unknown things, and others of the artwork, that take no article either."""
 _NO_ARTICLE = PLURAL | UNCOUNTABLE | _NOT_KNOWN | {"fries", "flowers"}
 
 DECLINED = "Sorry, I have not learned to draw that."
-"""The answer to a request for an object that is not known."""
+"""The answer to a request for an unknown object."""
 
 
 def with_article(words: str, noun: str) -> str:
-    """Put a or an before words that end in ``noun``, if that noun takes one."""
+    """Put a or an before words that end in ``noun``, if the noun takes an article."""
     if noun in _NO_ARTICLE:
         return words
     sounds_like_a_vowel = words[0] in "aeio" or words.startswith(("umb", "hourglass"))
@@ -41,19 +39,13 @@ def with_article(words: str, noun: str) -> str:
 
 
 def sized(world: World, scene: Scene, noun: str | None = None) -> str:
-    """Say which object a scene shows and how big, as seed-mini is taught to: medium has no word.
-
-    Args:
-        world: what the scene belongs to.
-        scene: what is shown.
-        noun: another word for the object.
-    """
+    """Say which object a scene shows and its size; medium has no word. A noun replaces its name."""
     noun = noun or world.name(scene)
     return with_article(noun if scene.size == "medium" else f"{scene.size} {noun}", noun)
 
 
 def describe(world: World, scene: Scene, noun: str | None = None) -> str:
-    """Say what a scene shows, its background too; see `sized`."""
+    """Say what a scene shows, with its background; see `sized`."""
     return f"{sized(world, scene, noun)} on {with_article(scene.background, '')} background"
 
 
@@ -63,12 +55,12 @@ def caption_of(world: World, scene: Scene) -> str:
 
 
 def capital(sentence: str) -> str:
-    """Return a sentence with its first letter capital."""
+    """Return a sentence that begins with a capital letter."""
     return sentence[0].upper() + sentence[1:]
 
 
 def naming(world: World, scene: Scene) -> str:
-    """Say what the object is, as the end of a sentence."""
+    """Name the object, as the end of a sentence."""
     name = world.name(scene)
     return f"{pronoun(world, scene)} {with_article(name, name)}."
 
@@ -84,5 +76,5 @@ def short(words: str) -> str:
 
 
 def nouns(concept: dict[str, Any]) -> list[str]:
-    """Return all words for an object: its name three times as often as each synonym."""
+    """Return all words for an object: its name three times, each synonym once."""
     return [*[concept["name"]] * 3, *concept["synonyms"]]

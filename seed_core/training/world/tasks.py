@@ -1,7 +1,6 @@
-"""The tasks that seed-mini is measured on: what is asked of a scene, and what ought to come back.
+"""The tasks that seed-mini is measured on: what is asked about a scene, and the right reply.
 
-The scene is a held-out pair; whatever else a question shows is a pair of the training split. Knows no
-models.
+The scene is a held-out pair; whatever else a question shows belongs to the training split.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .scenes import Look, Scene, World
+from .closed_world import World
+from .scenes import Look, Scene
 from .sentences import PLURAL, capital, caption_of, describe, naming, short, with_article
 
 Turn = tuple[str, tuple[Scene, ...]]
@@ -20,7 +20,7 @@ Turn = tuple[str, tuple[Scene, ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """One conversation and what its last reply should be: a sentence, or else a picture."""
+    """One conversation, and its right last reply: a sentence or, if that is empty, a picture."""
 
     turns: tuple[Turn, ...]
     scene: Scene
@@ -31,7 +31,7 @@ Task = Callable[[World, Scene, random.Random], Case]
 
 
 def other(scene: Scene, world: World, chance: random.Random, what: str) -> Scene:
-    """Change the object, background or size of a held-out scene; a pair of training comes of it."""
+    """Change the object, background or size of a held-out scene to a pair of the training split."""
     kinds: dict[str, Sequence[Any]] = {
         "concept": [
             i

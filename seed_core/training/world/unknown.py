@@ -1,11 +1,11 @@
-"""Objects that the closed world does not have, for a model to learn that it does not know them."""
+"""Things that the closed world lacks, so that a model learns to decline them."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
 
-from .scenes import World
+from .closed_world import World
 from .sentences import nouns
 
 UNKNOWN = (
@@ -153,19 +153,15 @@ def known_words(world: World) -> frozenset[str]:
 
 
 def barred_words(world: World) -> frozenset[str]:
-    """Return what training must not decline: what a world knows, and what is kept to measure with."""
+    """Return words that training must not decline: known ones, and those kept for measuring."""
     return known_words(world) | {*UNKNOWN, *MORE_UNKNOWN}
 
 
 def unknown_objects(world: World, others: Sequence[str] = ()) -> list[str]:
-    """Return things that a world does not have and that training may decline to draw.
+    """Return things that a world lacks and that training may decline to draw.
 
-    Args:
-        world: whose objects and their synonyms are known.
-        others: more words, such as the rest of the artwork.
-
-    Returns:
-        Words in which no known word stands as a whole one, and none of those to measure with.
+    None contains, as a whole word, a known word or one that is kept for measuring. ``others`` adds
+    words, such as the rest of the artwork.
     """
     barred = barred_words(world)
 
@@ -235,7 +231,7 @@ _ENDS = (
 
 
 def made_up_word(chance: random.Random, barred: Collection[str]) -> str:
-    """Return a word that means nothing, or at least none of the barred ones."""
+    """Return a word without a meaning, or at least none of the barred ones."""
     while True:
         syllables = range(chance.choice([1, 2, 2, 3]))
         beginnings = (chance.choice(_BEGINNINGS) + chance.choice(_MIDDLES) for _ in syllables)

@@ -1,74 +1,56 @@
-"""The command ``evaluate``: a seed-mini through `seed_core`, measured on its closed world.
+"""The metrics of a seed-mini on its closed world.
 
-Every picture and every question is about held-out pairs, objects on the one background they were never
-trained on; see ``world`` for the halves of them. The published figures of results.json, or those of
-another run, stand beside ours.
+Every picture and every question is about held-out pairs: objects on the one background on which
+training never showed them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import os
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity
-from tqdm import tqdm
 
-from ..compute.generators import seeded_generators
-from ..decoder.options import DecodeOptions
-from ..errors import OptionError
-from ..files.side_files import read_json
-from ..files.writer import check_output
-from ..llm.lora import merge_lora
-from ..llm.runtime import Reply
-from ..llm.sampling import GenerationOptions
-from ..models.llm import load_llm
-from ..models.lora import read_lora
-from ..models.names import bundled
-from ..models.tokenizer import load_tokenizer
-from ..models.unclip import load_decoder
-from .data.pictures import normalize
-from .networks.losses import psnr
-from .networks.vae import latents_of
-from .stages.tower import Teacher, load_teacher
-from .world.judge import METRICS, Judge
-from .world.scenes import SPLITS, Scene, World
-from .world.sentences import DECLINED, with_article
-from .world.tasks import ANSWERS, PICTURES, Case
-from .world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
+from ...compute.generators import seeded_generators
+from ...decoder.options import DecodeOptions
+from ...errors import OptionError
+from ...llm.lora import merge_lora
+from ...llm.runtime import Reply
+from ...llm.sampling import GenerationOptions
+from ...models.llm import load_llm
+from ...models.lora import read_lora
+from ...models.names import bundled
+from ...models.tokenizer import load_tokenizer
+from ...models.unclip import load_decoder
+from ..networks.losses import psnr
+from ..networks.teacher import Teacher
+from ..networks.teacher_folder import load_teacher
+from ..networks.vae import latents_of
+from ..world.closed_world import SPLITS, World
+from ..world.judge import METRICS, Judge
+from ..world.rendering import normalize
+from ..world.scenes import Scene
+from ..world.sentences import DECLINED, with_article
+from ..world.tasks import ANSWERS, PICTURES, Case
+from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
 
 SAMPLES = 288
-"""Questions a task, as in results.json: every pair of a half in every size."""
+"""Questions per task, as in results.json: every pair of a half in every size."""
 
 EVERY = 576
 """Questions where they cost little, as in results.json for pictures without the language model; at 288
 their standard error alone is a whole point."""
 
-POINTS = 0.02
-"""How far a metric may lie below results.json (as a part of 1); its objects stood at other places. It
-may lie above: those numbers are without the picture grammar, which turns replies that were lost to a
-broken picture into good ones. Beside another run, of the same pictures, it may not lie below at all."""
-
-DECIBELS = 1.0
-"""How far PSNR may lie below: other positions alone move it by 0.5 dB."""
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=64)
 SAMPLED = GenerationOptions(temperature=1, top_p=0.5, max_new_tokens=64)
 DECODING = DecodeOptions(guidance_scale=2)  # what seed-mini was measured with
 
-MEBIBYTE = 2**20
-LARGEST = 24 * MEBIBYTE
-"""Bytes that all files of a seed-mini may have together."""
 
 OF_TEACHER = ("embedding", "teacher_embedding_to_image")
 """Tasks that need the teacher of the tokenizer's embeddings."""
@@ -92,37 +74,23 @@ _DECODED_TOGETHER = 96
 class Evaluation:
     """A model family, and its metrics on the closed world.
 
-    Args:
-        world: what it is measured on.
-        judge: of its drawings.
-        samples: questions a task; at least 1. Of the unknown objects, all of the split.
-        split: which held-out pairs, see ``world``; ``all`` is what results.json has.
-        model: folder with ``tokenizer``, ``llm`` and ``decoder``; the bundled one if not given.
-        lora: an adapter for the language model.
-        device: where everything computes.
-        teacher: folder of the vision tower whose embeddings the tokenizer learned, for `OF_TEACHER`.
-        threads: pictures decoded side by side on a CPU, one thread each; one a core if not given.
-
-    Attributes:
-        tasks: what can be measured.
-        size: bytes of the model's files.
-
     Raises:
-        OptionError: no samples.
-        CheckpointError: a model or a teacher that cannot be loaded.
+        OptionError: fewer than 1 sample is asked for.
+        CheckpointError: a model or the teacher cannot be loaded.
     """
 
     def __init__(
         self,
         world: World,
         judge: Judge,
-        samples: int = SAMPLES,
-        split: str = "all",
-        model: Path | None = None,
-        lora: str | None = None,
+        samples: int = SAMPLES,  # questions per task; the unknown objects are all asked for
+        split: str = "all",  # one of closed_world.SPLITS; results.json has all
+        model: Path | None = None,  # with tokenizer, llm and decoder; by default the bundled one
+        lora: str | None = None,  # an adapter for the language model
         device: str = "cpu",
-        teacher: Path | None = None,
-        threads: int | None = None,
+        teacher: Path | None = None,  # whose embeddings the tokenizer learned, for OF_TEACHER
+        threads: int
+        | None = None,  # pictures decoded in parallel on a CPU; by default one per core
     ) -> None:
         if samples < 1:
             raise OptionError(f"an evaluation needs at least 1 sample a task; got {samples}")
@@ -143,7 +111,7 @@ class Evaluation:
         if teacher is not None:
             self._teacher = load_teacher(teacher).to(device)
         self.tasks = tuple(name for name in TASKS if self._teacher or name not in OF_TEACHER)
-        self.size = sum(
+        self.size = sum(  # bytes of the model
             file.stat().st_size
             for part in parts.values()
             for file in Path(part).rglob("*")
@@ -151,14 +119,13 @@ class Evaluation:
         )
 
     def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
-        """Return the metrics of a task in 0..1 (those in dB, see `Row`), and its number of questions n.
+        """Return the metrics of one of `TASKS` and the number of its questions, n.
 
-        Args:
-            name: one of `TASKS`.
-            on_reply: called after each reply of the language model.
+        Metrics lie in 0..1 or are in dB. ``on_reply`` is called after each reply of the language
+        model.
 
         Raises:
-            OptionError: a task that needs the teacher, and there is none.
+            OptionError: the task needs the teacher, which is not given.
         """
         self.check_task(name)
         if name in UNKNOWN_OBJECTS:
@@ -182,10 +149,10 @@ class Evaluation:
         return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
 
     def check_task(self, name: str) -> None:
-        """Refuse a task that needs the teacher where there is none.
+        """Refuse a task that needs the teacher if none is given.
 
         Raises:
-            OptionError: it does.
+            OptionError: the task needs it.
         """
         if name not in self.tasks:
             raise OptionError(f"{name} needs the folder of the vision tower, see --teacher")
@@ -200,7 +167,7 @@ class Evaluation:
         return mean(self._score_pictures(cases, self._replies(cases, options, on_reply)))
 
     def _unknown(self, things: Sequence[str]) -> list[str]:
-        """Return the unknown things of the split: every other one is of the other half."""
+        """Return the unknown things of the split; the halves take turns."""
         known = known_words(self.world)
         first = 0 if self.split == "all" else SPLITS.index(self.split)
         return [
@@ -293,10 +260,8 @@ class Evaluation:
     def _score_pictures(
         self, cases: Sequence[Case], replies: Sequence[Reply]
     ) -> list[dict[str, float]]:
-        """Judge the pictures; a reply that is not exactly one bare picture has all wrong.
-
-        Pixels are compared where a picture was shown, from which the object's place is known.
-        """
+        """Judge the pictures; a reply that is not exactly one picture gets everything wrong."""
+        # Pixels are compared only where a picture was shown, which gives the object's place.
         nothing = dict.fromkeys((*METRICS, "valid"), 0.0)
         valid = [is_one_picture(reply) for reply in replies]
         lost = [dict(nothing) for _ in range(valid.count(False))]
@@ -338,7 +303,7 @@ class Evaluation:
 
 
 def is_one_picture(reply: Reply) -> bool:
-    """Return whether a reply is exactly one picture and no word."""
+    """Tell whether a reply is exactly one picture without words."""
     return reply.is_complete and reply.text == "<image>" and len(reply.codes) == 1
 
 
@@ -347,206 +312,3 @@ def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for score in scores for name in score)
     metrics = {name: [score[name] for score in scores if name in score] for name in names}
     return {name: sum(v) / len(v) for name, v in metrics.items()} | {"n": len(scores)}
-
-
-# ---- the table ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric of one task beside another one.
-
-    Attributes:
-        task: one of `TASKS`.
-        metric: of that task.
-        ours: what was measured, in 0..1, or in dB.
-        published: what it stands beside; None where that has no such metric.
-        n: number of questions.
-        is_strict: whether the other one is of the same pictures, so that ours may not lie below.
-    """
-
-    task: str
-    metric: str
-    ours: float
-    published: float | None
-    n: int
-    is_strict: bool = False
-
-    @property
-    def is_decibels(self) -> bool:
-        """Whether the metric is in dB: ``psnr``, or ``psnr_small`` of small objects alone."""
-        return self.metric.startswith("psnr")
-
-    @property
-    def allowed(self) -> float:
-        """How far ours may lie below.
-
-        A whole picture in every reply is demanded, whatever was published. The twenty unknown
-        things are not the published twenty, so two standard errors come on top.
-        """
-        published = self.published or 0.0
-        if self.is_strict:
-            return 0.0
-        if self.metric == "valid":
-            return published - 1
-        if self.is_decibels:
-            return DECIBELS
-        if self.task in UNKNOWN_OBJECTS:
-            return POINTS + 2 * math.sqrt(published * (1 - published) / self.n)
-        return POINTS
-
-    @property
-    def holds(self) -> bool:
-        """Whether ours does not lie further below than allowed, if there is anything beside it."""
-        if self.published is None:
-            return True
-        return self.ours >= self.published - self.allowed - 1e-4  # they publish four decimals
-
-    def __str__(self) -> str:
-        scale, unit = (1, "dB") if self.is_decibels else (100, "% ")
-        line = f"{self.task:44}{self.metric:12}{self.ours * scale:8.2f} {unit}"
-        if self.published is None:
-            return f"{line}{'':19}{self.n:6}"
-        difference = (self.ours - self.published) * scale
-        line += f"{self.published * scale:8.2f} {unit}{difference:+8.2f}{self.n:6}"
-        return line if self.holds else f"{line}  TOO LOW"
-
-
-HEADER = f"{'task':44}{'metric':12}{'ours':>10} {'published':>10} {'difference':>8}{'n':>4}"
-
-
-def published_metrics(
-    path: Path | None = None, split: str | None = None
-) -> dict[str, dict[str, float]]:
-    """Return metrics by task: those of a JSON file that `run` wrote, or of results.json.
-
-    Args:
-        path: the file; results.json if not given.
-        split: the one that the file must be of; any if not given.
-
-    Raises:
-        CheckpointError: no such file, or no JSON.
-        OptionError: a file without metrics, or of another split.
-    """
-    content = read_json(path or bundled("results.json"))
-    metrics = content.get("metrics")
-    if not isinstance(metrics, dict):
-        raise OptionError(f"{path} has no metrics")
-    if path is not None and split not in (None, content.get("split")):
-        raise OptionError(
-            f"{path} is of the split {content.get('split')}, which cannot stand beside {split}"
-        )
-    return metrics
-
-
-def compare(
-    task: str,
-    ours: Mapping[str, float],
-    published: Mapping[str, Mapping[str, float]],
-    is_strict: bool = False,
-) -> list[Row]:
-    """Set each metric of a task beside another one; see `Row`."""
-    beside = published.get(task, {})
-    return [
-        Row(task, metric, value, beside.get(metric), int(ours["n"]), is_strict)
-        for metric, value in ours.items()
-        if metric != "n"
-    ]
-
-
-# ---- the command -------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `run` reads."""
-    add = parser.add_argument
-    add("--artwork", type=Path, required=True, help="the .npz file that data artwork makes")
-    add("--description", type=Path, help="of the world; that of seed-mini if not given")
-    add(
-        "--judge",
-        type=Path,
-        required=True,
-        help="folder with classifier.json and classifier.safetensors, the judge of drawings",
-    )
-    add("--model", type=Path, help="folder with tokenizer, llm and decoder; else seed-mini itself")
-    add("--lora", help="an adapter for the language model")
-    add(
-        "--split",
-        choices=SPLITS,
-        default="validation",
-        help="validation to choose by, test for the model that was chosen, all as published",
-    )
-    add("--samples", type=int, default=SAMPLES, help=f"questions a task, {SAMPLES} if not given")
-    add("--teacher", type=Path, help=f"the run of the tower, for {' and '.join(OF_TEACHER)}")
-    add("--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)}")
-    add(
-        "--beside",
-        type=Path,
-        help="a JSON file of another run on the same split, to set beside in place of results.json; "
-        "then nothing may lie below",
-    )
-    add("--json", type=Path, help="write the metrics to this file")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, and write the metrics where that is asked for.
-
-    Returns:
-        The exit status: 1 where a metric is too low or the files are too large.
-    """
-    if args.json is not None:
-        check_output(args.json)
-    published = published_metrics(args.beside, args.split)
-    world = World(args.artwork, args.description)
-    evaluation = Evaluation(
-        world,
-        Judge(world, args.judge),
-        args.samples,
-        args.split,
-        args.model,
-        args.lora,
-        args.device,
-        args.teacher,
-    )
-    is_small = evaluation.size <= LARGEST
-    for name in args.tasks or ():
-        evaluation.check_task(name)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # pictures are spread over the cores instead
-    try:
-        metrics, holds = _measure_all(
-            evaluation, args.tasks or evaluation.tasks, published, args.beside is not None
-        )
-    finally:
-        torch.set_num_threads(threads)
-    sizes = f"{evaluation.size / MEBIBYTE:.2f} MiB of at most {LARGEST / MEBIBYTE:.0f}"
-    sys.stdout.write(f"files: {sizes}{'' if is_small else '  TOO LARGE'}\n")
-    if args.json is not None:
-        about: dict[str, Any] = {
-            "model": str(args.model or "seed-mini"),
-            "split": args.split,
-            "bytes": evaluation.size,
-            "metrics": metrics,
-        }
-        args.json.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    return 0 if holds and is_small else 1
-
-
-def _measure_all(
-    evaluation: Evaluation,
-    tasks: Sequence[str],
-    published: Mapping[str, Mapping[str, float]],
-    is_strict: bool,
-) -> tuple[dict[str, dict[str, float]], bool]:
-    """Return metrics by task, and whether none is too low."""
-    sys.stdout.write(f"{HEADER}\n")
-    metrics, holds = {}, True
-    for task in tasks:
-        with tqdm(desc=task, unit=" replies", leave=False, disable=None) as bar:
-            metrics[task] = evaluation.measure(task, bar.update)
-        rows = compare(task, metrics[task], published, is_strict)
-        holds = holds and all(row.holds for row in rows)
-        sys.stdout.write("".join(f"{row}\n" for row in rows))
-        sys.stdout.flush()
-    return metrics, holds

@@ -1,0 +1,1 @@
+"""Measuring a seed-mini on its closed world."""
