@@ -20,8 +20,8 @@ from ..processes import is_first_process
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# Standard deviation of new tokens, positions and tables, as in BERT.
 TOKEN_STD = 0.02
-"""Standard deviation of new tokens, positions and tables, as in BERT."""
 
 _TOWER = "visual_encoder."
 
