@@ -39,8 +39,8 @@ from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
 # Questions per task, as in results.json: every pair of a half in every size.
 SAMPLES = 288
 
-# Questions where they cost little, as in results.json for pictures without the language model; at 288
-# their standard error alone is a whole point.
+# Questions where they cost little, as in results.json for pictures without the language model; at
+# 288 their standard error alone is a whole point.
 EVERY = 576
 
 

@@ -27,9 +27,9 @@ from .artwork import held_out_background, read_artwork
 from .rendering import Renderer
 from .scenes import Colour, Look, Scene, any_colour, random_look, tint
 
-# Largest shift of a held-out scene, as a fraction of the free margin. The twelve shipped samples that
-# are off centre lie within 0.4, and 0.4 gives the published PSNR. The 0.6 of the description belongs
-# to training; with it the PSNR is about a decibel lower.
+# Largest shift of a held-out scene, as a fraction of the free margin. The twelve shipped samples
+# that are off centre lie within 0.4, and 0.4 gives the published PSNR. The 0.6 of the description
+# belongs to training; with it the PSNR is about a decibel lower.
 JITTER = 0.4
 
 # The halves of the held-out pairs, and both together as results.json has them.
