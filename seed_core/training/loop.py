@@ -40,8 +40,8 @@ CHECKPOINTS = "checkpoints"
 CURVES_FILE = "curves.png"
 LOG_FILE = "log.json"
 
+# How torch begins an error of a process that makes samples; its traceback follows.
 _FROM_WORKER = "DataLoader worker"
-"""How torch begins an error of a process that makes samples; its traceback follows."""
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 

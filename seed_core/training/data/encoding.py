@@ -26,11 +26,11 @@ from ...tokenizer.runtime import SeedTokenizer
 from ..claims import claim
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures, read_archive
 
+# Says what the shards of a folder are made of.
 MANIFEST_FILE = "encoding.json"
-"""Says what the shards of a folder are made of."""
 
+# Formats of a picture with a text; one without a text has the format ``picture``.
 KINDS = ("caption", "text_to_image")
-"""Formats of a picture with a text; one without a text has the format ``picture``."""
 
 Warn = Callable[[str], None]
 

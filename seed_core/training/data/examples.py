@@ -69,8 +69,8 @@ def with_wrong_codes(
 
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Return a batch: ``input_ids`` and ``labels``, each int64 ``[B, T]``."""
-    # Padding comes last, as the unknown token. A causal network never looks at what comes after, and
-    # attention is fastest without a mask.
+    # Padding comes last, as the unknown token. A causal network never looks at what comes after,
+    # and attention is fastest without a mask.
     shape = (len(examples), max(map(len, examples)))
     token_ids, labels = torch.full(shape, _FILLING), torch.full(shape, IGNORED)
     for i, example in enumerate(examples):

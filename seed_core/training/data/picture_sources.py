@@ -19,8 +19,8 @@ from ...errors import OptionError, PictureError
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
+# Texts of the pictures in its folder and below, in the form of `datasets`: file_name and text.
 METADATA_FILE = "metadata.jsonl"
-"""Texts of the pictures in its folder and below, in the form of `datasets`: file_name and text."""
 
 _TEXT_FIELDS = ("text", "caption")
 

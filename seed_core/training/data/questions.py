@@ -9,6 +9,7 @@ from typing import Literal
 from ...llm.chat import Part, Turn
 from .fields import DocumentError, Fields
 
+# Twenty ways to ask for a picture, each with a sentence to answer before the picture.
 DRAW = (
     ("Draw {}.", "This is my drawing."),
     ("Show me {}.", "Have a look at this."),
@@ -31,7 +32,6 @@ DRAW = (
     ("What does this look like: {}?", "It looks like this."),
     ("How would you draw {}?", "I would draw it like this."),
 )
-"""Twenty ways to ask for a picture, each with a sentence to answer before the picture."""
 
 
 def _conversation(read: Fields, chance: random.Random) -> list[Turn]:

@@ -12,14 +12,14 @@ from ...files.side_files import read_json
 from ...models.names import bundled
 from .measure import UNKNOWN_OBJECTS
 
+# How far a metric may lie below results.json (as a part of 1); its objects stood at other places.
+# It may lie above: those numbers are without the picture grammar, which turns replies that were
+# lost to a broken picture into good ones. Beside another run, of the same pictures, it may not lie
+# below at all.
 POINTS = 0.02
-"""How far a metric may lie below results.json (as a part of 1); its objects stood at other places. It
-may lie above: those numbers are without the picture grammar, which turns replies that were lost to
-a
-broken picture into good ones. Beside another run, of the same pictures, it may not lie below at all."""
 
+# How far PSNR may lie below: other positions alone move it by 0.5 dB.
 DECIBELS = 1.0
-"""How far PSNR may lie below: other positions alone move it by 0.5 dB."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Row:
     @property
     def allowed(self) -> float:
         """How far ours may lie below."""
-        # Every reply must hold a whole picture, whatever was published. The twenty unknown things are
-        # not the published twenty, so they get two standard errors more.
+        # Every reply must hold a whole picture, whatever was published. The twenty unknown things
+        # are not the published twenty, so they get two standard errors more.
         published = self.published or 0.0
         if self.is_strict:
             return 0.0

@@ -39,12 +39,12 @@ from ..world.sentences import DECLINED, with_article
 from ..world.tasks import ANSWERS, PICTURES, Case
 from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
 
+# Questions per task, as in results.json: every pair of a half in every size.
 SAMPLES = 288
-"""Questions per task, as in results.json: every pair of a half in every size."""
 
+# Questions where they cost little, as in results.json for pictures without the language model; at
+# 288 their standard error alone is a whole point.
 EVERY = 576
-"""Questions where they cost little, as in results.json for pictures without the language model; at 288
-their standard error alone is a whole point."""
 
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=64)
@@ -52,8 +52,8 @@ SAMPLED = GenerationOptions(temperature=1, top_p=0.5, max_new_tokens=64)
 DECODING = DecodeOptions(guidance_scale=2)  # what seed-mini was measured with
 
 
+# Tasks that need the teacher of the tokenizer's embeddings.
 OF_TEACHER = ("embedding", "teacher_embedding_to_image")
-"""Tasks that need the teacher of the tokenizer's embeddings."""
 WITHOUT_WORDS = (
     *("classifier_on_originals", "vae_reconstruction", "image_to_codes_to_image"),
     *OF_TEACHER,
@@ -62,13 +62,13 @@ UNKNOWN_OBJECTS = {
     "declines_unknown_object": UNKNOWN,
     "declines_hundred_unknown_objects": (*UNKNOWN, *MORE_UNKNOWN),
 }
+# Tasks without pictures in replies.
 QUICK = frozenset([*WITHOUT_WORDS, *ANSWERS]) - {"dialogue_third_turn_answer"}
-"""Tasks without pictures in replies."""
 
 TASKS = (*WITHOUT_WORDS, *ANSWERS, *PICTURES, *UNKNOWN_OBJECTS)
 
+# Pictures that a card decodes together.
 _DECODED_TOGETHER = 96
-"""Pictures that a card decodes together."""
 
 
 class Evaluation:

@@ -22,8 +22,8 @@ from ...errors import OptionError
 from ..settings import check_groups
 from .losses import mean_on, psnr
 
+# Logarithm of the smallest variance that diffusers lets a latent have.
 _NO_VARIANCE = -30.0
-"""Logarithm of the smallest variance that diffusers lets a latent have."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from ..processes import is_first_process
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# Standard deviation of new tokens, positions and tables, as in BERT.
 TOKEN_STD = 0.02
-"""Standard deviation of new tokens, positions and tables, as in BERT."""
 
 _TOWER = "visual_encoder."
 
@@ -36,7 +36,8 @@ def initialize(network: nn.Module) -> None:
                 nn.init.ones_(parameter)
             else:
                 # The inverse root of a layer's inputs keeps the size of what passes through. At the
-                # reference's widths that is about its 0.02, with which narrow networks hardly learn.
+                # reference's widths that is about its 0.02, with which narrow networks hardly
+                # learn.
                 is_layer = isinstance(module, (nn.Linear, nn.Conv2d))
                 std = parameter[0].numel() ** -0.5 if is_layer else TOKEN_STD
                 initialize_tokens(parameter, std)
@@ -93,8 +94,8 @@ def _all_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def keep_key_bias_zero(tower: nn.Module) -> None:
     """Train a vision tower without the key biases, which its files have no place for."""
-    # A key bias shifts all scores of a query alike, so its gradient is only rounding; an optimizer that
-    # scales gradients would still move it.
+    # A key bias shifts all scores of a query alike, so its gradient is only rounding; an optimizer
+    # that scales gradients would still move it.
     for name, parameter in tower.named_parameters():
         if name.endswith("qkv.bias"):
             parameter.register_hook(_without_keys)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from ...errors import OptionError, PictureError
 
+# Pixels along a side of a picture.
 SIDE = 120
-"""Pixels along a side of a picture."""
 
+# Alpha up to which a pixel counts as empty: soft shadows fade out below it.
 _VISIBLE = 8
-"""Alpha up to which a pixel counts as empty: soft shadows fade out below it."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from .scenes import Look, Scene
 
 _MISSING = -1
 _WAYS = tuple(product((False, True), repeat=2))  # mirrored, augmented
+# Largest distance of an object from its variant's place, as a fraction of the largest shift.
 _WANDERING = 0.1
-"""Largest distance of an object from its variant's place, as a fraction of the largest shift."""
 _TENSOR = "codes"
 _OTHERS = {"objects": "another world", "artwork": "other artwork", "tokenizer": "another tokenizer"}
 

@@ -22,8 +22,8 @@ from ...errors import DownloadError, OptionError
 from .artwork import Artwork, cut_out
 
 PACKAGE = "https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz"
+# Hash of the package's bytes, from the registry.
 INTEGRITY = "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
-"""Hash of the package's bytes, from the registry."""
 
 _Picture = npt.NDArray[np.uint8]
 

@@ -14,8 +14,8 @@ from ..settings import check_fractions
 from .samples import SceneSamples
 from .scenes import Scene
 
+# Noise levels, of latents and of embeddings.
 LEVELS = 1000
-"""Noise levels, of latents and of embeddings."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from .closed_world import World
 from .rendering import SIDE
 from .scenes import Look, Scene
 
+# Label of a background without a name; cross-entropy skips it.
 NOT_NAMED = -100
-"""Label of a background without a name; cross-entropy skips it."""
 
 _TOGETHER = 64  # scenes of a batch that is measured
 
