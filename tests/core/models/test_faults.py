@@ -101,13 +101,24 @@ def test_a_converted_model_cut_anywhere_is_refused(
 # --- a converter that is killed ---
 
 
+def converting(plan, output):
+    """The id of a process that converts, slowly enough to be stopped on the way."""
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            convert_model(plan, output, lambda done, total: time.sleep(0.0005))
+        os._exit(0)
+    return child
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed at once")
 @pytest.mark.parametrize("dtype", [fp8.FP8, torch.bfloat16])
 def test_a_conversion_killed_at_random_points_ends_right(llm_folder, tmp_path, dtype):
     output, reference = tmp_path / "killed.safetensors", tmp_path / "reference.safetensors"
     convert_model(plan_conversion(llm_folder, dtype), reference)
     before = {file.name: file.read_bytes() for file in llm_folder.iterdir()}
-    plan = plan_conversion(llm_folder, dtype)
+    plan, start = plan_conversion(llm_folder, dtype), time.monotonic()
+    os.waitpid(converting(plan, output), 0)
+    undisturbed = time.monotonic() - start
     chance, kills, ends, resumed = random.Random(13), 0, 0, 0
     while kills < 20:
         if output.exists():
@@ -115,11 +126,8 @@ def test_a_conversion_killed_at_random_points_ends_right(llm_folder, tmp_path, d
             output.unlink()
             ends += 1
         resumed += output.with_name(f"{output.name}.unfinished").exists()
-        if (child := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                convert_model(plan, output, lambda done, total: time.sleep(0.0005))
-            os._exit(0)
-        time.sleep(chance.uniform(0, 0.04))
+        child = converting(plan, output)
+        time.sleep(chance.uniform(0, undisturbed))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         kills += os.WIFSIGNALED(status)
