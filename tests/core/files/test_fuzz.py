@@ -456,11 +456,10 @@ def one_text_vocabulary(monkeypatch):
     """The same bytes are always the same vocabulary, and slow to read."""
     read, made = vocab._read_sentencepiece, {}
 
-    def remembered(folder, name):
-        key = folder.read_bytes(name)
-        if key not in made:
-            made[key] = read(folder, name)
-        return made[key]
+    def remembered(content, where):
+        if content not in made:
+            made[content] = read(content, where)
+        return made[content]
 
     monkeypatch.setattr(vocab, "_read_sentencepiece", remembered)
 

@@ -82,7 +82,7 @@ def test_a_missing_piece_is_named_with_its_folder_and_where_to_get_it(published,
 
 def test_the_first_file_alone_is_only_a_part(published):
     (published.parent / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"causal_qformer.pth.*only a part"):
+    with pytest.raises(CheckpointError, match=r"causal_qformer.pth.*not a whole SEED tokenizer"):
         seed_core.load_tokenizer(published.with_name("causal_qformer.pth"))
 
 
