@@ -114,6 +114,7 @@ def load_model(
 
 def _fits_whole(core: LoadedCore, work: int) -> bool:
     needed = comfy.model_management.module_size(core.module) + work
+    needed += graphs.CAPTURE_BYTES if core.uses_graphs else 0
     device = comfy.model_management.get_torch_device()
     room = comfy.model_management.get_total_memory(device)
     return needed < room - comfy.model_management.minimum_inference_memory()

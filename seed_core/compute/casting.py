@@ -105,17 +105,21 @@ def _adopt(module: nn.Module, operations: Any) -> None:
 def _bring(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     given = (*args, *kwargs.values())
     like = next((x for x in given if isinstance(x, torch.Tensor)), None)
-    if like is None:
-        return
     for owner in module.modules():
-        owner.__dict__["_before_call"] = owner._parameters.copy(), owner._buffers.copy()
-        for name, parameter in owner._parameters.items():
-            if parameter is not None:
-                brought = nn.Parameter(_brought(parameter, like), requires_grad=False)
-                owner._parameters[name] = brought
-        for name, buffer in owner._buffers.items():
-            if buffer is not None:
-                owner._buffers[name] = _brought(buffer, like)
+        before = owner.__dict__.setdefault("_before_calls", [])  # a call may lead to another
+        before.append((owner._parameters.copy(), owner._buffers.copy()))
+        if like is not None:
+            _bring_own(owner, like)
+
+
+def _bring_own(owner: nn.Module, like: torch.Tensor) -> None:
+    for name, parameter in owner._parameters.items():
+        if parameter is not None:
+            brought = nn.Parameter(_brought(parameter, like), requires_grad=False)
+            owner._parameters[name] = brought
+    for name, buffer in owner._buffers.items():
+        if buffer is not None:
+            owner._buffers[name] = _brought(buffer, like)
 
 
 def _brought(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -125,7 +129,7 @@ def _brought(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _put_back(module: nn.Module, *_: Any) -> None:
     for owner in module.modules():
-        before = owner.__dict__.pop("_before_call", None)
-        if before is not None:
-            owner._parameters.update(before[0])
-            owner._buffers.update(before[1])
+        if before := owner.__dict__.get("_before_calls"):
+            parameters, buffers = before.pop()
+            owner._parameters.update(parameters)
+            owner._buffers.update(buffers)

@@ -14,7 +14,7 @@ import ctypes
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,13 +22,10 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-# Memory to have on the card beside the work itself, in bytes, before calls are captured.
-CAPTURE_BYTES = 512 * 2**20
-
-# Memory that must be free for a capture to be tried, in bytes. Where less is free, a host's
-# allocator may wait for the card in order to find more. That breaks a capture, and torch may then
-# keep everything that is freed later.
-LEAST_FREE_BYTES = 768 * 2**20
+# Memory that must be free for a capture to be tried, beside the work itself, in bytes. Where less is
+# free, a host's allocator may wait for the card in order to find more. That breaks a capture, and
+# torch may then keep everything that is freed later.
+CAPTURE_BYTES = 768 * 2**20
 
 _is_broken = False  # whether a capture failed; torch may not recover, so another is never tried
 
@@ -93,7 +90,7 @@ class GraphedCalls:
             # The first launch is where a graph may take its memory.
             self._graphs[key].replay()
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 _give_up(error)
             self._stop_capturing(f"{error}")
             return False
@@ -101,7 +98,7 @@ class GraphedCalls:
 
     def _has_room(self) -> bool:
         free, _ = torch.cuda.mem_get_info(self._device)
-        if free >= LEAST_FREE_BYTES:
+        if free >= CAPTURE_BYTES:
             return True
         self._stop_capturing(f"{free / 2**20:.0f} MiB of memory are free")
         return False
@@ -133,7 +130,7 @@ class GraphedCalls:
             current.wait_stream(stream)  # also after Stop: what is freed now is still written to
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell it in whichever way it is said: by torch's allocator, or by the driver."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)
 
@@ -151,30 +148,40 @@ def _give_up(error: Exception) -> None:
 def _record(function: Callable[[], None], pool: Any, device: torch.device) -> torch.cuda.CUDAGraph:
     # Not torch.cuda.graph(): it collects garbage and empties the allocator's cache each time. The
     # error mode keeps what other threads ask of the device out of the capture.
-    graph = torch.cuda.CUDAGraph()
-    try:
+    graph, generator = torch.cuda.CUDAGraph(), _generator_of(device)
+    with _mended(pool, device, generator):
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        function()
+    except BaseException as error:
+        # Stop, for one: the capture itself is sound and has to end. Tensors made during it must
+        # be gone by then, and the frames of the error hold them.
+        traceback.clear_frames(error.__traceback__)
         try:
-            function()
-        except BaseException as error:
-            # Stop, for one: the capture itself is sound and has to end. Tensors made during it must
-            # be gone by then, and the frames of the error hold them.
-            traceback.clear_frames(error.__traceback__)
-            _end_failed_capture(graph, pool, device)
-            raise
-        graph.capture_end()
-    except RuntimeError:
-        _leave_pool(pool, device)
+            with _mended(pool, device, generator):
+                graph.capture_end()
+        except RuntimeError as failure:
+            _give_up(failure)
         raise
+    with _mended(pool, device, generator):
+        graph.capture_end()
     return graph
 
 
-def _end_failed_capture(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
+@contextlib.contextmanager
+def _mended(
+    pool: Any, device: torch.device, generator: tuple[torch.Generator, torch.Generator] | None
+) -> Iterator[None]:
+    """Undo what torch leaves behind where a capture cannot be begun or ended."""
     try:
-        graph.capture_end()
-    except RuntimeError as failure:
+        yield
+    except RuntimeError:
         _leave_pool(pool, device)
-        _give_up(failure)
+        if generator is not None:
+            # It would go on counting for the graph, and refuse every later draw on the card.
+            owner, outside = generator
+            owner.graphsafe_set_state(outside)
+        raise
 
 
 def _leave_pool(pool: Any, device: torch.device) -> None:
@@ -183,9 +190,18 @@ def _leave_pool(pool: Any, device: torch.device) -> None:
     end_allocation = getattr(torch._C, "_cuda_endAllocateToPool", None)
     if end_allocation is None:
         return
-    with contextlib.suppress(RuntimeError):  # raised if the capture did end
+    with contextlib.suppress(RuntimeError):  # raised if torch came as far as that by itself
         end_allocation(_index(device), pool)
+    with contextlib.suppress(RuntimeError):
         torch._C._cuda_releasePool(_index(device), pool)
+
+
+def _generator_of(device: torch.device) -> tuple[torch.Generator, torch.Generator] | None:
+    """Return the card's random generator, and its state outside of any capture."""
+    generators = torch.cuda.default_generators
+    if _index(device) >= len(generators):
+        return None
+    return generators[_index(device)], generators[_index(device)].clone_state()
 
 
 def _return_graph_memory(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..compute import casting
+from ..compute.graphs import is_out_of_memory
 from ..errors import GenerationError
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,10 @@ class Painter:
     def _paint_wide(self, latents: torch.Tensor) -> torch.Tensor:
         try:
             return self.paint(latents.float())
-        except torch.cuda.OutOfMemoryError:
-            pass  # nothing more in here: the error keeps what was computed
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Nothing more in here: the error keeps what was computed.
         log.info("too little memory for fp32; painted in bf16")
         return self.paint(latents.bfloat16())
 

@@ -192,3 +192,19 @@ def test_a_unet_with_parameters_outside_of_layers_computes_anywhere_too(make_gen
         adopt(unet, casting)
         torch.testing.assert_close(predict("cpu"), wanted, **SAME)
         assert predict(META).device == META
+
+
+def test_a_call_within_a_call_of_the_same_module_leaves_its_weights_alone():
+    class Nested(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+        def forward(self, x, depth=1):
+            made = x * self.weight
+            return self(made, depth - 1) if depth else made
+
+    network = casting.adopt(Nested(), casting)
+    weight = network.weight
+    assert network(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
+    assert network.weight is weight

@@ -30,6 +30,7 @@ class Card:
         self.replays = lambda: None  # may raise
         self.free = 8 * 2**30
         self.allocator = "native"
+        self.default_generators = (Generator(),)
 
     def mem_get_info(self, device):
         return self.free, 16 * 2**30
@@ -60,6 +61,19 @@ class Card:
         return object()
 
 
+class Generator:
+    """A card's random generator: torch marks it while a capture is open."""
+
+    def __init__(self):
+        self.is_capturing = False
+
+    def clone_state(self):
+        return Generator()
+
+    def graphsafe_set_state(self, state):
+        self.is_capturing = state.is_capturing
+
+
 class Graph:
     def __init__(self, card):
         self.card = card
@@ -68,6 +82,7 @@ class Graph:
         assert capture_error_mode == "thread_local"
         self.shared = pool
         self.card.is_capturing = True
+        self.card.default_generators[0].is_capturing = True
         self.card.done.append("begin")
 
     def capture_end(self):
@@ -75,6 +90,7 @@ class Graph:
         self.card.done.append("end")
         if self.card.forbids():
             raise RuntimeError("operation failed due to a previous error during capture")
+        self.card.default_generators[0].is_capturing = False
 
     def replay(self):
         self.card.replays()
@@ -138,7 +154,7 @@ def test_a_card_that_cannot_capture_is_not_asked_again_and_that_is_said_once(car
 
 def test_a_capture_is_only_tried_where_there_is_room_for_it(card):
     """Where memory is short a host waits for the card to find more, which breaks a capture."""
-    card.free = graphs.LEAST_FREE_BYTES - 1
+    card.free = graphs.CAPTURE_BYTES - 1
     calls = GraphedCalls(CPU, enabled=True)
     call(calls, card, 3)
     card.free = 8 * 2**30
@@ -251,6 +267,8 @@ def test_stop_is_not_lost_when_the_capture_fails_too(card, caplog):
         calls("a", stopped)
     assert graphs._is_broken
     assert len(caplog.records) == 1
+    assert card.done[-1] == "pool left"
+    assert not card.default_generators[0].is_capturing, "no node could draw on the card any more"
 
 
 def test_streams_wait_for_each_other_also_after_stop(card):
@@ -275,7 +293,7 @@ def test_without_memory_for_a_graph_the_reply_goes_on_plainly(card):
     calls = GraphedCalls(CPU, enabled=True)
     for _ in range(4):
         calls("a", greedy)
-    assert card.done == ["work", "begin", "end", "pool left", "work", "work", "work"]
+    assert card.done == ["work", "begin", "end", "work", "work", "work"]
     assert not graphs._is_broken
 
 

@@ -162,8 +162,13 @@ def test_room_is_made_before_a_picture_is_painted_again(overflowing, painted, em
     assert size == 2 * in_16_bits
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("tried to allocate"), RuntimeError("CUDA error: out of memory")],
+    ids=["allocator", "driver"],
+)
 def test_where_memory_is_short_the_picture_is_painted_in_bfloat16(
-    overflowing, embedding, monkeypatch
+    overflowing, embedding, monkeypatch, error
 ):
     wanted = overflowing.decode(embedding[:1], options=ONCE)
     paint, dtypes = overflowing._painter.paint, []
@@ -171,7 +176,7 @@ def test_where_memory_is_short_the_picture_is_painted_in_bfloat16(
     def short(latents):
         dtypes.append(latents.dtype)
         if latents.dtype == torch.float32:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise error
         return paint(latents)
 
     monkeypatch.setattr(overflowing._painter, "paint", short)
