@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from seed_core.bench.sections import our_tokens
+from seed_core.bench.replies import our_tokens
 from seed_core.bench.subject import MINI, Subject
 
 from .findings import EQUAL_GRAPHS, EQUAL_SHORT, LEAKED, LEFT, Findings

@@ -325,7 +325,7 @@ def test_models_of_full_size_are_those_that_are_published(models, tmp_path):
     decoder = plan_conversion(tmp_path / "seed_decoder" / models.DECODER, torch.float16)
     for folder in tmp_path.iterdir():
         shutil.rmtree(folder)
-    assert [x.part for x in (llm, tokenizer, decoder)] == ["llm", "tokenizer", "decoder"]
+    assert [x.kind for x in (llm, tokenizer, decoder)] == ["llm", "tokenizer", "decoder"]
     assert [round(x.nbytes / 2**30, 1) for x in (llm, tokenizer, decoder)] == [12.7, 2.1, 1.8]
     assert models.language_model(sizes.llm).nbytes < 7 * 2**30
 
