@@ -17,6 +17,7 @@ import sentencepiece
 import torch
 
 from seed_core import TokenizerConfig
+from seed_core.bench.card.graphs import DECODER, LLM, LORA, TOKENIZER, TOKENIZER_FILE
 from seed_core.bench.subject import Subject
 from seed_core.codes.value import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, image_token
 from seed_core.compute import fp8
@@ -37,11 +38,6 @@ FP8_SCALE = torch.tensor(2.0**-11)
 """Of every weight in fp8: the largest fp8 number is 14 deviations of the widest weights then."""
 
 SPARE_DISK = 2 * 2**30  # bytes
-
-LLM, TOKENIZER, DECODER, LORA = "random.safetensors", "random", "random", "random"
-"""What the loaders' lists call them; a tokenizer is called by its file."""
-
-TOKENIZER_FILE = f"{TOKENIZER}/seed_quantizer.safetensors"
 
 _PUBLISHED = torch.float16
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

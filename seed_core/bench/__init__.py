@@ -17,9 +17,10 @@ from ..compute.precision import LLM_PRECISIONS
 from ..errors import OptionError
 from . import peers
 from .meter import Meter, device_name
-from .sections import COMPARED_WITH, NEEDED, SECTIONS, Bench, Work
+from .sections import NEEDED, SECTIONS
 from .subject import LANGUAGE_ONLY, MINI, SIZES, Subject
 from .table import Table
+from .work import ALL_PEERS, COMPARED_WITH, NO_PEERS, Bench, Work
 
 __all__ = ["SECTIONS", "SIZES", "BenchOptions", "run_bench"]
 
@@ -50,7 +51,7 @@ class BenchOptions:
     repeat: int = 3
     tokens: int = 128
     steps: int = 20
-    peers: str = COMPARED_WITH[0]
+    peers: str = ALL_PEERS
 
     def __post_init__(self) -> None:
         for name in ("repeat", "tokens", "steps"):
@@ -79,7 +80,7 @@ class BenchOptions:
         """Return the peers' libraries that have to be there."""
         needed = {name for part in self.only or self.sections() for name in NEEDED[part]}
         # Without peers, diffusers is still what our decoder is built of.
-        unused = {peers.TRANSFORMERS} if self.peers == COMPARED_WITH[-1] else set()
+        unused = {peers.TRANSFORMERS} if self.peers == NO_PEERS else set()
         return tuple(name for name in peers.PEERS if name in needed - unused)
 
     def precision_name(self) -> str:

@@ -1,6 +1,6 @@
-"""How much of a language model is left in another precision: perplexity and agreement of tokens.
+"""How close a language model in another precision stays to the original.
 
-Both models read the same greedy replies of the first one, so that an early difference does not
+Both models read the same greedy replies of the original, so that an early difference does not
 count for every token after it. Knows nothing of files or precisions.
 """
 
@@ -32,13 +32,15 @@ class Quality:
     Attributes:
         perplexity: of the replies, to the model that is measured; at least 1.
         reference_perplexity: of the replies, to the model that gave them.
-        agreement: part of the tokens that both find the likeliest at their place, 0..1.
+        agreement: fraction of the tokens at which both find the same token likeliest, 0..1.
+        divergence: mean over the tokens of `divergences`, in nats; 0 for equal models.
         tokens: how many there are in all replies.
     """
 
     perplexity: float
     reference_perplexity: float
     agreement: float
+    divergence: float
     tokens: int
 
 
@@ -58,16 +60,30 @@ def measure_quality(
         SeedError: whatever `SeedLLM.generate` raises.
     """
     options = GenerationOptions(temperature=0, max_new_tokens=max_new_tokens)
-    losses, same = [], []
+    losses, same, apart = [], [], []
     for question in questions:
         reply = reference.generate(question.prompt, question.codes, options=options)
         logits = [_reply_logits(model, reply) for model in (reference, llm)]  # each [tokens, V]
         target = torch.tensor(reply.token_ids)
         losses.append(torch.stack([F.cross_entropy(x, target, reduction="none") for x in logits]))
         same.append(logits[0].argmax(-1) == logits[1].argmax(-1))
+        apart.append(divergences(*logits))
     of_reference, of_llm = torch.cat(losses, dim=1).mean(1).exp().tolist()
     agreed = torch.cat(same)
-    return Quality(of_llm, of_reference, float(agreed.float().mean()), len(agreed))
+    agreement, divergence = float(agreed.float().mean()), float(torch.cat(apart).mean())
+    return Quality(of_llm, of_reference, agreement, divergence, len(agreed))
+
+
+def divergences(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return KL(reference || other) of next-token distributions, in nats, float64 ``[tokens]``.
+
+    Args:
+        reference: logits of the original, ``[tokens, V]``.
+        logits: logits of the other model at the same tokens, ``[tokens, V]``.
+    """
+    # In double: those of 16 bits are so small that float32 would round them away.
+    expected, found = (x.double().log_softmax(-1) for x in (reference, logits))
+    return F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
 
 
 def _reply_logits(llm: SeedLLM, reply: Reply) -> torch.Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from seed_core.__main__ import main
-from seed_core.bench import BenchOptions, peers, run_bench, sections, subject
+from seed_core.bench import BenchOptions, peers, run_bench, subject
+from seed_core.bench.sections import encode
 from seed_core.errors import OptionError
 from seed_core.llm.config import LlamaConfig
 from seed_core.llm.llama import Llama
@@ -40,6 +41,7 @@ EXPECTED = {
     "draw, 128 pixels, 1 steps": {"ours", "transformers, diffusers"},
     "perplexity": SHORTER,
     "tokens as in fp32": SHORTER,
+    "KL divergence from fp32": SHORTER,
 }
 
 
@@ -104,7 +106,7 @@ def test_only_libraries_that_are_used_have_to_be_there(only, peers, libraries):
 
 def test_random_weights_are_the_same_on_both_sides(tiny_300m):
     rows, _ = measured(size=tiny_300m)
-    parts = {"load", "prefill", "decode,", "equal", "tokens"}
+    parts = {"load", "prefill", "decode,", "equal", "tokens", "KL"}
     assert {row["measure"].split()[0] for row in rows} == parts
     for row in values(rows, "equal greedy tokens").values():
         assert row["figure"]["median"] == 16
@@ -113,9 +115,10 @@ def test_random_weights_are_the_same_on_both_sides(tiny_300m):
 def test_random_weights_in_fp8_choose_as_in_16_bits_more_often_than_not(tiny_300m):
     """A vocabulary of 40194 and weights of noise: by chance none would agree."""
     rows, _ = measured(size=tiny_300m, only=("quality",))
-    (row,) = rows
-    assert row["measure"] == "tokens as in bf16"
-    assert row["figure"]["median"] >= 50
+    found = {row["measure"]: row["figure"]["median"] for row in rows}
+    assert set(found) == {"tokens as in bf16", "KL divergence from bf16"}
+    assert found["tokens as in bf16"] >= 50
+    assert 0 < found["KL divergence from bf16"] < 0.01
 
 
 def test_fp8_weights_are_the_same_numbers_on_both_sides(tiny_300m):
@@ -157,7 +160,7 @@ def test_a_peer_that_fails_becomes_a_text(monkeypatch):
     def fail(*arguments, **named):
         raise RuntimeError("out of memory\nand a page of advice")
 
-    monkeypatch.setattr(sections, "BATCHES", (1,))
+    monkeypatch.setattr(encode, "BATCHES", (1,))
     for name in ("load_llama", "put_tower", "pipeline_around"):
         monkeypatch.setattr(peers, name, fail)
     rows, lines = measured(only=("load", "encode", "decode", "draw"))

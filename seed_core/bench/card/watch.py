@@ -1,5 +1,7 @@
 """How much memory is in use while something runs: all of the card's, or a server's own."""
 
+from __future__ import annotations
+
 import contextlib
 import threading
 import time

@@ -1,5 +1,7 @@
 """One command in a process of its own, which is gone with all it started when its time is over."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

@@ -1,5 +1,7 @@
 """The goals of the project that a card decides, beside what was found. Judges; measures nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

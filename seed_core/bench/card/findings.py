@@ -1,7 +1,10 @@
 """What a part found: figures and verdicts, written down at once so that a crash loses none."""
 
+from __future__ import annotations
+
 import contextlib
 import json
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -71,7 +74,8 @@ class Findings:
         finding = Finding(name, figure, unit, ok, note, peak)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(finding)) + "\n")
-        print(finding, flush=True)
+        sys.stdout.write(f"{finding}\n")
+        sys.stdout.flush()
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""What only a graphics card can tell: parts in processes of their own, and the goals they decide."""
