@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 # A name is told from the pack's folder, or from the one that the sentence is about.
-BASES = [ROOT / base for base in ("", "seed_core", "nodes", "tests/workflows", "tests/card/invented")]
+BASES = [
+    ROOT / base for base in ("", "seed_core", "nodes", "tests/workflows", "tests/card/invented")
+]
 BASES += [ROOT / base for base in ("seed_core/cli", "seed_core/fetching")]
 NAMED = sorted(set(re.findall(r"`(?:python )?([\w./-]+(?:\.py|\.md|/))`", TEXT)))
 
