@@ -59,7 +59,7 @@ def find_comfyui(named: Path | None) -> Path | None:
         os.environ["COMFYUI_PATH"] = str(named.resolve())
     found: Path | None = borrow("comfy_server.py").find_checkout()
     if named and found is None:
-        sys.exit(f"{named} is no ComfyUI: it has no main.py or no comfy")
+        sys.exit(f"{named} is not a ComfyUI: it lacks main.py or the folder comfy")
     return found
 
 
@@ -68,7 +68,7 @@ def choose_parts(names: str) -> list[Part]:
     known = {part.name: part for part in PARTS}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in known]:
-        sys.exit(f"there is no part {', '.join(unknown)}; there are: {', '.join(known)}")
+        sys.exit(f"unknown part: {', '.join(unknown)}; the parts are: {', '.join(known)}")
     return [known[name] for name in wanted or known]
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     start, code = time.monotonic(), 0
     args = parse()
     if not args.json.absolute().parent.is_dir():
-        sys.exit(f"there is no folder for {args.json}")
+        sys.exit(f"the folder for {args.json} does not exist")
     signal.signal(signal.SIGTERM, stop)
     forbid_core_files()
     parts, facts, host = choose_parts(args.parts), ask_the_card(), find_comfyui(args.comfyui)

@@ -66,7 +66,7 @@ def no_card(setting: Setting) -> str:
 
 
 def no_comfyui(setting: Setting) -> str:
-    """Leave ComfyUI out where there is none."""
+    """Leave ComfyUI out if it was not found."""
     where = "give its folder with --comfyui or COMFYUI_PATH"
     return "" if setting.comfyui else f"no ComfyUI found; {where}"
 
@@ -74,14 +74,14 @@ def no_comfyui(setting: Setting) -> str:
 def no_fp8(setting: Setting) -> str:
     """Leave fp8 out where a card computes it no faster, and where no model has it."""
     if not setting.is_full:
-        return "seed-mini is no fp8 model"
+        return "seed-mini is not stored in fp8"
     capability = setting.facts.get("capability", [0, 0])
     return "" if capability >= FP8_UNITS else f"no units for fp8 (compute capability {capability})"
 
 
 def not_nvidia(setting: Setting) -> str:
     """Leave out what is CUDA's own."""
-    return no_card(setting) or ("this is no NVIDIA card" if setting.facts.get("hip") else "")
+    return no_card(setting) or ("this is not an NVIDIA card" if setting.facts.get("hip") else "")
 
 
 # The most telling first: what is at the end may find no time left.

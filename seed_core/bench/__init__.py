@@ -32,16 +32,15 @@ class BenchOptions:
     Attributes:
         size: one of `SIZES`.
         device: where everything computes.
-        precision: of both, but that a peer computes with fp8 weights in bf16; None is fp16 on CUDA
-            and fp32 elsewhere.
-        only: which of `SECTIONS`, in this order; none is all that the size has.
-        repeat: how often each thing is measured, after once that does not count.
+        precision: of both; for fp8 weights a peer has bf16. None is fp16 on CUDA, fp32 elsewhere.
+        only: which of `SECTIONS`, in this order; all that the size has if empty.
+        repeat: how often each thing is measured, after a first call that does not count.
         tokens: new tokens of a timed reply.
         steps: diffusion steps of a picture.
         peers: one of `COMPARED_WITH`.
 
     Raises:
-        OptionError: a value outside its range, or a part that the size does not have.
+        OptionError: a value is outside its range, or the size lacks a section.
     """
 
     size: str = SIZES[0]
@@ -64,21 +63,21 @@ class BenchOptions:
                 f"peers must be one of {', '.join(COMPARED_WITH)}; got {self.peers!r}"
             )
         if self.precision == "fp8" and self.size == MINI:
-            raise OptionError(f"size {MINI} is no fp8 model; choose another size or precision")
+            raise OptionError(f"size {MINI} is not stored in fp8; choose another size or precision")
         if wrong := [name for name in self.only if name not in self.sections()]:
             raise OptionError(
-                f"size {self.size} has no part {', '.join(wrong)}; it has "
+                f"size {self.size} has no section {', '.join(wrong)}; it has "
                 f"{', '.join(self.sections())}"
             )
 
     def sections(self) -> tuple[str, ...]:
-        """Return the parts that the size has."""
+        """Return the sections that the size has."""
         language_only = self.size in LANGUAGE_ONLY
         return ("load", "decode", "quality") if language_only else tuple(SECTIONS)
 
     def libraries(self) -> tuple[str, ...]:
         """Return the peers' libraries that have to be there."""
-        needed = {name for part in self.only or self.sections() for name in NEEDED[part]}
+        needed = {x for section in self.only or self.sections() for x in NEEDED[section]}
         # Without peers, diffusers is still what our decoder is built of.
         unused = {peers.TRANSFORMERS} if self.peers == NO_PEERS else set()
         return tuple(name for name in peers.PEERS if name in needed - unused)

@@ -73,7 +73,7 @@ class Meter:
         )
 
     def free(self) -> None:
-        """Give back the memory of what is no longer used."""
+        """Give back the memory of everything unused."""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -27,21 +27,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Quality:
-    """How a model reads the replies of another.
+    """How a model reads the replies of another."""
 
-    Attributes:
-        perplexity: of the replies, to the model that is measured; at least 1.
-        reference_perplexity: of the replies, to the model that gave them.
-        agreement: fraction of the tokens at which both find the same token likeliest, 0..1.
-        divergence: mean over the tokens of `divergences`, in nats; 0 for equal models.
-        tokens: how many there are in all replies.
-    """
-
-    perplexity: float
-    reference_perplexity: float
-    agreement: float
-    divergence: float
-    tokens: int
+    perplexity: float  # of the replies, to the model that is measured; at least 1
+    reference_perplexity: float  # of the replies, to the model that gave them
+    agreement: float  # fraction of the tokens at which both find the same token likeliest, 0..1
+    divergence: float  # mean over the tokens of `divergences`, in nats; 0 for equal models
+    tokens: int  # in all replies
 
 
 @torch.inference_mode()

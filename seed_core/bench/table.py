@@ -20,7 +20,7 @@ class Figure:
     """Repeated measurements of one thing.
 
     Attributes:
-        unit: one that ends in ``/s`` is the better the more; any other, the less.
+        unit: more is better if it ends in ``/s``; otherwise less is.
     """
 
     median: float
@@ -38,7 +38,7 @@ class Figure:
         return Figure(self.median * factor, self.least * factor, self.most * factor, unit)
 
     def better_than(self, other: Figure) -> float | None:
-        """Return how many times better this is; None where one of them is nothing."""
+        """Return how many times better this is; None if either is 0."""
         if not (self.median and other.median):
             return None
         ratio = self.median / other.median
@@ -52,8 +52,8 @@ class Row:
     Attributes:
         measure: what was measured.
         who: whose figure it is.
-        figure: None where there is none; then ``note`` says why.
-        ratio: how many times better ours is, of the limit our share.
+        figure: None if it could not be measured; ``note`` says why.
+        ratio: how many times better ours is; for the limit, our share of it.
     """
 
     measure: str
@@ -82,7 +82,7 @@ class Row:
 
 
 class Table:
-    """Rows, written as Markdown one part of the table after the other.
+    """Rows, written as Markdown one section after the other.
 
     Args:
         write: receives each line.
@@ -96,7 +96,7 @@ class Table:
         write(_line(["-" * width for width in _WIDTHS] + ["----"]))
 
     def add(self, measure: str, who: str, figure: Figure | str, note: str = "") -> None:
-        """Append a row; ours first, so that others can be compared. A text says why none is."""
+        """Append a row, ours before its peers'. A text in the place of a figure says why it is missing."""
         if isinstance(figure, str):
             self.rows.append(Row(measure, who, None, None, figure))
             return

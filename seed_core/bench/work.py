@@ -62,7 +62,7 @@ class Bench:
         self.table.add(measure, who, rate() if who.startswith(OURS) else attempt(rate))
 
     def peer(self, measure: str, who: str, call: Callable[[], None]) -> None:
-        """Run a peer's part of the table; add why where it cannot go on."""
+        """Run a peer's rows of the table; if it fails, add the reason."""
         if self.work.has_peers and isinstance(failure := attempt(call), str):
             self.table.add(measure, who, failure)
 

@@ -30,8 +30,8 @@ class Finding:
 
     Attributes:
         name: what it is.
-        figure: how much of `unit`; None where it is no number.
-        ok: whether it is as it has to be; None where nothing has to be.
+        figure: how much of `unit`; None for a verdict without a number.
+        ok: whether it is as it has to be; None if nothing is asked of it.
         note: what else there is to say.
         peak: the most memory in use meanwhile, in GiB.
     """

@@ -31,7 +31,7 @@ class Setting:
         size: full or tiny.
         device: cuda or cpu.
         facts: what torch says of itself and of the card.
-        comfyui: the checkout; None where there is none.
+        comfyui: the checkout, if one was found.
         host_args: of ComfyUI on a card.
         folder: for large files; everything in it is removed.
     """

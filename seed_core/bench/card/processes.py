@@ -86,7 +86,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + GRACE
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < deadline:
-            os.killpg(process.pid, signal.SIGKILL)  # until the group is no more
+            os.killpg(process.pid, signal.SIGKILL)  # until the group has ended
             process.poll()
             time.sleep(0.05)
     process.wait()

@@ -11,7 +11,7 @@ from ..work import Bench, attempt
 
 
 def load(bench: Bench) -> None:
-    """Time and memory of loading each part; random weights are put in place the same way."""
+    """Time and memory of loading each model; random weights are put in place the same way."""
     subject = bench.subject
     origin = "from its files" if subject.size == MINI else "random weights put in place"
     _loading(bench, "language model", subject.llama, lambda: peers.load_llama(subject), origin)
@@ -22,17 +22,17 @@ def load(bench: Bench) -> None:
 
 def _loading(
     bench: Bench,
-    part: str,
+    model: str,
     ours: Callable[[], object],
     theirs: Callable[[], object] | None,
     origin: str,
 ) -> None:
-    who = "diffusers" if part == "decoder" else "transformers"
+    who = "diffusers" if model == "decoder" else "transformers"
     for measure, figure in bench.meter.loading(ours).items():
-        bench.table.add(f"load {part}, {measure}", OURS, figure, origin)
+        bench.table.add(f"load {model}, {measure}", OURS, figure, origin)
     if theirs is None or not bench.work.has_peers:
         return
     found = attempt(lambda: bench.meter.loading(theirs))
     figures = {"time": found} if isinstance(found, str) else found
     for measure, peer in figures.items():
-        bench.table.add(f"load {part}, {measure}", who, peer, origin)
+        bench.table.add(f"load {model}, {measure}", who, peer, origin)
