@@ -78,4 +78,4 @@ def _decoder(name: str) -> str:
     scheduler = diffusers.PNDMScheduler()
     work = SeedDecoder(module, scheduler, scheduler, _CPU, _HALF).memory_required() / GIB
     full = _stored(module)
-    return _row(name, [full, full / 2, 0], f"{work:.1f} for 768 × 768")
+    return _row(name, [full, full / 2, 0], f"{work:.1f} for 768 x 768")
