@@ -32,7 +32,7 @@ def why_not(checkout: Path | None) -> str:
     if checkout is None:
         return "no ComfyUI found"
     if not (checkout / ".git").exists():
-        return f"{checkout} is no git repository"
+        return f"{checkout} is not a git repository"
     return "" if has_commit(checkout, "HEAD") else f"git cannot read the history of {checkout}"
 
 

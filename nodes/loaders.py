@@ -13,12 +13,13 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import SeedLLM, load_decoder, load_llm, load_tokenizer
+from ..seed_core.compute import precision
 from ..seed_core.errors import CheckpointError
 from . import host
 from .io_types import CATEGORY, SeedDecoderWire, SeedLlmWire, SeedTokenizerWire
 from .kinds import DECODER, LLM, TOKENIZER, ModelKind, is_fp8, state_of
 
-PRECISIONS = ["auto", "fp32", "fp16", "bf16"]
+PRECISIONS = ["auto", *precision.PRECISIONS]
 LLM_PRECISIONS = ["auto", "bf16", "fp16", "fp32", "fp8"]
 # Layers that the host can keep in main memory and stream to the card.
 CASTING = {"operations": host.cast_operations()}

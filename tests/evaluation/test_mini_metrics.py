@@ -134,7 +134,7 @@ def test_the_limit_of_what_is_familiar_parts_its_world_from_photographs(world, c
 
 
 def photographs() -> Iterator[Image.Image]:
-    """Every picture inside scikit-image's wheel that is no icon."""
+    """Every picture inside scikit-image's wheel but the icons."""
     import skimage
 
     for path in sorted((Path(skimage.__file__).parent / "data").iterdir()):

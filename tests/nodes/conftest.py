@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -88,13 +89,18 @@ def pack(host_name: str) -> Iterator[ModuleType]:
     module.host = sys.modules[f"{name}.nodes.host"]
     module.kinds = sys.modules[f"{name}.nodes.kinds"]
     module.comfy, module.folder_paths = sys.modules["comfy"], sys.modules["folder_paths"]
-    extension = asyncio.run(module.comfy_entrypoint())
-    asyncio.run(extension.on_load())
-    module.nodes_by_id = {
-        node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())
-    }
+    with ThreadPoolExecutor(1) as thread:  # this one may hold the browser layer's running loop
+        nodes = thread.submit(asyncio.run, load_nodes(module)).result()
+    module.nodes_by_id = {node.GET_SCHEMA().node_id: node for node in nodes}
     yield module
     forget(name)
+
+
+async def load_nodes(module: ModuleType) -> list[type]:
+    """What the host asks of a pack when it starts."""
+    extension = await module.comfy_entrypoint()
+    await extension.on_load()
+    return await extension.get_node_list()
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_alpha_is_dropped_and_grey_is_repeated(run, mini, fox, fox_codes):
 
 
 def test_how_well_the_codes_fit_is_told_on_the_node(pack, run, mini, fox, monkeypatch):
-    """At every run, as the frontend keeps the last words. A fox in negative is no fox to seed-mini."""
+    """At every run, as the frontend keeps the last words. seed-mini does not know a fox in negative."""
     said = []
     monkeypatch.setattr(pack.host, "show_text", said.append)
     for image in (1 - fox, fox, torch.cat((fox, 1 - fox))):

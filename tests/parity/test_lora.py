@@ -1,6 +1,6 @@
 """A merged adapter against peft's own, on transformers' network: the recipe that SEED-LLaMA's weights have.
 
-peft is no requirement: without it these tests are skipped, and tests/core holds the sums alone.
+peft is optional: without it these tests are skipped, and tests/core holds the sums alone.
 """
 
 import pytest

@@ -503,7 +503,7 @@ def test_files_that_cannot_be_read_are_refused(write_lines, tmp_path):
 
 
 class Listed:
-    """A source that is no file."""
+    """A source without a file behind it."""
 
     def __init__(self, *documents):
         self._documents = documents

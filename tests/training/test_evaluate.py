@@ -1,5 +1,5 @@
 """Laws: the command prints every metric beside the published one with its number of questions; what is
-asked has the answer that the scene has; a reply that is no single picture counts as wrong."""
+asked has the answer that the scene has; a reply that is not one picture counts as wrong."""
 
 import json
 import random

@@ -258,7 +258,7 @@ def test_nothing_is_switched_off(name):
 
 
 def test_only_the_saved_file_of_keep_codes_is_switched_off():
-    """On a fresh install there is no file to load. What is off is the whole of a group that says so,
+    """On a fresh install nothing is there to load. What is off is the whole of a group that says so,
     and nothing else waits for it."""
     off = [node for node in nodes_of("keep_codes") if node["mode"] == contract.BYPASSED]
     assert sorted(node["type"] for node in off) == ["PreviewImage", "SEEDDecode", "SEEDLoadCodes"]

@@ -116,24 +116,24 @@ def _is_it(dialogue: Dialogue) -> None:
     dialogue.say(question, shown, f"{answer}, {naming(world, dialogue.scene(picture))}")
 
 
-def _is_background(dialogue: Dialogue) -> None:
+def _is_so(dialogue: Dialogue, attribute: str, values: Sequence[str], forms: Sequence[str]) -> None:
+    """Ask whether the picture's background, or its size, is the one that is named."""
     chance = dialogue.chance
     picture, shown = dialogue.show()
+    right = getattr(picture, attribute)
     is_right = chance.random() < 0.5
-    others = [name for name in dialogue.world.backgrounds if name != picture.background]
-    asked = picture.background if is_right else chance.choice(others)
-    answer = f"{'Yes' if is_right else 'No'}, it is {picture.background}."
-    dialogue.say(chance.choice(prompts.IS_BACKGROUND).format(asked), shown, answer)
+    others = [value for value in values if value != right]
+    asked = right if is_right else chance.choice(others)
+    answer = f"{'Yes' if is_right else 'No'}, it is {right}."
+    dialogue.say(chance.choice(forms).format(asked), shown, answer)
+
+
+def _is_background(dialogue: Dialogue) -> None:
+    _is_so(dialogue, "background", list(dialogue.world.backgrounds), prompts.IS_BACKGROUND)
 
 
 def _is_size(dialogue: Dialogue) -> None:
-    chance = dialogue.chance
-    picture, shown = dialogue.show()
-    is_right = chance.random() < 0.5
-    others = [name for name in dialogue.world.sizes if name != picture.size]
-    asked = picture.size if is_right else chance.choice(others)
-    answer = f"{'Yes' if is_right else 'No'}, it is {picture.size}."
-    dialogue.say(chance.choice(prompts.IS_SIZE).format(asked), shown, answer)
+    _is_so(dialogue, "size", list(dialogue.world.sizes), prompts.IS_SIZE)
 
 
 def _category(dialogue: Dialogue) -> None:

@@ -176,7 +176,7 @@ class Player:
 
     @contextlib.contextmanager
     def _loading(self) -> Any:
-        """What happens in here is no part of the action; an error is."""
+        """What happens in here does not count as part of the action, except for an error."""
         kept = self._watch.record
         self._watch.begin(kept.action)
         try:

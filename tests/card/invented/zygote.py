@@ -48,7 +48,7 @@ def _fork(answer: Path, function: Callable[[], dict[str, Any]]) -> int:
     process = os.fork()
     if process:
         return process
-    os.dup2(2, 1)  # what the host prints is no answer
+    os.dup2(2, 1)  # what the host prints must not mix with the answers
     try:
         content = function()
     except BaseException:  # noqa: BLE001 - whatever it is, a test shows it

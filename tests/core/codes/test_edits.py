@@ -160,7 +160,7 @@ def test_a_length_below_one_is_refused():
 
 
 def test_distances_stay_with_their_pictures_and_leave_mixtures():
-    """A mixture is no picture that was encoded, so nobody knows how well it fits."""
+    """A mixture was never encoded from a picture, so its distance is unknown."""
     values = torch.zeros(2, 32, dtype=torch.int64)
     encoded = SeedCodes(values, "seed-mini", 512, torch.tensor([0.1, 0.2])[:, None].expand(2, 32))
     joined = join_codes([filled(1), encoded])

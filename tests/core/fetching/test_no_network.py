@@ -2,7 +2,7 @@
 
 The guard is an audit hook, which sees every use of Python's sockets whatever name it goes by, and
 it ends the process, so that no library can take the refusal for a server that is down. A socket
-that is made and bound to this machine is no connection: urllib3, which diffusers imports, looks that
+that is made and bound to this machine does not connect to anything: urllib3, which diffusers imports, looks that
 way whether there is IPv6.
 """
 

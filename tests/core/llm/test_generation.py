@@ -252,7 +252,7 @@ def test_numbers_that_are_not_finite_are_one_clear_error(network):
 
 
 def test_numbers_that_cease_to_be_finite_on_the_way_are_one_clear_error(network):
-    """A picture's begin marker is the first token; what follows from it is no number."""
+    """A picture's begin marker is the first token; what follows from it is not a number."""
     network.model.embed_tokens.weight[BEGIN] = torch.nan
     with pytest.raises(GenerationError, match="not finite"):
         run(network, generators(1, 2), reply="image", max_new_tokens=40)

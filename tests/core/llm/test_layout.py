@@ -4,20 +4,9 @@ from seed_core.llm.config import LlamaConfig
 from seed_core.llm.layout import names_in_file, parts_in_file
 from seed_core.llm.llama import Llama
 
-CONFIG = LlamaConfig(
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-5,
-)
 
-
-def test_names_in_files_are_hugging_faces():
-    ours = Llama(CONFIG, device="meta").state_dict()
+def test_names_in_files_are_hugging_faces(tiny_config):
+    ours = Llama(tiny_config, device="meta").state_dict()
     names = {name for own in ours for name in names_in_file(own)}
     layer = {
         f"model.layers.{i}.{name}.weight"
@@ -37,14 +26,14 @@ def test_names_in_files_are_hugging_faces():
     assert names == layer | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
 
 
-def test_the_parts_in_a_file_cover_every_weight_once():
-    state = Llama(CONFIG, device="meta").state_dict()
+def test_the_parts_in_a_file_cover_every_weight_once(tiny_config):
+    state = Llama(tiny_config, device="meta").state_dict()
     rows = {name: [] for name in state}
-    for part in parts_in_file(CONFIG).values():
+    for part in parts_in_file(tiny_config).values():
         first, length = part.rows or (0, part.shape[0])
         assert part.shape == (length, *state[part.weight].shape[1:])
         rows[part.weight] += range(first, first + length)
     assert rows == {name: list(range(len(tensor))) for name, tensor in state.items()}
     query, key, value = (f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkv")
-    parts = parts_in_file(CONFIG)
+    parts = parts_in_file(tiny_config)
     assert [parts[x].rows for x in (query, key, value)] == [(0, 32), (32, 16), (48, 16)]
