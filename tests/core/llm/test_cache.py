@@ -3,7 +3,6 @@
 import torch
 
 from seed_core.llm.cache import ATTENTION_STEP, KVCache
-from seed_core.llm.config import LlamaConfig
 from seed_core.llm.llama import Llama
 
 

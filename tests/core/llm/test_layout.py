@@ -1,6 +1,5 @@
 """Where the network holds the tensors of a Hugging Face file."""
 
-from seed_core.llm.config import LlamaConfig
 from seed_core.llm.layout import names_in_file, parts_in_file
 from seed_core.llm.llama import Llama
 
