@@ -70,6 +70,17 @@ def test_steps_of_weights_that_are_streamed_are_not_captured(played):
     assert [record.graphs for record in played if record.graphs] == []
 
 
+@pytest.mark.parametrize("played", ["RTX 4090: depths"], indirect=True)
+def test_attention_is_never_planned_for_a_length(played):
+    """Each prompt and each stretch of the cache has another; cuDNN would plan for every one."""
+    assert [record.planned for record in played] == [0] * len(played)
+
+
+@pytest.mark.parametrize("played", ["RTX 4090: depths"], indirect=True)
+def test_rows_and_heads_share_the_mask_of_a_step(played):
+    assert [record.masks for record in played] == [[[1, 1, 1]]] * len(played)
+
+
 WAITS_OF_SCHEDULERS = {
     "EulerAncestralDiscreteScheduler": 1,
     "UniPCMultistepScheduler": 6,

@@ -102,6 +102,8 @@ class Record:
         copies: the same by direction and line of code: direction, line, bytes, times.
         waits: times the processor waited for the card, by what for and line of code.
         launches: kernels, by operation.
+        planned: calls of attention for which cuDNN might be chosen, which plans for each new shape.
+        masks: the shapes of attention's masks, without the last side.
         readied: each time that a model was made ready.
         graphs: captures that were tried.
         on_card: bytes of weights on the card at the end, by class of network.
@@ -117,6 +119,8 @@ class Record:
     copies: list[tuple[str, str, int, int]] = field(default_factory=list)
     waits: dict[str, int] = field(default_factory=dict)
     launches: dict[str, int] = field(default_factory=dict)
+    planned: int = 0
+    masks: list[list[int]] = field(default_factory=list)
     readied: list[Readiness] = field(default_factory=list)
     graphs: list[Graph] = field(default_factory=list)
     on_card: dict[str, int] = field(default_factory=dict)

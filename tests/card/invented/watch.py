@@ -117,6 +117,8 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         if name in _PRODUCTS:
             _check_dtypes(name, tensors)
+        if name == "scaled_dot_product_attention":
+            self._note_attention(*args, **kwargs)
         if name in _NEEDS_VALUES or _indexes_by_mask(name, args):
             self._cuda.wait(f"{name}, whose shape depends on numbers")
         before = {_storage(tensor) for tensor in tensors if _is_on_card(tensor)}
@@ -147,6 +149,13 @@ class Watch(TorchDispatchMode):
             self._graph.launches += 1
         else:
             self.record.launches[name] = self.record.launches.get(name, 0) + 1
+
+    def _note_attention(
+        self, query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **__: Any
+    ) -> None:
+        self.record.planned += torch.backends.cuda.cudnn_sdp_enabled()
+        if attn_mask is not None and list(attn_mask.shape[:-1]) not in self.record.masks:
+            self.record.masks.append(list(attn_mask.shape[:-1]))
 
     # --- copies -------------------------------------------------------------------------------
 

@@ -221,6 +221,22 @@ def test_a_machine_without_the_driver_keeps_its_graph_memory_quietly():
     graphs._return_graph_memory(torch.device("cuda", 0))
 
 
+@pytest.mark.parametrize("answer", [0, 100], ids=["there", "no such device"])
+def test_the_driver_is_asked_to_return_graph_memory_of_the_right_card(monkeypatch, answer):
+    asked = []
+
+    def get(handle, index):
+        handle._obj.value = 7 + index
+        return answer
+
+    driver = SimpleNamespace(
+        cuDeviceGet=get, cuDeviceGraphMemTrim=lambda handle: asked.append(handle.value)
+    )
+    monkeypatch.setattr(graphs.ctypes, "CDLL", lambda name: driver)
+    graphs._return_graph_memory(torch.device("cuda", 1))
+    assert asked == ([] if answer else [8])
+
+
 def test_torchs_allocator_still_has_the_calls_that_end_a_failed_capture():
     """They are private, and only cards would show that they are gone."""
     if torch.version.cuda is None:
