@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import safe_open
 
+from .foreign import unwrapped
 from .side_files import parse_json, unreadable
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 
 # Number formats by their names in safetensors files.
-_STORED_AS = {
+STORED_AS = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -117,7 +118,7 @@ def _map(
 def _form(field: dict[str, Any]) -> tuple[torch.dtype, list[int]]:
     """Return number format and shape of a tensor; of a format unknown here, those of its bytes."""
     begin, end = field["data_offsets"]
-    dtype = _STORED_AS.get(field["dtype"])
+    dtype = STORED_AS.get(field["dtype"])
     return (dtype, field["shape"]) if dtype else (torch.uint8, [end - begin])
 
 
@@ -139,7 +140,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     # The library checks everything but names that occur twice, of which it takes one.
     fields = parse_json(text, f"the header of {path}")
     fields.pop("__metadata__", None)
-    return 8 + length, fields
+    return 8 + length, unwrapped(fields)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -23,8 +23,9 @@ from ..llm.vocab import VOCABULARY_FILES
 from . import quantization, sd21
 from .llm import HEAD, matrix_products, open_llm
 from .lora import Adapter, lora_files
+from .names import CONFIG_FILE
 from .opened import Opened
-from .tokenizer import CONFIG_FILE, open_tokenizer
+from .tokenizer import open_tokenizer
 from .unclip import open_decoder
 
 SUFFIX = ".safetensors"

@@ -25,6 +25,7 @@ from ..tokenizer.config import TOKENIZER_LINK, TokenizerConfig
 from ..tokenizer.network import TokenizerModel
 from ..tokenizer.runtime import SeedTokenizer
 from . import names
+from .names import CONFIG_FILE
 from .opened import Opened
 
 EVA_VIT_LINK = (
@@ -45,9 +46,6 @@ _TOKENIZER_FILES = (
     "seed_tokenizer.safetensors",
     "seed_tokenizer.pth",
 )
-
-
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
