@@ -127,7 +127,7 @@ def _check_positions(fields: Mapping[str, Any]) -> None:
     for name in ("rope_scaling", "rope_parameters"):
         rope = fields.get(name) or {}
         if not isinstance(rope, dict):
-            raise CheckpointError(f"the language model's {name} is {rope!r:.40}, not an object")
+            rope = {"type": rope}
         kind = rope.get("rope_type", rope.get("type", "default"))
         is_plain = kind == "default" or (kind in _BY_FACTOR and rope.get("factor") == 1)
         if not is_plain or rope.get("partial_rotary_factor", 1) != 1:

@@ -185,7 +185,7 @@ def kind_of(source: Path) -> str:
         if converted is not None:
             return converted[0]
         return "decoder" if sd21.is_single_file(source) else "tokenizer"
-    if (source / "model_index.json").is_file():
+    if (source / "model_index.json").is_file() or (source / "unet").is_dir():
         return "decoder"
     config = source / CONFIG_FILE
     has_words = any((source / name).is_file() for name in VOCABULARY_FILES)
