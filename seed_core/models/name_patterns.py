@@ -48,10 +48,10 @@ class _Steps:
 
 
 class NamePattern:
-    """One expression, for whole names.
+    r"""One expression, for whole names.
 
     Args:
-        text: literals, ``.``, ``\\d`` and its like, sets, groups, ``|`` and the repeats ``*``,
+        text: literals, ``.``, ``\d`` and its like, sets, groups, ``|`` and the repeats ``*``,
             ``+``, ``?``, ``{m,n}``, as Python means them. ``^`` and ``$`` only at the ends.
         after_dot: whether any names of enclosing modules may come first, where there is no ``^``.
         steps: shared by expressions that together may ask for so much work.
