@@ -18,8 +18,9 @@ from ..llm.config import LlamaConfig
 from ..llm.layout import WeightPart, parts_in_file
 from ..llm.lora import LoraAdapter, LowRankProduct, Replacement
 from . import lora_names, names
-from .lora_config import CONFIG_FILE, AdapterConfig
+from .lora_config import CONFIG_FILE, EMBEDDINGS, HEAD, AdapterConfig
 from .lora_names import ALPHA, DOWN, FULL, TABLE_DOWN, TABLE_UP, TOKENS, UP
+from .lora_targets import check_modules
 
 # The bundled adapter: it puts what seed-mini draws on black.
 SEED_MINI_NIGHT = f"{names.SEED_MINI} night"
@@ -31,7 +32,7 @@ _SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # Tables of tokens are filled up to a multiple of one of these, so that matrices fit cards well.
 _PADDED_TO = tuple(2**power for power in range(3, 10))
-_TABLES = ("model.embed_tokens", "lm_head")
+_TABLES = (EMBEDDINGS, HEAD)
 
 # Bytes of files that are read for a number of the model: none is larger in float64, and a file of
 # a whole network under training has each twice.
@@ -158,7 +159,7 @@ class _Reader:
         modules = {
             key.removesuffix(".weight"): len(part.shape) == 2 for key, part in self.parts.items()
         }
-        self.config.check_modules(products, in_full, modules)
+        check_modules(self.config, products, in_full, modules)
         tables = {module for module, roles in found.items() if TOKENS in roles}
         self.config.check_tokens(tables, self.model.tie_word_embeddings)
 
@@ -208,7 +209,7 @@ class _Reader:
         return Replacement(part, tensor, ids)
 
     def _product(self, module: str, found: Mapping[str, torch.Tensor]) -> LowRankProduct:
-        is_table = module == _TABLES[0]
+        is_table = module == EMBEDDINGS
         roles = (TABLE_DOWN, TABLE_UP) if is_table and TABLE_DOWN in found else (DOWN, UP)
         if not set(roles) <= found.keys() <= {*roles, ALPHA, FULL}:
             raise CheckpointError(
