@@ -46,7 +46,7 @@ EVERY = {
     "a range of layers": {"rank_pattern": {"layers.[0-9].self_attn.q_proj": 2}},
     "a choice of layers": {
         "rank_pattern": {"layers.(0|2).self_attn.q_proj": 2, "(k|v)_proj": 8},
-        "alpha_pattern": {r"layers\.\d+\.self_attn\.v_proj": 5, r".*\.(1)\..*": 3},
+        "alpha_pattern": {r"layers\.\d+\.self_attn\.v_proj": 5, r".*\.(1)\..*q_proj": 3},
     },
     "whole names": {
         "rank_pattern": {"^model.layers.1.self_attn.q_proj": 2, "^layers.0.self_attn.q_proj": 8},
