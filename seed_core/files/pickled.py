@@ -44,13 +44,28 @@ def copied_tensors(
         yield key, tensor
 
 
-def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+def whole_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what `read_stand_ins` does, of a file that may change meanwhile."""
+    for key, tensor in _read_pickled(path, is_mapped=False).items():
+        yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def whole_tensors(
+    path: Path, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors in memory of their own, which those of one storage share as in the file."""
+    for key, tensor in _read_pickled(path, is_mapped=False).items():
+        if is_wanted(key):
+            yield key, tensor
+
+
+def _read_pickled(path: Path, is_mapped: bool = True) -> dict[str, torch.Tensor]:
     """Read a table of tensors without running code; memory-mapped where the form allows it."""
     check_pickled(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces its own deprecations of old forms
-            content = _load_weights_only(path)
+            content = _load_weights_only(path, is_mapped and _is_zip(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged, or it holds program code, and a weight file needs "
@@ -112,9 +127,9 @@ def check_pickled(path: Path) -> None:
         )
 
 
-def _load_weights_only(path: Path) -> Any:
+def _load_weights_only(path: Path, is_mapped: bool) -> Any:
     load: Callable[..., Any] = torch.load  # noqa: TID251 - the one justified use
-    return load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    return load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
 
 
 def _is_zip(path: Path) -> bool:

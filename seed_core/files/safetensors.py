@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
 
+from ..errors import SeedError
 from .side_files import parse_json, unreadable
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
@@ -29,6 +33,9 @@ _MAPPED_TOGETHER = 256 * 2**10
 
 # About how many mappings a file gets: neighbours of a large one may take this part of it each.
 _MAPPINGS = 128
+
+# Bytes of a header that are read without a map; the library takes no more either.
+_LARGEST_HEADER = 100_000_000
 
 
 def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -146,3 +153,70 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return what a safetensors file's header says besides its tensors."""
     with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+def copied_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what `read_stand_ins` does, of a file that may change meanwhile."""
+    with _open_copied(path) as (_, _, fields):
+        for key, field in fields.items():
+            dtype, shape = _form(field)
+            yield key, torch.empty(shape, dtype=dtype, device="meta")
+
+
+def copied_tensors(
+    path: Path, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors in memory of their own: a file that is cut short ends a process that maps it."""
+    with _open_copied(path) as (file, start, fields):
+        for key, field in fields.items():
+            if not is_wanted(key):
+                continue
+            begin, end = field["data_offsets"]
+            dtype, shape = _form(field)
+            data = torch.empty(end - begin, dtype=torch.uint8)
+            memory: Any = data.numpy()
+            file.seek(start + begin)
+            if file.readinto(memory) != end - begin:
+                raise unreadable(path, ValueError(f"it ends inside {key}"))
+            yield key, data.view(dtype).reshape(shape)
+
+
+@contextmanager
+def _open_copied(path: Path) -> Iterator[tuple[BufferedReader, int, dict[str, dict[str, Any]]]]:
+    """Open a file without a map: where its tensors begin, and what its header says of each."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 8 <= 8 + length <= min(size, _LARGEST_HEADER):
+                raise ValueError("it has no header of a safetensors file, or not all of it")
+            fields = parse_json(file.read(length), f"the header of {path}")
+            fields.pop("__metadata__", None)
+            _check_spans(fields, size - 8 - length)
+            yield file, 8 + length, fields
+    except (OSError, ValueError, MemoryError) as error:
+        if isinstance(error, SeedError):
+            raise
+        raise unreadable(path, error) from error
+
+
+def _check_spans(fields: Mapping[str, Any], length: int) -> None:
+    """Raise a ValueError unless the tensors fill the data from end to end, as the format has it."""
+    spans = []
+    for key, field in fields.items():
+        match field:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+                numbers = [*shape, begin, end]
+            case _:
+                raise ValueError(f"its header says of {key!r:.80} what cannot be read")
+        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+            raise ValueError(f"its header has sizes of {key!r:.80} that cannot be")
+        known = _STORED_AS.get(dtype)
+        strides = math.prod(max(number, 1) for number in shape)
+        if strides >= 2**62 or (known and math.prod(shape) * known.itemsize != end - begin):
+            raise ValueError(f"its header has a shape of {key!r:.80} that does not fit its bytes")
+        spans.append((begin, end))
+    spans.sort()
+    ends = [0, *(end for _, end in spans)]
+    if [*(begin for begin, _ in spans), length] != ends:
+        raise ValueError("its data is shorter or longer than its header says")

@@ -27,6 +27,9 @@ class Format(NamedTuple):
     in_folders: str  # the suffix that Hugging Face gives it
     stand_ins: Callable[[Path], Tensors]  # on the meta device
     tensors: Callable[[Path, IsWanted, Joined], Tensors]  # one at a time, on the CPU
+    # The same without a map, for files that may change while they are in use.
+    copied_stand_ins: Callable[[Path], Tensors]
+    copied_tensors: Callable[[Path, IsWanted], Tensors]
 
 
 # The best to have first: a folder may hold the same weights in several formats.
@@ -36,8 +39,17 @@ FORMATS = (
         ".safetensors",
         safetensors.read_stand_ins,
         safetensors.mapped_tensors,
+        safetensors.copied_stand_ins,
+        safetensors.copied_tensors,
     ),
-    Format(pickled.PICKLED_SUFFIXES, ".bin", pickled.read_stand_ins, pickled.copied_tensors),
+    Format(
+        pickled.PICKLED_SUFFIXES,
+        ".bin",
+        pickled.read_stand_ins,
+        pickled.copied_tensors,
+        pickled.whole_stand_ins,
+        pickled.whole_tensors,
+    ),
 )
 
 WEIGHT_SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
@@ -70,6 +82,19 @@ def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.
     """Yield the tensors of these names, as `read_tensors` does."""
     if names:
         yield from _format(path).tensors(path, lambda key: key in names, ())
+
+
+def read_copied(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of these names in memory of their own; errors are those of `read_tensors`.
+
+    For small files: one that is cut short while it is mapped ends the process.
+    """
+    yield from _format(path).copied_tensors(path, lambda key: key in names)
+
+
+def copied_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what `read_stand_ins` does, without mapping the file."""
+    yield from _format(path).copied_stand_ins(path)
 
 
 def read_stand_ins(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -247,7 +247,8 @@ def _changes(
 def _check_new_rows(changes: Mapping[str, Sequence[Change]], source: Path) -> None:
     """Refuse to give tables rows for new tokens when no adapter says what the tokens mean."""
     for key in (EMBEDDINGS, HEAD):
-        if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
+        of_table = (change for change, _ in changes.get(key, ()))
+        if not any(isinstance(each, Replacement) and each.tokens is None for each in of_table):
             raise CheckpointError(
                 f"{source} has fewer token ids than the vocabulary beside it: it is not a "
                 f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
