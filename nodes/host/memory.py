@@ -35,6 +35,11 @@ def choose_dtype(precision: str, preferred: str) -> torch.dtype:
     return LLM_PRECISIONS[fast[0] if fast else "fp32"]
 
 
+def may_map_files() -> bool:
+    """Whether weight files may be mapped into memory; not when started with --disable-mmap."""
+    return not comfy.utils.DISABLE_MMAP
+
+
 class LoadedModel(Generic[Core]):
     """A model on a wire: the core object, and a patcher of the host for each network of it."""
 

@@ -39,7 +39,7 @@ FORMATS = (
         ".safetensors",
         safetensors.read_stand_ins,
         safetensors.mapped_tensors,
-        safetensors.copied_stand_ins,
+        safetensors.read_stand_ins,
         safetensors.copied_tensors,
     ),
     Format(
@@ -62,7 +62,7 @@ Reader = Callable[[Path, str], Tensors]
 
 
 def read_tensors(
-    path: Path, prefix: str = "", joined: Joined = ()
+    path: Path, prefix: str = "", joined: Joined = (), is_mapped: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of one weight file, one at a time, on the CPU.
 
@@ -71,17 +71,17 @@ def read_tensors(
         prefix: only tensors whose names begin with it are read.
         joined: names of tensors that a network joins to one. Where they are neighbours in a
             safetensors file, they become neighbours in memory and are joined without a copy.
+        is_mapped: whether a file may be mapped into memory. Without a map, tensors are in memory of
+            their own, and a pickled file is read as a whole.
 
     Raises:
         CheckpointError: the file is missing, damaged, of an unknown format or holds program code.
     """
-    yield from _format(path).tensors(path, lambda key: key.startswith(prefix), joined)
-
-
-def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of these names, as `read_tensors` does."""
-    if names:
-        yield from _format(path).tensors(path, lambda key: key in names, ())
+    of_format = _format(path)
+    if is_mapped:
+        yield from of_format.tensors(path, lambda key: key.startswith(prefix), joined)
+    else:
+        yield from of_format.copied_tensors(path, lambda key: key.startswith(prefix))
 
 
 def read_copied(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -89,7 +89,9 @@ def read_copied(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch
 
     For small files: one that is cut short while it is mapped ends the process.
     """
-    yield from _format(path).copied_tensors(path, lambda key: key in names)
+    wanted = frozenset(names)
+    if wanted:
+        yield from _format(path).copied_tensors(path, wanted.__contains__)
 
 
 def copied_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -62,6 +62,7 @@ def load_llm(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     operations: Any = layers,
+    is_mapped: bool = True,
 ) -> SeedLLM:
     """Load a SEED-LLaMA.
 
@@ -71,6 +72,8 @@ def load_llm(
         dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
             fp8, whose weights then stay so and everything else is bfloat16.
         operations: where layers come from, our own `layers` or a host's equivalent.
+        is_mapped: whether files may be mapped into memory. A mapped file that is cut short while the
+            model is in use ends the process, as does a network drive that is lost.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
@@ -79,7 +82,7 @@ def load_llm(
     device = torch.device(device)
     opened = open_llm(path, dtype, operations)
     template = template_of(opened.config)
-    module = opened.load(device)
+    module = opened.load(device, is_mapped)
     return SeedLLM(module, opened.vocab, template, opened.end_ids, device, dtype)
 
 
