@@ -32,8 +32,8 @@ _MAPPED_TOGETHER = 256 * 2**10
 # About how many mappings a file gets: neighbours of a large one may take this part of it each.
 _MAPPINGS = 128
 
-# Bytes of a header that are read; the library takes no more either.
-_LARGEST_HEADER = 100_000_000
+# Bytes of a header that are read, enough for a hundred thousand tensors.
+_LARGEST_HEADER = 16 * 2**20
 
 
 def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -156,6 +156,15 @@ def write_safetensors(path, text, data):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    """The library takes 100 MB of it, of which Python makes gigabytes."""
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, b"{" + b" " * (16 * 2**20) + b"}", b"")
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors .* it has no header"):
+        read(path)
+
+
 @pytest.mark.parametrize("part", ["tensor", "metadata"])
 def test_a_name_twice_in_a_header_is_refused(tmp_path, part):
     """The library takes the last one."""
