@@ -18,8 +18,8 @@ from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
 from ..seed_core.files.side_files import read_json
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
 from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, open_llm
-from ..seed_core.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.models.lora import SEED_MINI_NIGHT
+from ..seed_core.models.lora_config import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.models.names import CONFIG_FILE, SEED_MINI
 from ..seed_core.models.opened import Opened
 from ..seed_core.models.tokenizer import (
@@ -52,6 +52,7 @@ class ModelKind:
         is_folder: whether a folder is such a model.
         is_file: whether a file is one, where no header of a converted model says what it is.
         stands_alone: whether its files can be checked without another model.
+        nests: whether others may lie inside one, as checkpoints do in the folder of a run.
         bundled: what core calls the one that comes with the pack.
     """
 
@@ -64,6 +65,7 @@ class ModelKind:
     is_folder: Callable[[Path], bool]
     is_file: Callable[[Path], bool]
     stands_alone: bool = True
+    nests: bool = False
     bundled: str = SEED_MINI
 
     @property
@@ -148,12 +150,13 @@ class ModelKind:
         for name, subfolders, files in os.walk(root, followlinks=True):
             folder = Path(name)
             depth = len(folder.relative_to(root).parts)
-            if depth and self.is_folder(folder):
-                subfolders.clear()  # what lies inside a model belongs to it
-                yield folder
-                continue
             names = [n for n in subfolders if not _is_hidden(n)]
             subfolders[:] = names if depth < FOLDER_DEPTH else []
+            if depth and self.is_folder(folder):
+                if not self.nests:
+                    subfolders.clear()  # what lies inside a model belongs to it
+                yield folder
+                continue
             yield from (folder / f for f in files if self._is_file(folder / f))
 
     def _offers(self, root: Path, name: str) -> bool:
@@ -165,8 +168,10 @@ class ModelKind:
         folders = path.parts if is_folder else path.parts[:-1]
         if len(folders) > FOLDER_DEPTH or any(map(_is_hidden, folders)):
             return False
-        inside = [root.joinpath(*path.parts[:depth]) for depth in range(1, len(path.parts))]
-        if any(map(self.is_folder, inside)):
+        around = [root.joinpath(*path.parts[:depth]) for depth in range(1, len(path.parts))]
+        if self.nests:
+            around = [] if is_folder else around[-1:]
+        if any(map(self.is_folder, around)):
             return False
         return self.is_folder(root / path) if is_folder else self._is_file(root / path)
 
@@ -245,6 +250,7 @@ LORA = ModelKind(
     is_folder=_holds(ADAPTER_CONFIG),
     is_file=lambda file: file.suffix.lower() == ".safetensors",
     stands_alone=False,  # it fits one language model, which arrives by wire
+    nests=True,
     bundled=SEED_MINI_NIGHT,
 )
 SUFFIXES = {kind.folder: set(kind.suffixes) for kind in (TOKENIZER, LLM, DECODER, LORA)}

@@ -33,7 +33,7 @@ def _load(
     options: dict[str, Any],
     longest_work: Callable[[host.Core], int] | None = None,
 ) -> io.NodeOutput:
-    load = partial(core_loader, source, dtype=dtype, **options)
+    load = partial(core_loader, source, dtype=dtype, is_mapped=host.may_map_files(), **options)
     key = (kind.folder, dtype, state_of(source))
     try:
         return io.NodeOutput(host.load_model(load, key, longest_work))

@@ -213,7 +213,7 @@ def install(models_dir: Path) -> list[str]:
         "comfy.model_management": _management(),
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
         "comfy.ops": {"manual_cast": manual_cast},
-        "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy.utils": {"DISABLE_MMAP": False, "ProgressBar": ProgressBar},
         "comfy.weight_adapter": {"LoRAAdapter": LoRAAdapter},
         "comfy_api": {},
         "comfy_api.latest": {

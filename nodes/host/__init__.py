@@ -13,7 +13,7 @@ from .folders import (
     register_model_folders,
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
-from .memory import Core, LoadedModel, choose_dtype, load_model
+from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
 from .progress import Progress, show_text
 from .wires import (
     SeedClipVisionOutput,
@@ -41,6 +41,7 @@ __all__ = [
     "input_file",
     "input_files",
     "load_model",
+    "may_map_files",
     "model_folders",
     "new_output_file",
     "pixels_to_image",

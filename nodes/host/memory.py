@@ -35,6 +35,11 @@ def choose_dtype(precision: str, preferred: str) -> torch.dtype:
     return LLM_PRECISIONS[fast[0] if fast else "fp32"]
 
 
+def may_map_files() -> bool:
+    """Whether weight files may be mapped into memory; not when started with --disable-mmap."""
+    return not comfy.utils.DISABLE_MMAP
+
+
 class LoadedModel(Generic[Core]):
     """A model on a wire: the core object, and a patcher of the host for each network of it."""
 
@@ -71,19 +76,25 @@ class LoadedModel(Generic[Core]):
         changed.patchers = [patcher]
         kind = comfy.weight_adapter.LoRAAdapter
         # The host scales a weight by the third argument before it adds the first times the tensor.
-        tensors = {_patch_key(c.part): ("diff", (c.tensor,)) for c in adapter.replacements}
+        tensors = {
+            _patch_key(c.part.weight, rows): ("diff", (tensor,))
+            for c in adapter.replacements
+            for rows, tensor in c.stretches()
+        }
         patcher.add_patches(tensors, strength, 1.0 - strength)
         products = {
-            _patch_key(c.part): kind(set(), (c.up, c.down, c.scale * len(c.down), None, None, None))
+            _patch_key(c.part.weight, c.part.rows): kind(
+                set(), (c.up, c.down, c.scale * len(c.down), None, None, None)
+            )
             for c in adapter.products
         }
         patcher.add_patches(products, strength)
         return changed
 
 
-def _patch_key(part: Any) -> Any:
+def _patch_key(weight: str, rows: tuple[int, int] | None) -> Any:
     """The host's name of a weight, or of some rows of it."""
-    return part.weight if part.rows is None else (part.weight, (0, *part.rows))
+    return weight if rows is None else (weight, (0, *rows))
 
 
 _loaded: "weakref.WeakValueDictionary[tuple[Any, ...], LoadedModel[Any]]"

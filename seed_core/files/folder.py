@@ -7,15 +7,18 @@ can be lost beside it. Both are read by the names that files have in a folder.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import CheckpointError
 from . import safetensors, side_files
-from .weights import Reader, Tensors, read_tensors, read_weights, weight_files
+from .weights import Reader, Tensors, read_copied, read_tensors, read_weights, weight_files
 
 # The entry of a safetensors header that makes a file a converted model.
 _HEADER = "seed_llama"
@@ -32,6 +35,12 @@ class TensorFiles:
         """Yield all tensors without the prefix, one at a time; see `read_weights`."""
         for key, tensor in read_weights(self.files, self.prefix, read):
             yield key.removeprefix(self.prefix), tensor
+
+    def copied(self, *names: str) -> dict[str, torch.Tensor]:
+        """Return those of these small tensors that are there, in memory of their own."""
+        wanted = [self.prefix + name for name in names]
+        found = itertools.chain.from_iterable(read_copied(file, wanted) for file in self.files)
+        return {key.removeprefix(self.prefix): tensor for key, tensor in found}
 
 
 class ModelFolder:

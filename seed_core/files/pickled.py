@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,79 @@ def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def copied_tensors(
     path: Path, is_wanted: Callable[[str], bool], joined: Iterable[tuple[str, ...]] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield copies of tensors; `CheckpointError` for a damaged file or one with program code."""
+    """Yield copies of tensors; `CheckpointError` for a damaged file or one with program code.
+
+    No more is copied than the file stores, however many names share it.
+    """
     content = _read_pickled(path)
-    used = 0
-    for key in list(content):
-        if not is_wanted(key):
-            continue
+    names = list(filter(is_wanted, content))
+    copies = _Copies({key: content[key] for key in names})
+    for key in names:
         # One mapping holds all of the file, so it is renewed from time to time.
-        if used > _MAPPED_AT_ONCE and _is_zip(path):
-            content, used = {}, 0  # the old mapping ends before the new one begins
+        if copies.nbytes > _MAPPED_AT_ONCE and _is_zip(path):
+            content, copies.nbytes = {}, 0  # the old mapping ends before the new one begins
             content = _read_pickled(path)
-        tensor = content.pop(key).clone()
-        used += tensor.nbytes
-        yield key, tensor
+        yield key, copies.copy(key, content.pop(key))
 
 
-def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+class _Copies:
+    """Copies tensors one at a time; those that overlap share one copy, as in their file."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.nbytes = 0  # copied so far
+        by_storage: dict[int, list[str]] = {}
+        for key, tensor in tensors.items():
+            by_storage.setdefault(tensor.untyped_storage()._cdata, []).append(key)
+        # Names that share a storage without overlap, such as slices, need not be kept together.
+        self._groups = {
+            key: keys
+            for keys in by_storage.values()
+            if sum(tensors[key].nbytes for key in keys)
+            > tensors[keys[0]].untyped_storage().nbytes()
+            for key in keys
+        }
+        self._shared: dict[str, torch.UntypedStorage] = {}  # by the last name that needs it
+
+    def copy(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the next tensor, in the order that was given."""
+        if key not in self._groups:
+            self.nbytes += tensor.nbytes
+            return tensor.clone()
+        last = self._groups[key][-1]
+        storage = self._shared.pop(last, None)
+        if storage is None:
+            storage = tensor.untyped_storage().clone()
+            self.nbytes += storage.nbytes()
+        if key != last:
+            self._shared[last] = storage
+        form = tensor.storage_offset(), tensor.shape, tensor.stride()
+        return torch.empty(0, dtype=tensor.dtype).set_(storage, *form)
+
+
+def whole_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what `read_stand_ins` does, of a file that may change meanwhile."""
+    for key, tensor in _read_pickled(path, is_mapped=False).items():
+        yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def whole_tensors(
+    path: Path, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors in memory of their own, which those of one storage share as in the file."""
+    content = _read_pickled(path, is_mapped=False)
+    for key in list(content):
+        tensor = content.pop(key)  # none is kept here once it is yielded
+        if is_wanted(key):
+            yield key, tensor
+
+
+def _read_pickled(path: Path, is_mapped: bool = True) -> dict[str, torch.Tensor]:
     """Read a table of tensors without running code; memory-mapped where the form allows it."""
     check_pickled(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces its own deprecations of old forms
-            content = _load_weights_only(path)
+            content = _load_weights_only(path, is_mapped and _is_zip(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged, or it holds program code, and a weight file needs "
@@ -86,7 +137,10 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
 def _is_stored(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor is plain numbers that its file really holds."""
     is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not is_plain or tensor.is_quantized or tensor.is_nested:
+    is_as_stored = not (
+        tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()
+    )
+    if not (is_plain and is_as_stored):
         return False
     return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
@@ -116,9 +170,9 @@ def check_pickled(path: Path) -> None:
         )
 
 
-def _load_weights_only(path: Path) -> Any:
+def _load_weights_only(path: Path, is_mapped: bool) -> Any:
     load: Callable[..., Any] = torch.load  # noqa: TID251 - the one justified use
-    return load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    return load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
 
 
 def _is_zip(path: Path) -> bool:

@@ -1,15 +1,17 @@
-"""Safetensors files: names, shapes and tensors, mapped into memory a few at a time."""
+"""Safetensors files: names and shapes by their header, tensors mapped or copied."""
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from .foreign import unwrapped
 from .side_files import parse_json, unreadable
@@ -31,10 +33,15 @@ _MAPPED_TOGETHER = 256 * 2**10
 # About how many mappings a file gets: neighbours of a large one may take this part of it each.
 _MAPPINGS = 128
 
+# Bytes of a header that are read, enough for a hundred thousand tensors.
+_LARGEST_HEADER = 16 * 2**20
+
 
 def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield names, number formats and shapes by the header, as tensors on the meta device."""
-    for key, field in _read_header(path)[1].items():
+    with _opened(path) as file:
+        fields = _read_header(file).fields
+    for key, field in fields.items():
         dtype, shape = _form(field)
         yield key, torch.empty(shape, dtype=dtype, device="meta")
 
@@ -44,25 +51,43 @@ def mapped_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield tensors as views of the file; `CheckpointError` if it is damaged.
 
+    A file that is cut short while such a view is in use ends the process.
+
     Args:
         path: the file.
         is_wanted: told a name, says whether that tensor is read.
         joined: names of tensors that share a mapping where they are neighbours.
     """
-    start, fields = _read_header(path)
-    wanted = {key: field for key, field in fields.items() if is_wanted(key)}
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    with file:
+    with _opened(path) as file:
+        start, fields, _ = _read_header(file)
+        wanted = {key: field for key, field in fields.items() if is_wanted(key)}
         for stretch in _stretches(wanted, joined):
-            try:
-                tensors = _map(file, {key: wanted[key] for key in stretch}, start)
-            except (OSError, ValueError) as error:
-                raise unreadable(path, error) from error
+            tensors = _map(file, {key: wanted[key] for key in stretch}, start)
             while tensors:  # none is kept here once it is yielded
                 yield tensors.pop()
+
+
+def copied_tensors(
+    path: Path, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors in memory of their own; errors are those of `mapped_tensors`."""
+    with _opened(path) as file:
+        start, fields, _ = _read_header(file)
+        for key in sorted(filter(is_wanted, fields), key=lambda key: fields[key]["data_offsets"]):
+            begin, end = fields[key]["data_offsets"]
+            dtype, shape = _form(fields[key])
+            data = torch.empty(end - begin, dtype=torch.uint8)
+            memory: Any = data.numpy()
+            file.seek(start + begin)
+            if file.readinto(memory) != end - begin:
+                raise ValueError(f"it ends inside {key}")
+            yield key, data.view(dtype).reshape(shape)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file's header says besides its tensors."""
+    with _opened(path) as file:
+        return _read_header(file).metadata
 
 
 def _stretches(
@@ -122,28 +147,54 @@ def _form(field: dict[str, Any]) -> tuple[torch.dtype, list[int]]:
     return (dtype, field["shape"]) if dtype else (torch.uint8, [end - begin])
 
 
+class _Header(NamedTuple):
+    start: int  # of the tensors
+    fields: dict[str, dict[str, Any]]  # of each tensor: dtype, shape, data_offsets
+    metadata: dict[str, str]
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     """Open a safetensors file; whatever goes wrong with it is one error."""
     try:
-        with safe_open(path, framework="np") as file:  # for torch it would map all of it to write
+        with path.open("rb") as file:
             yield file
-    except Exception as error:  # of several libraries
+    except Exception as error:  # of the system, of torch for want of memory, and of ours
         raise unreadable(path, error) from error
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return where a safetensors file's tensors begin, and what its header says of each."""
-    with _opened(path), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length)
-    # The library checks everything but names that occur twice, of which it takes one.
-    fields = parse_json(text, f"the header of {path}")
-    fields.pop("__metadata__", None)
-    return 8 + length, unwrapped(fields)
+def _read_header(file: BufferedReader) -> _Header:
+    """Return what the header says, if all of it can be; a ValueError or `SeedError` if not."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if not 8 <= 8 + length <= min(size, _LARGEST_HEADER):
+        raise ValueError("it has no header of a safetensors file, or not all of it")
+    # The library would map the file, and take one of two tensors with the same name.
+    fields = parse_json(file.read(length), "its header")
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise ValueError("its header has something other than text in __metadata__")
+    _check_spans(fields, size - 8 - length)
+    return _Header(8 + length, unwrapped(fields), metadata)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file's header says besides its tensors."""
-    with _opened(path) as file:
-        return dict(file.metadata() or {})
+def _check_spans(fields: Mapping[str, Any], length: int) -> None:
+    """Raise a ValueError unless the tensors fill the data from end to end, as the format has it."""
+    spans = []
+    for key, field in fields.items():
+        match field:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+                numbers = [*shape, begin, end]
+            case _:
+                raise ValueError(f"its header says of {key!r:.80} what cannot be read")
+        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+            raise ValueError(f"its header has sizes of {key!r:.80} that cannot be")
+        known = STORED_AS.get(dtype)
+        strides = math.prod(max(number, 1) for number in shape)
+        if strides >= 2**62 or (known and math.prod(shape) * known.itemsize != end - begin):
+            raise ValueError(f"its header has a shape of {key!r:.80} that does not fit its bytes")
+        spans.append((begin, end))
+    spans.sort()
+    ends = [0, *(end for _, end in spans)]
+    if [*(begin for begin, _ in spans), length] != ends:
+        raise ValueError("its data is shorter or longer than its header says")

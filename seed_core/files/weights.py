@@ -29,6 +29,9 @@ class Format(NamedTuple):
     in_folders: str  # the suffix that Hugging Face gives it
     stand_ins: Callable[[Path], Tensors]  # on the meta device
     tensors: Callable[[Path, IsWanted, Joined], Tensors]  # one at a time, on the CPU
+    # The same without a map, for files that may change while they are in use.
+    copied_stand_ins: Callable[[Path], Tensors]
+    copied_tensors: Callable[[Path, IsWanted], Tensors]
 
 
 # The best to have first: a folder may hold the same weights in several formats.
@@ -38,8 +41,17 @@ FORMATS = (
         ".safetensors",
         safetensors.read_stand_ins,
         safetensors.mapped_tensors,
+        safetensors.read_stand_ins,
+        safetensors.copied_tensors,
     ),
-    Format(pickled.PICKLED_SUFFIXES, ".bin", pickled.read_stand_ins, pickled.copied_tensors),
+    Format(
+        pickled.PICKLED_SUFFIXES,
+        ".bin",
+        pickled.read_stand_ins,
+        pickled.copied_tensors,
+        pickled.whole_stand_ins,
+        pickled.whole_tensors,
+    ),
 )
 
 WEIGHT_SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
@@ -55,7 +67,7 @@ Reader = Callable[[Path, str], Tensors]
 
 
 def read_tensors(
-    path: Path, prefix: str = "", joined: Joined = ()
+    path: Path, prefix: str = "", joined: Joined = (), is_mapped: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of one weight file, one at a time, on the CPU.
 
@@ -64,17 +76,32 @@ def read_tensors(
         prefix: only tensors whose names begin with it are read.
         joined: names of tensors that a network joins to one. Where they are neighbours in a
             safetensors file, they become neighbours in memory and are joined without a copy.
+        is_mapped: whether a file may be mapped into memory. Without a map, tensors are in memory of
+            their own, and a pickled file is read as a whole.
 
     Raises:
         CheckpointError: the file is missing, damaged, of an unknown format or holds program code.
     """
-    yield from _format(path).tensors(path, lambda key: key.startswith(prefix), joined)
+    of_format = _format(path)
+    if is_mapped:
+        yield from of_format.tensors(path, lambda key: key.startswith(prefix), joined)
+    else:
+        yield from of_format.copied_tensors(path, lambda key: key.startswith(prefix))
 
 
-def read_named(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of these names, as `read_tensors` does."""
-    if names:
-        yield from _format(path).tensors(path, lambda key: key in names, ())
+def read_copied(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of these names in memory of their own; errors are those of `read_tensors`.
+
+    For small files: one that is cut short while it is mapped ends the process.
+    """
+    wanted = frozenset(names)
+    if wanted:
+        yield from _format(path).copied_tensors(path, wanted.__contains__)
+
+
+def copied_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what `read_stand_ins` does, without mapping the file."""
+    yield from _format(path).copied_stand_ins(path)
 
 
 def read_stand_ins(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -6,6 +6,8 @@ were trained in full and take the place of the model's. Source: arXiv 2106.09685
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +38,31 @@ class Replacement:
     """A tensor that was trained in full; at other strengths than 1 it is mixed with the model's."""
 
     part: WeightPart  # the rows whose place it takes
-    tensor: torch.Tensor  # of their shape
+    tensor: torch.Tensor  # of their shape, or one row for each of the tokens
+    tokens: tuple[int, ...] | None = None  # of the part's rows those that it is; None: all
 
     def apply_to(self, rows: torch.Tensor, strength: float) -> None:
         """Change float32 rows in place."""
-        rows.lerp_(self.tensor.to(rows.device, torch.float32), strength)
+        new = self.tensor.to(rows.device, torch.float32)
+        if self.tokens is None:
+            rows.lerp_(new, strength)
+        else:
+            index = torch.tensor(self.tokens, device=rows.device, dtype=torch.long)
+            rows.index_copy_(0, index, rows[index].lerp_(new, strength))
+
+    def stretches(self) -> Iterator[tuple[tuple[int, int] | None, torch.Tensor]]:
+        """Yield it as neighbouring rows of the weight: the first and their number, or None."""
+        tokens = self.tokens
+        if tokens is None:
+            yield self.part.rows, self.tensor
+            return
+        start = self.part.rows[0] if self.part.rows else 0
+        order = sorted(range(len(tokens)), key=tokens.__getitem__)
+        # Neighbours are as far from their place in this order as one another.
+        for _, group in itertools.groupby(enumerate(order), lambda at: tokens[at[1]] - at[0]):
+            places = [place for _, place in group]
+            first = tokens[places[0]]
+            yield (start + first, len(places)), self.tensor[places]
 
 
 @dataclass(frozen=True, eq=False)

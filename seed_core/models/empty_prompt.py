@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import CheckpointError
 from ..files.assemble import EmptyNetwork
 from ..files.folder import ModelFolder
-from ..files.weights import Tensors, looks, read_tensors
+from ..files.weights import Reader, Tensors, looks
 from .diffusers_networks import network_config, without_weights
 
 CONFIG_FILE = "text_encoder/config.json"
@@ -88,9 +88,9 @@ class FolderPrompt:
         self.files = self._weights.files
         self.shape = self._encoder.shape
 
-    def encode(self) -> torch.Tensor:
+    def encode(self, read: Reader) -> torch.Tensor:
         """Return float32 ``[1, tokens, width]``."""
-        return self._encoder.encode(self._weights.tensors(read_tensors))
+        return self._encoder.encode(self._weights.tensors(read))
 
 
 def _tokens(folder: ModelFolder, length: int) -> list[int]:

@@ -66,6 +66,7 @@ def load_llm(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     operations: Any = layers,
+    is_mapped: bool = True,
 ) -> SeedLLM:
     """Load a SEED-LLaMA.
 
@@ -75,6 +76,8 @@ def load_llm(
         dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
             fp8, whose weights then stay so and everything else is bfloat16.
         operations: where layers come from, our own `layers` or a host's equivalent.
+        is_mapped: whether files may be mapped into memory. A mapped file that is cut short while the
+            model is in use ends the process, as does a network drive that is lost.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
@@ -83,7 +86,7 @@ def load_llm(
     device = torch.device(device)
     opened = open_llm(path, dtype, operations)
     template = template_of(opened.config)
-    module = opened.load(device)
+    module = opened.load(device, is_mapped)
     return SeedLLM(module, opened.vocab, template, opened.end_ids, device, dtype)
 
 
@@ -272,7 +275,8 @@ def _changes(
 def _check_new_rows(changes: Mapping[str, Sequence[Change]], source: Path) -> None:
     """Refuse to give tables rows for new tokens when no adapter says what the tokens mean."""
     for key in (EMBEDDINGS, HEAD):
-        if not any(isinstance(change, Replacement) for change, _ in changes.get(key, ())):
+        of_table = (change for change, _ in changes.get(key, ()))
+        if not any(isinstance(each, Replacement) and each.tokens is None for each in of_table):
             raise CheckpointError(
                 f"{source} has fewer token ids than the vocabulary beside it: it is not a "
                 f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"

@@ -5,57 +5,45 @@ Sources: arXiv 2106.09685 (LoRA), 2312.03732 (its rank-stabilised scale); files 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
-from ..files import assemble, side_files, weights
+from ..files import assemble, weights
 from ..llm.config import LlamaConfig
 from ..llm.layout import WeightPart, parts_in_file
 from ..llm.lora import LoraAdapter, LowRankProduct, Replacement
-from . import names
-
-CONFIG_FILE = "adapter_config.json"
+from . import lora_names, names
+from .lora_config import CONFIG_FILE, EMBEDDINGS, HEAD, AdapterConfig
+from .lora_names import ALPHA, DOWN, FULL, TABLE_DOWN, TABLE_UP, TOKENS, UP
+from .lora_targets import check_modules
 
 # The bundled adapter: it puts what seed-mini draws on black.
 SEED_MINI_NIGHT = f"{names.SEED_MINI} night"
 
 _WEIGHT_STEMS = ("adapter_model",)
 
-# What peft writes before the name of every module of the model it wraps.
-_PREFIX = "base_model.model."
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
-# peft leaves out the adapter's own name ("default"); scripts that save a state dict keep it.
-_PAIR = re.compile(r"(.+)\.lora_(?:([AB])(?:\.\w+)?\.weight|embedding_([AB])(?:\.\w+)?)")
-_IN_FULL = re.compile(r"(.+?)(?:\.modules_to_save(?:\.\w+)?|\.base_layer)?\.weight")
-_ALPHA = re.compile(r"(.+)\.alpha")
-# Names, with the simplest of what peft allows in them: any expression could run without end.
-_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?|\|)+\$?")
-_UNUSED = re.compile(r".+\.original_module\.weight")
+# Tables of tokens are filled up to a multiple of one of these, so that matrices fit cards well.
+_PADDED_TO = tuple(2**power for power in range(3, 10))
+_TABLES = (EMBEDDINGS, HEAD)
 
-# Settings under which an adapter is more than products that are added to weights.
-_OTHER_METHODS = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-)
+# Bytes of files that are read for a number of the model: none is larger in float64, and a file of
+# a whole network under training has each twice.
+_BYTES_PER_WEIGHT = 16
+_SMALL_FILE = 64 * 2**20
 
-# Ways to begin training that change the model too, so that the adapter fits only that.
-_CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by module and role
 
 
 def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
-    """Read an adapter for a language model of these sizes.
+    """Read an adapter for a language model of these sizes, into memory of its own.
 
     Args:
         path: ``"seed-mini night"`` for the bundled one; a folder with adapter_config.json and
@@ -67,34 +55,36 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
             kind that cannot be added to weights.
     """
     files = lora_files(path)
-    file = files[0]
-    names = _names(file, [key for each in files for key in weights.read_keys(each)])
-    scales = _Scales.beside(file)
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in weights.read_weights(files):
-        if key in names:
-            assemble.check_finite(key, tensor, file)
-            module, role = names[key]
-            tensors.setdefault(module, {})[role] = tensor
     parts = parts_in_file(config)
-    return LoraAdapter(
-        replacements=tuple(
-            Replacement(_part(file, parts, module, found["full"].shape), found["full"])
-            for module, found in tensors.items()
-            if "full" in found
-        ),
-        products=tuple(
-            _product(file, parts, module, found, scales)
-            for module, found in tensors.items()
-            if found.keys() - {"full"}
-        ),
-    )
+    _check_size(files, parts)
+    looks = {key: x for file in files for key, x in weights.copied_stand_ins(file)}
+    found = lora_names.sort_names(files[0], looks)
+    places = {key: (module, role) for module, of in found.items() for role, key in of.items()}
+    reader = _Reader(files[0], config, parts, AdapterConfig.beside(files[0]))
+    reader.adapter(_by_module(places, looks))  # refuses what does not fit before it is in memory
+    reader.check_modules(found)
+    read = {
+        key: reader.checked(key, tensor)
+        for file in files
+        for key, tensor in weights.read_copied(file, places.keys())
+    }
+    return reader.adapter(_by_module(places, read))
 
 
 def lora_files(path: str | Path) -> list[Path]:
     """Return the weight files of an adapter; `CheckpointError` if a folder has none."""
     path = names.bundled("lora/night") if path == SEED_MINI_NIGHT else Path(path)
-    return weights.weight_files(path, _WEIGHT_STEMS) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    try:
+        return weights.weight_files(path, _WEIGHT_STEMS)
+    except CheckpointError as error:
+        inside = sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}"))
+        if not inside:
+            raise
+        raise CheckpointError(
+            f"{error}. There are adapters in its folders {', '.join(inside[:10])}: choose one."
+        ) from error
 
 
 # Where an adapter lies, and how strongly it is applied.
@@ -131,143 +121,152 @@ def merge_into(tensor: torch.Tensor, changes: Sequence[Change], may_grow: bool) 
     return merged
 
 
-def _names(file: Path, keys: list[str]) -> dict[str, tuple[str, str]]:
-    """Return what each tensor of a file is: its module, and A, B, alpha or full."""
-    names: dict[str, tuple[str, str]] = {}
-    unknown = []
-    for key in keys:
-        if _UNUSED.fullmatch(key):
-            continue
-        name = _name(key)
-        if name is None:
-            unknown.append(key)
-        elif name in names.values():
-            raise CheckpointError(
-                f"{file} holds several adapters at once: {key} is there twice. Save one of them."
-            )
-        else:
-            names[key] = name
-    if not names or all(role == "alpha" for _, role in names.values()):
+def _check_size(files: Sequence[Path], parts: Mapping[str, WeightPart]) -> None:
+    """Refuse what is far larger than an adapter can be, before anything of it is read."""
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    weights_of_model = sum(prod(part.shape) for part in parts.values())
+    if size > _SMALL_FILE + _BYTES_PER_WEIGHT * weights_of_model:
         raise CheckpointError(
-            f"{file} holds no LoRA adapter of a language model as peft saves it; its tensors have "
-            f"names such as {', '.join(unknown[:3])}. LoRAs of diffusion models have other loaders."
+            f"{files[0]} has {size:,} bytes, far too many for an adapter of a language model with "
+            f"{weights_of_model:,} weights. Use it with the model it was trained on."
         )
-    if any("lora_magnitude" in key for key in unknown):
-        raise CheckpointError(f"{file} is a DoRA adapter; only plain LoRA can be loaded")
-    if unknown:
-        raise CheckpointError(
-            f"{file} holds {len(unknown)} tensors that a LoRA adapter does not have, such as "
-            f"{', '.join(unknown[:3])}; it is an adapter of another kind"
-        )
-    return names
 
 
-def _name(key: str) -> tuple[str, str] | None:
-    name = key.removeprefix(_PREFIX)
-    if found := _PAIR.fullmatch(name):
-        module, matrix, of_embedding = found.groups()
-        return module, matrix or of_embedding
-    if found := _ALPHA.fullmatch(name):
-        return found[1], "alpha"
-    # Without what peft adds to names it would be a whole model rather than an adapter.
-    if (found := _IN_FULL.fullmatch(name)) and (name != key or ".modules_to_save" in name):
-        return found[1], "full"
-    return None
+def _by_module(
+    places: Mapping[str, tuple[str, str]], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key in places:
+            module, role = places[key]
+            found.setdefault(module, {})[role] = tensor
+    return found
 
 
 @dataclass(frozen=True)
-class _Scales:
-    """How strongly products are added, as adapter_config.json says."""
+class _Reader:
+    """Makes an adapter of tensors, or of their stand-ins, which shows what does not fit."""
 
-    file: Path  # the weights, for messages
-    fields: dict[str, Any]  # of the config; empty if it is missing
+    file: Path  # for messages
+    model: LlamaConfig
+    parts: Mapping[str, WeightPart]
+    config: AdapterConfig
 
-    @classmethod
-    def beside(cls, file: Path) -> _Scales:
-        """Read the config beside the weights, if it is there."""
-        config = file.with_name(CONFIG_FILE)
-        fields = side_files.read_json(config) if config.is_file() else {}
-        if (kind := fields.get("peft_type", "LORA")) != "LORA":
-            raise CheckpointError(f"{config} is of a {kind} adapter; only LoRA can be loaded")
-        if others := [name for name in _OTHER_METHODS if fields.get(name)]:
+    def check_modules(self, found: lora_names.Found) -> None:
+        """Hold the file against the config beside it."""
+        in_full = {module for module, roles in found.items() if FULL in roles}
+        products = {module for module, roles in found.items() if roles.keys() & {DOWN, TABLE_DOWN}}
+        modules = {
+            key.removesuffix(".weight"): len(part.shape) == 2 for key, part in self.parts.items()
+        }
+        check_modules(self.config, products, in_full, modules)
+        tables = {module for module, roles in found.items() if TOKENS in roles}
+        self.config.check_tokens(tables, self.model.tie_word_embeddings)
+
+    def adapter(self, tensors: Tensors) -> LoraAdapter:
+        """Return what the tensors do; of tables the whole comes before single rows."""
+        in_full = [
+            self._replacement(module, found[FULL])
+            for module, found in tensors.items()
+            if FULL in found
+        ]
+        rows = [
+            self._rows(module, found[TOKENS])
+            for module, found in tensors.items()
+            if TOKENS in found
+        ]
+        products = [
+            self._product(module, found)
+            for module, found in tensors.items()
+            if found.keys() - {FULL, TOKENS}
+        ]
+        return LoraAdapter(replacements=(*in_full, *rows), products=tuple(products))
+
+    def checked(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor in a format that is computed with, without NaN and infinity."""
+        if tensor.dtype not in (*_FLOATS, *_SMALL_FLOATS):
+            if key.endswith(f".{ALPHA}"):
+                return tensor
             raise CheckpointError(
-                f"{config} says {', '.join(others)}; only plain LoRA can be loaded"
-                + (", no DoRA" if "use_dora" in others else "")
+                f"{self.file} holds {key} as {str(tensor.dtype).removeprefix('torch.')}: another "
+                "program quantised it. Use the adapter in 16 or 32 bits."
             )
-        start = str(fields.get("init_lora_weights")).lower()
-        if start.startswith(_CHANGES_THE_MODEL):
+        # Others are exact in float32, or have more digits than anything here computes with.
+        is_usual = tensor.dtype in _FLOATS[1:]
+        usual = tensor if is_usual else tensor.to(torch.float32)
+        assemble.check_finite(key, usual, self.file)
+        return usual
+
+    def _replacement(self, module: str, tensor: torch.Tensor) -> Replacement:
+        tensor = self._without_padding(module, tensor)
+        return Replacement(self._part(module, tensor.shape), tensor)
+
+    def _rows(self, module: str, tensor: torch.Tensor) -> Replacement:
+        part = self.parts.get(f"{module}.weight")
+        if module not in _TABLES or part is None or tensor.shape[1:] != part.shape[1:]:
+            raise self._of_another_model(module, tensor.shape)
+        ids = self.config.token_ids(module, len(tensor), part.shape[0])
+        return Replacement(part, tensor, ids)
+
+    def _product(self, module: str, found: Mapping[str, torch.Tensor]) -> LowRankProduct:
+        is_table = module == EMBEDDINGS
+        roles = (TABLE_DOWN, TABLE_UP) if is_table and TABLE_DOWN in found else (DOWN, UP)
+        if not set(roles) <= found.keys() <= {*roles, ALPHA, FULL}:
             raise CheckpointError(
-                f"{config} says init_lora_weights {start!r}: training changed the model too, and "
-                "the adapter fits only that one. Save it as a plain LoRA, which peft does where "
-                "save_pretrained is given path_initial_model_for_weight_conversion."
+                f"{self.file} holds only half of what changes {module}; it is incomplete"
             )
-        return cls(file, fields)
-
-    def of(self, module: str, rank: int, alpha: torch.Tensor | None) -> float:
-        """Return what the product of one module is multiplied by (``alpha``: as the file says)."""
-        expected = self._setting("rank_pattern", "r", module)
-        if expected not in (None, rank):
+        down, up = (found[role] for role in roles)
+        if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1] or not len(down):
             raise CheckpointError(
-                f"{self.file} has matrices of rank {rank} for {module} and {CONFIG_FILE} beside it "
-                f"says {expected}: the two do not belong together"
+                f"{self.file}: the matrices for {module} have shapes {list(down.shape)} and "
+                f"{list(up.shape)}, which do not fit each other. It is damaged, or was saved before "
+                "a training on several cards had gathered its parts."
             )
-        value = self._setting("alpha_pattern", "lora_alpha", module) if alpha is None else alpha
-        try:
-            strength = float(value)
-            if not isfinite(strength):
-                raise ValueError(value)
-            return strength / (sqrt(rank) if self.fields.get("use_rslora") else rank)
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        if roles[0] == TABLE_DOWN:  # a table's rows are what goes in
+            down, up = up.T.contiguous(), down.T.contiguous()
+        up = self._without_padding(module, up)
+        part = self._part(module, torch.Size((len(up), down.shape[1])))
+        rank, alpha = len(down), found.get(ALPHA)
+        if rank > sum(part.shape):
             raise CheckpointError(
-                f"nothing says how strong {self.file} was trained to be: {CONFIG_FILE} with its "
-                "lora_alpha has to lie beside it. Copy it there, or if it is lost write one: "
-                '{"lora_alpha": 32} is what SEED-LLaMA was trained with.'
-            ) from error
-
-    def _setting(self, pattern: str, usual: str, module: str) -> Any:
-        """Return the value of the first pattern that the end of a module's name matches."""
-        patterns = self.fields.get(pattern) or {}
-        if not isinstance(patterns, dict) or not all(map(_PATTERN.fullmatch, patterns)):
-            raise CheckpointError(
-                f"{CONFIG_FILE} beside {self.file} has a {pattern} that cannot be read; it should "
-                "map names of modules to numbers"
+                f"{self.file} has matrices of rank {rank:,} for {module} of shape "
+                f"{list(part.shape)}, more than it takes to change all of it. It is damaged."
             )
-        for key, value in patterns.items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        return self.fields.get(usual)
+        if alpha is not None and alpha.is_meta:  # a look, which does not tell the number
+            return LowRankProduct(part, down, up, 0.0)
+        scale = self.config.scale_of(module, rank, alpha)
+        if not down.is_meta:
+            self._check_range(module, down, up, scale)
+        return LowRankProduct(part, down, up, scale)
 
+    def _check_range(self, module: str, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
+        """Refuse a product whose sums may be infinite."""
+        largest = assemble.largest(down) * assemble.largest(up) * abs(scale) * len(down)
+        if largest > torch.finfo(torch.float32).max:
+            raise CheckpointError(
+                f"{self.file}: the matrices for {module} hold numbers whose product is too large "
+                "for any weight. The file is damaged: save or download it again."
+            )
 
-def _product(
-    file: Path,
-    parts: Mapping[str, WeightPart],
-    module: str,
-    found: Mapping[str, torch.Tensor],
-    scales: _Scales,
-) -> LowRankProduct:
-    if not {"A", "B"} <= found.keys():
-        raise CheckpointError(f"{file} holds only half of what changes {module}; it is incomplete")
-    down, up = found["A"], found["B"]
-    if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1] or not len(down):
-        raise CheckpointError(
-            f"{file}: the matrices for {module} have shapes {list(down.shape)} and "
-            f"{list(up.shape)}, which do not fit each other. It is damaged, or was saved before a "
-            "training on several cards had gathered its parts."
-        )
-    if module.endswith("embed_tokens"):  # a table's rows are what goes in
-        down, up = up.T.contiguous(), down.T.contiguous()
-    part = _part(file, parts, module, torch.Size((len(up), down.shape[1])))
-    return LowRankProduct(part, down, up, scales.of(module, len(down), found.get("alpha")))
+    def _without_padding(self, module: str, rows: torch.Tensor) -> torch.Tensor:
+        """Leave out the rows at the end of a table that belong to no token."""
+        part = self.parts.get(f"{module}.weight")
+        if module not in _TABLES or part is None or rows.dim() != 2:
+            return rows
+        count = part.shape[0]
+        is_padded = any(len(rows) == -(-count // block) * block for block in _PADDED_TO)
+        return rows[:count] if is_padded else rows
 
+    def _part(self, module: str, shape: torch.Size) -> WeightPart:
+        part = self.parts.get(f"{module}.weight")
+        if part is None or part.shape != tuple(shape):
+            raise self._of_another_model(module, shape)
+        return part
 
-def _part(
-    file: Path, parts: Mapping[str, WeightPart], module: str, shape: torch.Size
-) -> WeightPart:
-    part = parts.get(f"{module}.weight")
-    if part is None or part.shape != tuple(shape):
+    def _of_another_model(self, module: str, shape: torch.Size) -> CheckpointError:
+        part = self.parts.get(f"{module}.weight")
         has = f"is {list(part.shape)} here" if part else "this language model does not have"
-        raise CheckpointError(
-            f"{file} belongs to another language model: it changes {module} of shape "
+        return CheckpointError(
+            f"{self.file} belongs to another language model: it changes {module:.200} of shape "
             f"{list(shape)}, which {has}. Use it with the model it was trained on."
         )
-    return part

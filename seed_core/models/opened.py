@@ -40,9 +40,10 @@ class Opened:
         """Yield names, number formats and shapes, as tensors on the meta device."""
         return self.stream(self.look)
 
-    def tensors(self) -> Tensors:
-        """Yield all tensors, one at a time, on the CPU; `CheckpointError` if a file is damaged."""
-        return self.stream(partial(read_tensors, joined=self.network.joined))
+    def tensors(self, is_mapped: bool = True) -> Tensors:
+        """Yield all tensors, one at a time, on the CPU; see `read_tensors`."""
+        joined = self.network.joined
+        return self.stream(partial(read_tensors, joined=joined, is_mapped=is_mapped))
 
     def layout(self) -> dict[str, Entry]:
         """Return the form of every tensor in a file of this model, in the network's precision."""
@@ -50,6 +51,6 @@ class Opened:
         dtypes = self.network.dtypes
         return {key: Entry(dtypes[key], shapes[key]) for key in dtypes if key not in self.copies}
 
-    def load(self, device: torch.device) -> Any:
-        """Fill the network, once, and return it; see `EmptyNetwork.fill`."""
-        return self.network.fill(self.tensors(), device)
+    def load(self, device: torch.device, is_mapped: bool = True) -> Any:
+        """Fill the network, once, and return it; see `EmptyNetwork.fill` and `read_tensors`."""
+        return self.network.fill(self.tensors(is_mapped), device)

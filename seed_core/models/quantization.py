@@ -46,7 +46,7 @@ def read_scales(files: TensorFiles, look: Reader) -> dict[str, torch.Tensor]:
     scales = {}
     for path in files.files:
         names = [name for name, _ in look(path, "") if name.endswith(ending)]
-        for name, scale in weights.read_named(path, names):
+        for name, scale in weights.read_copied(path, names):
             if scale.numel() != 1:
                 raise CheckpointError(
                     f"{path} has {scale.numel()} scales for one tensor ({name}), a kind of "

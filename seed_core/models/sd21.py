@@ -19,7 +19,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..files import weights
-from ..files.weights import Reader, Tensors, read_tensors
+from ..files.weights import Reader, Tensors
 from .empty_prompt import PromptEncoder
 
 UNET: dict[str, Any] = {
@@ -101,9 +101,9 @@ class SingleFile:
             for name, shape in self._places.get(key, ()):
                 yield name, tensor.reshape(shape)
 
-    def encode_prompt(self) -> torch.Tensor:
+    def encode_prompt(self, read: Reader) -> torch.Tensor:
         """Return what the text encoder makes of "", float32 ``[1, 77, 1024]``."""
-        return self.prompt.encode(self._text_tensors(read_tensors))
+        return self.prompt.encode(self._text_tensors(read))
 
     def _text_tensors(self, read: Reader) -> Tensors:
         """Return the tensors of the text encoder under transformers' names."""

@@ -60,6 +60,7 @@ def load_tokenizer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     operations: Any = nn,
+    is_mapped: bool = True,
 ) -> SeedTokenizer:
     """Load an image tokenizer.
 
@@ -68,13 +69,15 @@ def load_tokenizer(
         device: where to put the weights.
         dtype: float32, float16 or bfloat16.
         operations: where layers come from, ``torch.nn`` or a host's equivalent.
+        is_mapped: whether files may be mapped into memory. A mapped file that is cut short while the
+            model is in use ends the process, as does a network drive that is lost.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.
     """
     device = torch.device(device)
     opened = open_tokenizer(path, dtype, operations)
-    return SeedTokenizer(opened.config, opened.load(device), device, dtype)
+    return SeedTokenizer(opened.config, opened.load(device, is_mapped), device, dtype)
 
 
 def open_tokenizer(

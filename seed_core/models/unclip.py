@@ -64,6 +64,7 @@ def load_decoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     operations: Any = nn,
+    is_mapped: bool = True,
 ) -> SeedDecoder:
     """Load an unCLIP decoder.
 
@@ -72,13 +73,15 @@ def load_decoder(
         device: where to put the weights.
         dtype: float32, float16 or bfloat16.
         operations: where layers come from, ``torch.nn`` or a host's equivalent.
+        is_mapped: whether files may be mapped into memory. A mapped file that is cut short while the
+            model is in use ends the process, as does a network drive that is lost.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, incomplete or another pipeline's.
     """
     device = torch.device(device)
     opened = open_decoder(path, dtype)
-    module = opened.load(device)
+    module = opened.load(device, is_mapped)
     for network in (module.unet, module.vae):
         adopt(network, operations)
     return SeedDecoder(module, opened.scheduler, opened.noising_scheduler, device, dtype)
@@ -114,7 +117,7 @@ def _open_single_file(path: Path, dtype: torch.dtype) -> OpenedDecoder:
         yield from single.networks(read)
         yield from numbers.items()
         # To look at the model its text encoder need not run.
-        yield _PROMPT, _meta(single.prompt.shape) if read is look else single.encode_prompt()
+        yield _PROMPT, _meta(single.prompt.shape) if read is look else single.encode_prompt(read)
 
     schedulers = (sd21.SCHEDULER, sd21.NOISING_SCHEDULER)
     scheduler, noising = (make_scheduler(config, str(path)) for config in schedulers)
@@ -148,7 +151,7 @@ def _open_folder(folder: ModelFolder, dtype: torch.dtype) -> OpenedDecoder:
                 yield f"{network}.{_present_name(key)}", tensor
         yield from numbers.items()
         # To look at the model its text encoder need not run.
-        yield _PROMPT, _meta(prompt.shape) if read is look else prompt.encode()
+        yield _PROMPT, _meta(prompt.shape) if read is look else prompt.encode(read)
 
     small = ["model_index.json", *(f"{network}/config.json" for network in _NETWORKS)]
     small += [f"{scheduler}/scheduler_config.json" for scheduler in SCHEDULERS]
@@ -239,7 +242,7 @@ def _present_name(key: str) -> str:
 
 def _normalizer(files: TensorFiles, where: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of image embeddings, float32 ``[1, D]``."""
-    tensors = dict(files.tensors())
+    tensors = files.copied("mean", "std")
     try:
         mean, std = (tensors[name].float().reshape(1, -1) for name in ("mean", "std"))
     except KeyError as error:
@@ -265,7 +268,7 @@ class _KnownPrompt:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.encoded.shape)
 
-    def encode(self) -> torch.Tensor:
+    def encode(self, read: Reader) -> torch.Tensor:
         return self.encoded
 
 
@@ -281,7 +284,7 @@ def _prompt(folder: ModelFolder, width: int) -> empty_prompt.FolderPrompt | _Kno
 def _stored_prompt(folder: ModelFolder) -> torch.Tensor:
     """Return the encoding that was made when the model was converted."""
     _, _, own = _PROMPT.partition(".")
-    encoded = dict(folder.weights(_STEMS, "text_encoder").tensors()).get(own)
+    encoded = folder.weights(_STEMS, "text_encoder").copied(own).get(own)
     if encoded is None or encoded.ndim != 3:
         raise CheckpointError(f"{folder.path} lacks {_PROMPT} [1, tokens, width]")
     assemble.check_finite(_PROMPT, encoded, folder.path)

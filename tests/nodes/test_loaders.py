@@ -3,6 +3,7 @@
 import gc
 import importlib
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -356,3 +357,23 @@ def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
     downloads = pack.seed_core.fetching.downloads.DOWNLOADS.values()
     folders = {download.folder.partition("/")[0] for download in downloads}
     assert folders == {kind.folder for kind in kinds}
+
+
+@pytest.mark.parametrize("node_id", LOADERS)
+def test_a_host_without_maps_gets_models_without_maps(pack, run, models, monkeypatch, node_id):
+    """Started with --disable-mmap, as for models on a network drive."""
+    kind = {"SEEDTokenizerLoader": "tokenizer", "SEEDLLaMALoader": "llm"}.get(node_id, "decoder")
+    shutil.copytree(
+        Path(pack.seed_core.__file__).parent / "weights/seed-mini" / kind,
+        models / f"seed_{kind}" / "mine",
+    )
+    choice = "mine/model.safetensors" if kind == "tokenizer" else "mine"
+    maps, make = [], mmap.mmap
+    monkeypatch.setattr(mmap, "mmap", lambda *a, **n: maps.append(a) or make(*a, **n))
+    widget = pack.nodes_by_id[node_id].GET_SCHEMA().inputs[0].id
+    for is_disabled in (True, False):
+        monkeypatch.setattr(pack.comfy.utils, "DISABLE_MMAP", is_disabled)
+        (model,) = run(node_id, **{widget: choice})
+        assert bool(maps) != is_disabled
+        del model  # so that the next one is read again
+        gc.collect()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 BUNDLED = "seed-mini night (bundled)"
 FP8 = torch.float8_e4m3fn
@@ -287,6 +288,41 @@ def test_peft_folders_and_files_are_offered(pack, folder, save):
     shutil.copy(folder / "b" / "adapter_model.safetensors", folder / "run" / "a.safetensors")
     (folder / "run" / "notes.txt").touch()
     assert options(pack) == [BUNDLED, "b", "run/a.safetensors", "run/checkpoint-500"]
+
+
+def test_the_checkpoints_of_a_run_are_offered_beside_its_result(pack, folder, save):
+    """As transformers' trainer leaves them: the run's folder is an adapter, and holds others."""
+    for name in ("run", "run/checkpoint-500", "run/checkpoint-1000"):
+        save(name)
+    shutil.copy(folder / "run" / "adapter_model.safetensors", folder / "run" / "copy.safetensors")
+    names = ["run", "run/checkpoint-1000", "run/checkpoint-500"]
+    assert options(pack) == [BUNDLED, *names]
+    node = pack.nodes_by_id["SEEDLoRALoader"]
+    assert all(node.validate_inputs(lora=name) is True for name in names)
+    for inside in ("run/copy.safetensors", "run/checkpoint-500/adapter_model.safetensors"):
+        assert "is not a LoRA adapter" in node.validate_inputs(lora=inside)
+
+
+def test_tokens_that_were_trained_alone_are_patched_too(
+    folder, llm, save, load, merged, make_generator
+):
+    """Of both tables, in any order, with gaps between them."""
+    width, random = llm.core.config.hidden_size, make_generator(5)
+    ids = {"embed_tokens": [7, 5, 6, 900], "lm_head": [3]}
+    base = "base_model.model."
+    rows = {
+        f"{base}{name}.token_adapter.trainable_tokens_delta": torch.randn(
+            count, width, generator=random
+        )
+        for name, count in (("model.embed_tokens", 4), ("lm_head", 1))
+    }
+    save("tokens", trainable_token_indices=ids)
+    file = folder / "tokens" / "adapter_model.safetensors"
+    save_file(load_file(file) | rows, file)
+    for strength in (1.0, 0.4):
+        expected = merged(("tokens", strength)).module.state_dict()
+        assert_close(weights(load(llm, "tokens", strength)), expected)
+    assert not torch.equal(expected["lm_head.weight"][3], weights(llm)["lm_head.weight"][3])
 
 
 def test_an_adapter_that_vanished_is_refused_with_its_folder(pack, folder):

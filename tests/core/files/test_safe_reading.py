@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import seed_core
 from seed_core.compute import fp8
 from seed_core.errors import CheckpointError
-from seed_core.files import assemble, weights
+from seed_core.files import assemble, pickled, weights
 from seed_core.models.convert import convert_model, plan_conversion
 
 NORM = "model.norm.weight"
@@ -92,6 +92,46 @@ def test_views_of_one_stored_tensor_are_read(tmp_path):
     assert torch.equal(found["again"], base)
 
 
+def stored_bytes(tensors):
+    return sum(
+        {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values()
+    )
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("renewed_after", [0, 2**30])
+def test_names_that_share_one_storage_cost_no_more_than_it(
+    tmp_path, monkeypatch, is_zip, renewed_after
+):
+    """A thousand names of a megabyte each, in a file of a megabyte."""
+    monkeypatch.setattr(pickled, "_MAPPED_AT_ONCE", renewed_after)
+    path, base = tmp_path / "model.pt", torch.arange(2.0**18)
+    names = {f"{i}": base[i:] for i in range(1000)}
+    names |= {"turned": base.view(512, 512).t(), "own": torch.ones(2**10), "half": base[: 2**17]}
+    torch.save(names, path, _use_new_zipfile_serialization=is_zip)
+    found = read(path)
+    assert list(found) == list(names)
+    assert all(torch.equal(found[key], tensor) for key, tensor in names.items())
+    assert found["turned"].stride() == (1, 512)
+    assert stored_bytes(found.values()) <= path.stat().st_size
+
+
+def test_slices_of_one_storage_are_copied_one_at_a_time(tmp_path):
+    """As scripts save layers that were trained in one flat parameter."""
+    base = torch.arange(2.0**12)
+    torch.save({f"{i}": base[i * 64 : i * 64 + 64] for i in range(64)}, tmp_path / "model.pt")
+    for key, tensor in weights.read_tensors(tmp_path / "model.pt"):
+        assert torch.equal(tensor, base[int(key) * 64 :][:64])
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+@pytest.mark.parametrize("turn", [torch.conj, lambda x: x.conj().imag])
+def test_a_tensor_that_is_turned_when_it_is_used_is_refused(tmp_path, turn):
+    torch.save({"turned": turn(torch.ones(3, dtype=torch.complex64))}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="turned stands for .* or for a special kind"):
+        read(tmp_path / "model.pt")
+
+
 def test_names_that_are_no_text_are_left_out(tmp_path):
     torch.save({0: torch.ones(1), "a": torch.ones(2), ("b",): torch.ones(3)}, tmp_path / "model.pt")
     assert list(read(tmp_path / "model.pt")) == ["a"]
@@ -114,6 +154,15 @@ def test_a_tar_archive_is_refused_by_its_kind(tmp_path, form):
 
 def write_safetensors(path, text, data):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    """The library takes 100 MB of it, of which Python makes gigabytes."""
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, b"{" + b" " * (16 * 2**20) + b"}", b"")
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors .* it has no header"):
+        read(path)
 
 
 @pytest.mark.parametrize("part", ["tensor", "metadata"])

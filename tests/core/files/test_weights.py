@@ -563,6 +563,6 @@ def test_a_healthy_file_is_not_to_be_downloaded_again(
         raise error
 
     monkeypatch.setattr(pickled, "_load_weights_only", refuse)
-    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    monkeypatch.setattr(safetensors, "_read_header", refuse)
     with pytest.raises(CheckpointError, match=advice):
         weights.read_keys(path)
