@@ -16,14 +16,9 @@ from seed_core.llm.prompt import LLAMA_2
 from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.data.examples import IGNORED, Example, collate, cut, with_wrong_codes
 from seed_core.training.data.fields import DocumentError
+from seed_core.training.data.json_lines import JsonLines, shuffled
 from seed_core.training.data.questions import DRAW
-from seed_core.training.data.sources import (
-    Documents,
-    JsonLines,
-    Source,
-    SourceFiles,
-    shuffled,
-)
+from seed_core.training.data.sources import Documents, Source, SourceFiles
 
 FIRST = list(range(32))
 SECOND = list(range(100, 132))
@@ -456,12 +451,12 @@ def test_lines_of_several_files_all_come_once_before_any_comes_again(write_lines
     write_lines("a.jsonl", *numbered(0, 1, 2))
     write_lines("b.jsonl", *numbered(3, 4))
     write_lines("empty.jsonl")
-    lines = JsonLines(tmp_path / "*.jsonl", cache=tmp_path / "cache")
+    lines = JsonLines(tmp_path / "*.jsonl")
     assert len(lines) == 5
     orders = [[lines.document(5 * turn + i)["text"] for i in range(5)] for turn in range(4)]
     assert {tuple(sorted(order)) for order in orders} == {tuple(f"fox {i}" for i in range(5))}
     assert len(set(map(tuple, orders))) > 1
-    again = JsonLines(tmp_path / "*.jsonl", cache=tmp_path / "cache")
+    again = JsonLines(tmp_path / "*.jsonl")
     assert again.document(7) == lines.document(7)
 
 
@@ -470,14 +465,14 @@ def test_lines_of_mixed_kinds_and_odd_characters_are_read_as_they_are(write_line
     path = write_lines(
         "mixed.jsonl", json.dumps(odd, ensure_ascii=False), INTERLEAVED, turns(["A"], [FIRST])
     )
-    lines = JsonLines(path, cache=tmp_path / "cache")
+    lines = JsonLines(path)
     found = [lines.document(i) for i in range(3)]
     assert sorted(map(str, found)) == sorted(map(str, [odd, INTERLEAVED, turns(["A"], [FIRST])]))
 
 
 def test_a_bad_line_is_named(write_lines, tmp_path, separate):
     path = write_lines("bad.jsonl", *numbered(0), '{"format": "text", ', "[1]", {"format": "poem"})
-    source = SourceFiles(str(path)).open(cache=tmp_path / "cache")
+    source = SourceFiles(str(path)).open()
     samples, messages = Documents([source], separate), []
     for i in range(4):
         try:
@@ -496,10 +491,10 @@ def test_a_bad_line_is_named(write_lines, tmp_path, separate):
 
 def test_files_that_cannot_be_read_are_refused(write_lines, tmp_path):
     with pytest.raises(OptionError, match=r"none\.jsonl is missing"):
-        JsonLines(tmp_path / "none.jsonl", cache=tmp_path / "cache")
+        JsonLines(tmp_path / "none.jsonl")
     (tmp_path / "latin.jsonl").write_bytes('{"format": "text", "text": "fün"}\n'.encode("latin-1"))
     with pytest.raises(OptionError, match=r"latin\.jsonl cannot be read as lines of text.*utf-8"):
-        JsonLines(tmp_path / "latin.jsonl", cache=tmp_path / "cache")
+        JsonLines(tmp_path / "latin.jsonl")
 
 
 class Listed:
@@ -514,7 +509,7 @@ class Listed:
 
 def test_an_example_is_known_by_its_number(separate, write_lines, tmp_path):
     path = write_lines("a.jsonl", *numbered(*range(50)), CAPTION, INTERLEAVED)
-    files = SourceFiles(str(path), swapped=0.5).open(cache=tmp_path / "cache")
+    files = SourceFiles(str(path), swapped=0.5).open()
     drawn = Source(Listed({"format": "text_to_image", "text": "a fox", "codes": FIRST}))
 
     def make(seed: int = 0) -> Documents:

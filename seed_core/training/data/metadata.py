@@ -1,0 +1,91 @@
+"""Files that list the pictures of a folder with their texts, in the form of Hugging Face."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import OptionError, PictureError
+from .texts import decoded, texts_of
+
+# Texts of the pictures in its folder and below: file_name and text.
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+
+
+def read_metadata(folder: Path, file: str, pictures: Sequence[str]) -> dict[str, list[str]]:
+    """Return the texts of pictures; a picture may occur several times.
+
+    Args:
+        folder: what the names are relative to.
+        file: name of one of `METADATA_FILES`, with slashes.
+        pictures: names of the pictures in the folder.
+
+    Raises:
+        OptionError: the file is damaged, or lists a picture that is missing.
+    """
+    known = set(pictures)
+    texts: dict[str, list[str]] = {}
+    for where, record in _records(folder / file):
+        name = record.get("file_name")
+        if not isinstance(name, str):
+            raise OptionError(
+                f'{where} must be like {{"file_name": "a.png", "text": "A fox."}}; it has '
+                f"{', '.join(map(str, record)) or 'no fields'}"
+            )
+        picture = _picture(posixpath.dirname(file), name, known)
+        if picture is None:
+            raise OptionError(f"{where}: the picture {name} is missing below {folder / file}")
+        try:
+            found = texts_of(record, where)
+        except PictureError as error:
+            raise OptionError(str(error)) from error
+        listed = texts.setdefault(picture, [])
+        listed += [text for text in found if text not in listed]
+    return texts
+
+
+def _picture(folder: str, name: str, known: set[str]) -> str | None:
+    for spelled in (name, name.replace("\\", "/")):  # the second was written on Windows
+        if (path := posixpath.normpath(posixpath.join(folder, spelled))) in known:
+            return path
+    return None
+
+
+def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each record of a file and where it stands."""
+    try:
+        text = decoded(path.read_bytes(), path.name)
+    except PictureError as error:
+        raise OptionError(f"{path} cannot be read: {error}") from error
+    if path.suffix.lower() == ".csv":
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                if None in row:
+                    raise OptionError(
+                        f"{where} has more fields than the first line; put a text with commas in "
+                        "quotes"
+                    )
+                yield where, row
+        except csv.Error as error:
+            raise OptionError(f"{path}, line {rows.line_num} is not CSV: {error}") from error
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise OptionError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise OptionError(
+                f'{where} must be like {{"file_name": "a.png", "text": "A fox."}}; got {line:.60}'
+            )
+        yield where, record
