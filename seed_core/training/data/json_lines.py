@@ -96,7 +96,7 @@ class JsonLines:
             file.seek(start)
             content = file.readline(_LARGEST_LINE)
         try:
-            return parse_json(content, "this line")
+            return parse_json(content.rstrip(), "this line")
         except CheckpointError as error:
             raise DocumentError(f"{self.place(row)}: {error}") from error
 
