@@ -5,6 +5,7 @@ A file and the next belong together by their names, wherever they lie in the arc
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import posixpath
@@ -89,8 +90,9 @@ def _noticing_damage(archive: Path, passed: PassedOver) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Damaged archives make their readers raise almost anything, but no error of the system.
-        if isinstance(error, OSError) and error.errno is not None:
+        # Damaged archives make their readers raise almost anything, but the system's refusals only
+        # by places that no file has.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         passed.add(_DAMAGED, f"{archive} is damaged, and the rest of it is lost: {error}")
 
