@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from seed_core.errors import OptionError, PictureError, SeedError
+from seed_core.errors import CheckpointError, OptionError, PictureError, SeedError
 from seed_core.training.__main__ import main
 from seed_core.training.data import command, picture_sources, pictures
+from seed_core.training.data.captions import read_vocabulary
 from seed_core.training.data.documents import DocumentWriter
 
 Content = bytes | str
@@ -226,8 +227,9 @@ def test_texts_in_other_encodings_are_named(folder, encode, content):
 def test_two_texts_must_agree(folder, encode):
     files = {"a.png": None, "a.txt": "A fox.", "a.caption": "A cat.", "b.png": None}
     files |= {"b.txt": "An owl.", "b.png.txt": "An owl.\n", "b.json": '{"caption": "alt text"}'}
+    files |= {"c.png": None, "c.txt": " \n", "c.json": '{"caption": "A cat."}'}
     result = encode(folder(files))
-    assert result.texts == {"b.png": "An owl."}
+    assert result.texts == {"b.png": "An owl.", "c.png": "A cat."}
     assert "a.png is left out: its texts in a.txt and a.caption differ" in result.err.replace(
         "a.caption and a.txt", "a.txt and a.caption"
     )
@@ -249,6 +251,32 @@ def test_metadata_of_hugging_face_is_read(folder, encode):
     assert encode(folder({**files, "metadata.jsonl": text})).texts == expected
 
 
+def test_metadata_may_spell_names_as_another_system_does(folder, encode, tmp_path):
+    names = ["a.png", "in/b.png", unicodedata.normalize("NFD", "é.png"), "c.png", "C.png"]
+    given = folder(dict.fromkeys(names))
+    if len(os.listdir(given)) < 5:
+        pytest.skip("this disk knows no case")
+    spelled = [
+        f"{given.as_posix()}/a.png",
+        "IN/B.PNG",
+        unicodedata.normalize("NFC", "é.png"),
+        "C.png",
+    ]
+    lines = [json.dumps({"file_name": name, "text": f"{i}"}) for i, name in enumerate(spelled)]
+    (given / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+    assert encode(given).texts == dict(zip(names, ["0", "1", "2", None, "3"], strict=True))
+    (given / "metadata.jsonl").write_text('{"file_name": "C.PNG", "text": "which?"}', "utf-8")
+    assert "the picture C.PNG is missing" in encode(given).err
+
+
+def test_two_files_that_list_one_picture_are_refused(folder, encode):
+    lines = {"metadata.jsonl": '{"file_name": "in/a.png", "text": "A"}'}
+    lines["in/metadata.csv"] = "file_name,text\na.png,B\n"
+    result = encode(folder({"in/a.png": None, **lines}))
+    assert result.status == 1
+    assert "in/a.png is listed in metadata.jsonl and in another" in result.err
+
+
 def test_metadata_in_csv_is_read(folder, encode):
     text = '\ufefffile_name,text\r\na.png,"A fox, red."\r\na.png,A fox.\r\nin/b.png,\r\n'
     result = encode(folder({"a.png": None, "in/b.png": None, "metadata.csv": text}))
@@ -266,6 +294,7 @@ def test_metadata_in_csv_is_read(folder, encode):
         ("metadata.jsonl", b"\xff", "metadata.jsonl cannot be read: .* is not in UTF-8"),
         ("metadata.csv", "file_name;text\na.png;A", "it has file_name;text"),
         ("metadata.csv", "file_name,text\na.png,A fox, red", "line 2 has more fields than"),
+        ("metadata.csv", 'file_name,text\na.png,"A fox', "is not CSV: unexpected end"),
     ],
 )
 def test_metadata_that_cannot_be_read_is_refused(folder, encode, name, content, message):
@@ -314,7 +343,8 @@ def test_a_folder_of_archives_says_how_to_give_them(folder, encode):
     given = folder({"00000.tar": packed([("a.png", None)]), "00000.parquet": b"PAR1"})
     result = encode(given)
     assert result.status == 1
-    assert f"for its archives give {given / '*.tar'}" in result.err
+    assert "what it holds: 1 of .parquet, 1 of .tar; for its archives give" in result.err
+    assert str(given / "*.tar") in result.err
 
 
 def test_nothing_encoded_is_an_error(folder, encode):
@@ -345,6 +375,21 @@ def test_a_picture_without_rights_is_named_and_other_errors_end_the_run(
     error = OSError(5, "Input/output error")
     result = encode(given)
     assert (result.status, result.shards) == (1, [])
+
+
+def test_a_folder_of_codes_that_is_damaged_is_refused(folder, encode, tmp_path):
+    (tmp_path / "codes0").mkdir()
+    (tmp_path / "codes0" / "encoding.json").write_bytes(b"\xff\0")
+    result = encode(folder({"a.png": None}))
+    assert result.status == 1
+    assert "holds the codes of other pictures" in result.err
+
+
+def test_names_are_written_without_what_a_terminal_obeys(folder, encode):
+    given = folder({"a.png": None, "a\x1b[2J\n.png": "no picture", "b\x1b.txt": "lost"})
+    result = encode(given)
+    assert "a\\x1b[2J\\n.png is left out" in result.err
+    assert "\x1b" not in result.err
 
 
 # --- archives ---
@@ -498,6 +543,24 @@ def test_one_of_several_texts_is_learned_each_time(mini_llm):
         for wrong in ([], ["a", 3], ["a", " "]):
             with pytest.raises(SeedError, match="text must be"):
                 writer.write({**document, "text": wrong}, random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": '{"model_type": "bert"}'}, "lacks vocab.txt and tokenizer.json"),
+        ({"tokenizer.json": "[1]"}, "holds no tokenizer of BERT"),
+        ({"vocab.txt": "a\nb\n"}, "holds no tokenizer of BERT"),
+        ({"vocab.txt": b"\xff\xfe\0"}, "holds no tokenizer of BERT"),
+        ({"vocab.txt": "a", "tokenizer_config.json": "[]"}, "holds no tokenizer of BERT"),
+    ],
+)
+def test_a_vocabulary_for_captions_is_read_or_refused(folder, files, message):
+    config = {"config.json": '{"model_type": "bert"}'}
+    with pytest.raises(CheckpointError, match=message):
+        read_vocabulary(folder({**config, **files}))
+    good = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fox"])
+    assert read_vocabulary(folder({**config, "vocab.txt": good}, "good"))(["fox"]).input_ids
 
 
 def test_captions_are_checked_before_a_run_begins(folder, caplog):

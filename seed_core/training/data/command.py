@@ -21,7 +21,7 @@ from ...models.tokenizer import load_tokenizer
 from ..world import data as world_data
 from .encoding import KINDS, Encoder, claim_folder, find_shards
 from .metadata import METADATA_FILES
-from .passed_over import PassedOver
+from .passed_over import PassedOver, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _run_encode(args: argparse.Namespace) -> None:
     for line in encoder.passed_over():
         _warn(f"passed over: {line}")
     encoder.check_result()
-    sys.stdout.write(f"{encoder.summary()} in {args.output}\n")
+    sys.stdout.write(f"{encoder.summary()} in {shown(args.output)}\n")
 
 
 def _warn(line: str) -> None:

@@ -26,7 +26,7 @@ from ...tokenizer.runtime import SeedTokenizer
 from ..claims import claim
 from .archives import read_archive
 from .json_lines import MANIFEST_FILE
-from .passed_over import EMPTY_SHARDS, UNREADABLE, WITHOUT_TEXT, PassedOver
+from .passed_over import EMPTY_SHARDS, UNREADABLE, WITHOUT_TEXT, PassedOver, shown
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures
 
 # Formats of a picture with a text; one without a text has the format ``picture``.
@@ -199,7 +199,7 @@ class Encoder:
         """
         if not self._made + self._found and self._passed.count(EMPTY_SHARDS):
             raise OptionError(
-                "nothing was encoded: none of the pictures can be read; the warnings say why"
+                "nothing was encoded: no picture was found that can be read; the warnings above say why"
             )
 
     def _lines(self, shard: Shard) -> Iterator[str]:
@@ -248,5 +248,5 @@ class Encoder:
             return future.result()
         except PictureError as error:
             self._passed.add(UNREADABLE, f"{shard.source}: {picture.name}")
-            self._warn(f"{shard.source}: {picture.name} is left out: {error}")
+            self._warn(shown(f"{shard.source}: {picture.name} is left out: {error}"))
             return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError, PictureError
-from .texts import decoded, texts_of
+from .texts import decoded, fold, texts_of
 
 # Texts of the pictures in its folder and below: file_name and text.
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -28,7 +28,10 @@ def read_metadata(folder: Path, file: str, pictures: Sequence[str]) -> dict[str,
     Raises:
         OptionError: the file is damaged, or lists a picture that is missing.
     """
-    known = set(pictures)
+    known = {picture: [picture] for picture in pictures}
+    for picture in pictures:
+        if (folded := fold(picture)) != picture:
+            known.setdefault(folded, []).append(picture)
     texts: dict[str, list[str]] = {}
     for where, record in _records(folder / file):
         name = record.get("file_name")
@@ -37,8 +40,8 @@ def read_metadata(folder: Path, file: str, pictures: Sequence[str]) -> dict[str,
                 f'{where} must be like {{"file_name": "a.png", "text": "A fox."}}; it has '
                 f"{', '.join(map(str, record)) or 'no fields'}"
             )
-        picture = _picture(posixpath.dirname(file), name, known)
-        if picture is None:
+        picture = _picture(folder, posixpath.dirname(file), name, known)
+        if not picture:
             raise OptionError(f"{where}: the picture {name} is missing below {folder / file}")
         try:
             found = texts_of(record, where)
@@ -49,11 +52,14 @@ def read_metadata(folder: Path, file: str, pictures: Sequence[str]) -> dict[str,
     return texts
 
 
-def _picture(folder: str, name: str, known: set[str]) -> str | None:
+def _picture(folder: Path, below: str, name: str, known: Mapping[str, list[str]]) -> str:
     for spelled in (name, name.replace("\\", "/")):  # the second was written on Windows
-        if (path := posixpath.normpath(posixpath.join(folder, spelled))) in known:
-            return path
-    return None
+        path = posixpath.normpath(posixpath.join(folder.as_posix(), below, spelled))
+        path = path.removeprefix(f"{posixpath.normpath(folder.as_posix())}/")
+        found = known.get(path) or known.get(fold(path), [])
+        if path in found or len(found) == 1:
+            return path if path in found else found[0]
+    return ""
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -63,7 +69,7 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except PictureError as error:
         raise OptionError(f"{path} cannot be read: {error}") from error
     if path.suffix.lower() == ".csv":
-        rows = csv.DictReader(io.StringIO(text, newline=""))
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             for row in rows:
                 where = f"{path}, line {rows.line_num}"

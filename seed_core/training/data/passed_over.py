@@ -13,6 +13,11 @@ WITHOUT_TEXT = "pictures without a text among others that have one"
 _NAMED = 3
 
 
+def shown(name: object) -> str:
+    """Return a name that can be written anywhere, whatever characters a disk or an archive has."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
 class PassedOver:
     """Counts files by the reason for which they are passed over."""
 
@@ -24,7 +29,7 @@ class PassedOver:
         """Count one file."""
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if len(names := self._names.setdefault(kind, [])) < _NAMED:
-            names.append(name)
+            names.append(shown(name))
 
     def count(self, kind: str) -> int:
         """Return how many files of one kind there were."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -114,9 +115,13 @@ def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
 
 
 def _no_picture(folder: Path, names: Sequence[str]) -> str:
-    archives = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
-    advice = f"; for its archives give {folder / '*.tar'}" if archives else ""
-    return f"{folder} holds no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}{advice}"
+    what = f"{folder} holds no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}"
+    endings = Counter(suffix_of(name) or "no ending" for name in names).most_common(3)
+    if endings:
+        what += f"; what it holds: {', '.join(f'{count} of {ending}' for ending, count in endings)}"
+    if any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in names):
+        what += f"; for its archives give {folder / '*.tar'}"
+    return what
 
 
 def _listed(folder: Path, names: Sequence[str], pictures: Sequence[str]) -> dict[str, list[str]]:

@@ -92,8 +92,9 @@ def agreed(found: Mapping[str, Sequence[str]]) -> list[str]:
         PictureError: the files differ.
     """
     # Downloaders write a .json about each picture, beside the text that counts.
-    own = {name: texts for name, texts in found.items() if not name.lower().endswith(".json")}
-    kept = [(name, list(texts)) for name, texts in (own or found).items() if texts]
+    filled = {name: list(texts) for name, texts in found.items() if texts}
+    own = {name: texts for name, texts in filled.items() if not name.lower().endswith(".json")}
+    kept = list((own or filled).items())
     for name, texts in kept[1:]:
         if texts != kept[0][1]:
             raise PictureError(f"its texts in {kept[0][0]} and {name} differ; keep one of them")
@@ -109,7 +110,7 @@ def pair(pictures: Sequence[str], texts: Sequence[str]) -> tuple[dict[str, list[
     Returns:
         The names of the texts of each picture that has one, and the texts that belong to none.
     """
-    exact, folded = _Names(pictures, str), _Names(pictures, _fold)
+    exact, folded = _Names(pictures, str), _Names(pictures, fold)
     found: dict[str, list[str]] = defaultdict(list)
     later: list[str] = []
     for text in texts:
@@ -150,5 +151,6 @@ def _without_ending(name: str) -> str:
     return name.removesuffix(PurePosixPath(name).suffix)
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """Return a name without what disks of other systems tell apart: case, and kinds of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
