@@ -470,6 +470,44 @@ def test_links_in_archives_lead_to_what_they_name(tmp_path, encode):
     assert "devices and files with holes: 1 (" in result.err
 
 
+def test_shards_of_img2dataset_are_read(tmp_path, encode):
+    about = {"caption": "A fox.", "status": "success", "width": 8, "exif": "{}", "sha256": "0"}
+    failed = {"caption": "An owl.", "status": "failed_to_download", "error_message": "404"}
+    for number in range(2):
+        files = [
+            (f"{number:05d}0000.jpg", None),
+            (f"{number:05d}0000.json", json.dumps(about)),
+            (f"{number:05d}0000.txt", "A fox."),
+            (f"{number:05d}0001.json", json.dumps(failed)),
+            (f"{number:05d}0002.jpg", None),
+            (f"{number:05d}0002.json", json.dumps({**about, "caption": None})),
+        ]
+        (tmp_path / f"{number:05d}.tar").write_bytes(packed(files))
+        (tmp_path / f"{number:05d}.parquet").write_bytes(b"PAR1")
+        (tmp_path / f"{number:05d}_stats.json").write_text("{}", "utf-8")
+    result = encode(tmp_path / "*.tar")
+    assert list(result.texts.values()) == ["A fox.", None, "A fox.", None]
+    assert "neither pictures nor texts of them: 2 (" in result.err
+    assert "without a text among others that have one: 2 (" in result.err
+
+
+def test_folders_of_kohya_and_ai_toolkit_are_read(folder, encode):
+    files = {
+        "10_fox/a.png": None,
+        "10_fox/a.txt": "fox, red, snow",
+        "10_fox/a_mask.npz": "latents",
+        "10_fox/b.webp": None,
+        "10_fox/b.caption": "An owl.",
+        "_latent_cache/a_0123.safetensors": "latents",
+        "meta_cap.json": '{"10_fox/a": {"caption": "A fox."}}',
+        "sample_prompts.txt": "a fox --w 512",
+    }
+    result = encode(folder(files))
+    assert result.texts == {"10_fox/a.png": "fox, red, snow", "10_fox/b.webp": "An owl."}
+    for name in ("a_mask.npz", "meta_cap.json", "a_0123.safetensors", "sample_prompts.txt"):
+        assert name in result.err
+
+
 GOOD = packed([("0.png", None), ("0.txt", "A."), ("1.png", None), ("inner.tar", b"x")])
 
 

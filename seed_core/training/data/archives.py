@@ -30,6 +30,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by 
 
 _LARGEST_HEADER = 2**20  # bytes of a long name or of the extra fields of a member
 _BLOCK = 512
+_MOST_LINKS = 40  # one after the other, as in Linux
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,11 @@ def _linked(
     found = []
     targets = {posixpath.normpath(name): posixpath.normpath(to) for name, to in links}
     for name, to in links:
-        end, steps = posixpath.normpath(to), 0
-        while end not in files and end in targets and steps < len(targets):
-            end, steps = targets[end], steps + 1
+        end = posixpath.normpath(to)
+        for _ in range(_MOST_LINKS):
+            if end in files or end not in targets:
+                break
+            end = targets[end]
         if end in files:
             last = files[end][-1]
             found.append(_Member(name, last.start, last.size))
