@@ -516,6 +516,7 @@ LINE = b'{"format": "text", "text": "a fox"}'
         + b"\n"
         + LINE.replace(b"}", b', "more": [1, {"a": NaN}], "x": "' + b"y" * 10**6 + b'"}'),
     ],
+    ids=["no newline", "blank lines", "of Windows", "a mark", "a mark alone", "a long line"],
 )
 def test_blank_lines_and_marks_do_not_count(tmp_path, separate, content):
     path = tmp_path / "a.jsonl"
@@ -541,7 +542,7 @@ def test_a_bad_line_is_found_before_a_run_begins(tmp_path, separate):
         b'{"format": "text", "text": "a", "text": "b"}': "'text' occurs twice",
         b'{"format": "text", "text": NaN}': "text must be text; got nan",
         b'{"format": "text"}': "the field text is missing; got format",
-        b'{"conversations": [{"from": "human", "value": "A"}]}': "the format must be one of",
+        b'{"conversations": [{"from": "human", "value": "A"}]}': "got None in a document with conversations",
         b'{"format": "picture", "codes": [1, 2]}': "must be 32 codes",
         b'{"format": "text", "text": "\\ud83d"}': "",
         b"[" * 100_000: "this line",
@@ -570,6 +571,7 @@ def test_a_bad_line_is_found_before_a_run_begins(tmp_path, separate):
         (b"<!DOCTYPE html>", "is a web page"),
         (b"{" + b" " * 2**26, "has a line of more than 67,108,864 bytes"),
     ],
+    ids=["gzip", "utf-16", "parquet", "a list", "html", "one line"],
 )
 def test_files_of_another_kind_are_refused_by_name(tmp_path, content, message):
     (tmp_path / "a.jsonl").write_bytes(content)

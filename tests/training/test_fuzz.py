@@ -178,7 +178,8 @@ def lines_target(fuzz, folder, vocab):
 # --- texts ---
 
 
-def texts_target(fuzz):
+def texts_target(fuzz, vocab):
+    writer = DocumentWriter(vocab, "seed-mini")
     forms = ["A fox.\nTwo.", '{"caption": ["a", "b"], "text": null}', '{"caption": "A fox."}']
     names = ["a.txt", "a.JSON", "a.caption"]
 
@@ -196,6 +197,7 @@ def texts_target(fuzz):
     def run(content):
         for text in texts_in(content, names[len(content) % 3]):
             assert text.strip() == text != ""
+            writer.write({"format": "caption", "text": text, "codes": PICTURE}, random.Random(0))
 
     return fuzz.Target(15_000, make, run)
 
@@ -236,7 +238,7 @@ def targets(fuzz, tmp_path_factory, mini_llm):
     made = {
         "archive": archive_target(fuzz, folder()),
         "lines": lines_target(fuzz, folder(), mini_llm.vocab),
-        "texts": texts_target(fuzz),
+        "texts": texts_target(fuzz, mini_llm.vocab),
         "metadata": metadata_target(fuzz, folder()),
     }
     assert tuple(made) == TARGETS  # so that none is left out

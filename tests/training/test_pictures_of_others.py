@@ -188,6 +188,13 @@ def test_captions_in_json_are_all_kept(folder, encode, archive, content, expecte
         assert encode(given).texts == {"000.png": expected}
 
 
+def test_half_a_character_is_named(folder, encode):
+    """What is written can be learned from, so it is not left to the training to find."""
+    result = encode(folder({"a.png": None, "a.json": '{"caption": "A \\ud83d"}', "b.png": None}))
+    assert result.texts == {"b.png": None}
+    assert "a.png is left out: caption in a.json holds half a character" in result.err
+
+
 @pytest.mark.parametrize("value", [7, {"en": "A fox."}, ["A", 3], float("nan"), True])
 def test_a_caption_that_is_not_text_is_named(folder, encode, archive, value):
     files = {"000.png": None, "000.json": json.dumps({"caption": value}), "1.png": None}
@@ -207,6 +214,7 @@ def test_a_caption_that_is_not_text_is_named(folder, encode, archive, value):
         (b" \n\t\r\n", None),
         (b"", None),
     ],
+    ids=["a mark", "utf-16", "utf-16 big endian", "two lines", "blanks", "empty"],
 )
 def test_texts_are_read_as_editors_save_them(folder, encode, content, expected):
     assert encode(folder({"a.png": None, "a.txt": content})).texts == {"a.png": expected}
@@ -534,6 +542,10 @@ def with_size(size: int) -> bytes:
         (b"", 0, "is damaged, and the rest of it is lost: empty file"),
         (b"PK\x03\x04", 0, "is damaged, and the rest of it is lost"),
     ],
+    ids=[
+        *("no end mark", "cut", "cut gzip", "a bad header", "two joined", "a size beyond the end"),
+        *("a size beyond gzip", "a negative size", "html", "empty", "zip"),
+    ],
 )
 def test_an_archive_that_ends_early_is_noticed(tmp_path, encode, content, kept, why):
     (tmp_path / "some.tar").write_bytes(content)
@@ -609,6 +621,8 @@ def test_captions_are_checked_before_a_run_begins(folder, caplog):
     assert {samples.sample(i)[1] for i in range(30)} == {"one", "two"}
     assert all(isinstance(samples.sample(i)[0], torch.Tensor) for i in range(3))
     (given / "c.png").write_bytes(PNG)
+    with pytest.raises(OptionError, match="the folder .*nowhere is missing"):
+        pictures.PictureFolders([given / "nowhere"], 4, 0, has_captions=True)
     with pytest.raises(OptionError, match=r"pictures without a caption: 1 \(c.png\)"):
         pictures.PictureFolders([given], 4, 0, has_captions=True)
     pictures.PictureFolders([given], 4, 0, has_captions=False)

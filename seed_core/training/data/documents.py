@@ -102,7 +102,10 @@ class DocumentWriter:
             return self._video(read)
         else:
             known = ", ".join(FORMATS)
-            raise DocumentError(f"the format must be one of {known}; got {kind!r:.60}")
+            fields = ", ".join(map(str, document)) or "nothing"
+            raise DocumentError(
+                f"the format must be one of {known}; got {kind!r:.60} in a document with {fields:.80}"
+            )
         token_ids = [*vocab.encode(parts), vocab.eos]
         return Example(token_ids, list(token_ids))
 

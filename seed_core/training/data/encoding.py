@@ -72,7 +72,8 @@ def find_shards(inputs: Sequence[str], size: int, passed: PassedOver) -> list[Sh
             shards.append(Shard(_name(shards), contents, path, partial(read_archive, path)))
         else:
             raise OptionError(
-                f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})"
+                f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}); give "
+                "a folder with the pictures as files"
             )
     return shards
 

@@ -78,9 +78,11 @@ def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
         passed: counts what is neither a picture nor the text of one.
 
     Raises:
-        OptionError: the folder has no picture, a picture has two texts, or a file of
+        OptionError: the folder is missing or has no picture, a picture has two texts, or a file of
             METADATA_FILES is damaged.
     """
+    if not folder.is_dir():
+        raise OptionError(f"the folder {folder} is missing")
     names = _files(folder, passed)
     pictures = [name for name in names if suffix_of(name) in PICTURE_SUFFIXES]
     if not pictures:

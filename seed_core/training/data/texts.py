@@ -63,7 +63,7 @@ def texts_of(record: Mapping[str, Any], where: str) -> list[str]:
     """Return the texts in a JSON object; the first of its known fields that is set counts.
 
     Raises:
-        PictureError: the field is neither text nor a list of texts.
+        PictureError: the field is neither text nor a list of texts, or not whole.
     """
     for field in _FIELDS:
         if (value := record.get(field)) is None:
@@ -73,6 +73,10 @@ def texts_of(record: Mapping[str, Any], where: str) -> list[str]:
             raise PictureError(
                 f"{field} in {where} must be text or a list of texts; got {value!r:.60}"
             )
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise PictureError(f"{field} in {where} holds half a character: {error}") from error
         return _filled(texts)
     return []
 
