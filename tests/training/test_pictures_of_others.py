@@ -363,6 +363,18 @@ def test_nothing_encoded_is_an_error(folder, encode):
     assert "pictures that cannot be read: 2 (" in result.err
 
 
+def test_an_empty_shard_of_before_is_made_anew(folder, tmp_path, capsys):
+    given = folder({"a.png": None})
+    arguments = ["data", "encode", str(given), "-o", str(tmp_path / "codes"), "--device", "cpu"]
+    assert main(arguments) == 0
+    shard = tmp_path / "codes" / "000000.jsonl"
+    whole = shard.read_bytes()
+    shard.write_bytes(b"")
+    assert main(arguments) == 0
+    assert shard.read_bytes() == whole
+    assert "shards written: 1, already there: 0" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such rights there")
 def test_a_picture_without_rights_is_named_and_other_errors_end_the_run(
     folder, encode, monkeypatch
@@ -496,7 +508,31 @@ def test_shards_of_img2dataset_are_read(tmp_path, encode):
     result = encode(tmp_path / "*.tar")
     assert list(result.texts.values()) == ["A fox.", None, "A fox.", None]
     assert "neither pictures nor texts of them: 2 (" in result.err
-    assert "without a text among others that have one: 2 (" in result.err
+    assert "pictures whose file of texts holds none" in result.err
+    assert "or caption: 2 (" in result.err
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.txt": " \n"},
+        {"a.json": '{"prompt": "A fox."}'},
+        {"metadata.jsonl": '{"file_name": "a.png", "prompt": "A fox."}'},
+        {"metadata.csv": "file_name,prompt\na.png,A fox.\n"},
+    ],
+    ids=str,
+)
+def test_a_text_in_no_known_field_is_said(folder, encode, files):
+    result = encode(folder({"a.png": None, "b.png": None, **files}))
+    assert result.texts == {"a.png": None, "b.png": None}
+    (line,) = [line for line in result.err.splitlines() if "file of texts holds none" in line]
+    assert "caption: 1 (" in line
+    assert "a.png)" in line
+
+
+def test_a_text_beside_counts_where_a_list_has_none(folder, encode):
+    files = {"metadata.jsonl": '{"file_name": "a.png", "label": 3}', "a.txt": "A fox."}
+    assert encode(folder({"a.png": None, **files})).texts == {"a.png": "A fox."}
 
 
 def test_folders_of_kohya_and_ai_toolkit_are_read(folder, encode):

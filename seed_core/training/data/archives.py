@@ -1,6 +1,6 @@
 """Pictures with their texts from webdataset archives: tar files, compressed or not.
 
-A file and the next belong together by their names, wherever they lie in the archive.
+A text belongs to the picture of its name, wherever both lie in the archive.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def read_archive(archive: Path, passed: PassedOver) -> Iterator[PictureFile]:
                 contents[text.name].append(some.read(stream))
             for each in _once(archive, pictures, passed):
                 own = {name: contents[name] for name in paired.get(each.name, [])}
-                yield PictureFile(_sample(each.name), _reader(each, stream), partial(_texts, own))
+                read_texts = partial(_texts, own)
+                yield PictureFile(_sample(each.name), _reader(each, stream), read_texts, bool(own))
 
 
 def _open(archive: Path) -> Any:

@@ -26,7 +26,14 @@ from ...tokenizer.runtime import SeedTokenizer
 from ..claims import claim
 from .archives import read_archive
 from .json_lines import MANIFEST_FILE
-from .passed_over import EMPTY_SHARDS, UNREADABLE, WITHOUT_TEXT, PassedOver, shown
+from .passed_over import (
+    BLANK_TEXTS,
+    EMPTY_SHARDS,
+    UNREADABLE,
+    WITHOUT_TEXT,
+    PassedOver,
+    shown,
+)
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures
 
 # Formats of a picture with a text; one without a text has the format ``picture``.
@@ -162,7 +169,7 @@ class Encoder:
             OSError: a file cannot be read or written; no shard is left then.
         """
         path = folder / f"{shard.name}.jsonl"
-        if path.is_file():
+        if path.is_file() and path.stat().st_size:  # earlier versions wrote empty ones
             self._found += 1
             return
         unfinished, before = path.with_suffix(".unfinished"), self._written
@@ -210,15 +217,8 @@ class Encoder:
             if good:
                 codes = self._tokenizer.encode(torch.cat([pixels for _, _, pixels in good]))
                 for (name, texts, _), row in zip(good, codes.tolist(), strict=True):
-                    self._count(shard, name, texts)
                     yield json.dumps(self._document(name, texts, row), ensure_ascii=False)
             self._on_pictures(len(some))
-
-    def _count(self, shard: Shard, name: str, texts: Sequence[str]) -> None:
-        if texts:
-            self._with_text += 1
-        else:
-            self._without_text.add(WITHOUT_TEXT, f"{shard.source}: {name}")
 
     def _document(self, name: str, texts: list[str], codes: list[int]) -> dict[str, object]:
         said: dict[str, object] = {"format": "picture"}
@@ -245,9 +245,17 @@ class Encoder:
         return picture.name, texts, self._tokenizer.preprocess([opened])
 
     def _result(self, shard: Shard, picture: PictureFile, future: Future[_Read]) -> _Read | None:
+        name = f"{shard.source}: {picture.name}"
         try:
-            return future.result()
+            result = future.result()
         except PictureError as error:
-            self._passed.add(UNREADABLE, f"{shard.source}: {picture.name}")
-            self._warn(shown(f"{shard.source}: {picture.name} is left out: {error}"))
+            self._passed.add(UNREADABLE, name)
+            self._warn(shown(f"{name} is left out: {error}"))
             return None
+        if result[1]:
+            self._with_text += 1
+        elif picture.has_text_file:
+            self._passed.add(BLANK_TEXTS, name)
+        else:
+            self._without_text.add(WITHOUT_TEXT, name)
+        return result

@@ -8,6 +8,7 @@ HIDDEN = "hidden files and files of the system"
 OTHER_FILES = "files that are neither pictures nor texts of them"
 UNMATCHED_TEXTS = "texts that belong to no picture"
 UNREADABLE = "pictures that cannot be read"
+BLANK_TEXTS = "pictures whose file of texts holds none, in JSON and CSV under text or caption"
 WITHOUT_TEXT = "pictures without a text among others that have one"
 
 _NAMED = 3

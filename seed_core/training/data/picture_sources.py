@@ -23,7 +23,9 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LARGEST_PICTURE = 2**30  # bytes of its file
 
 # Beside pictures, macOS, Windows and network drives keep files of their own, thumbnails included.
-_OF_THE_SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
+_OF_THE_SYSTEM = (
+    *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"),
+)
 _FILES_OF_THE_SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 
@@ -34,6 +36,7 @@ class PictureFile:
     name: str  # its path in the folder or archive, with slashes
     read: Callable[[], bytes]  # returns the bytes of the file
     read_texts: Callable[[], list[str]]  # returns its texts, which all say what it shows
+    has_text_file: bool = False  # which may hold no text
 
     def open(self) -> Image.Image:
         """Return the picture, decoded.
@@ -97,23 +100,25 @@ def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
     for name in names:
         if name not in known and PurePosixPath(name).name.lower() not in METADATA_FILES:
             passed.add(OTHER_FILES, f"{folder / name}")
-    for name in listed:
-        own = [text for text in paired.get(name, []) if suffix_of(text) != ".json"]
-        if own:
-            raise OptionError(
-                f"{folder / name} has a text in {own[0]} beside it and another in a "
-                f"{METADATA_FILES[0]} or {METADATA_FILES[1]}; keep one"
-            )
-    return [
-        PictureFile(
-            name,
-            partial(_content, folder / name),
-            partial(list, listed[name])
-            if name in listed
-            else partial(_texts, folder, paired.get(name, [])),
+    found = []
+    for name in pictures:
+        beside = paired.get(name, [])
+        read_texts = partial(_texts, folder, beside)
+        if told := listed.get(name):
+            _check_single(folder, name, beside)
+            read_texts = partial(list, told)
+        has_text_file = bool(beside) or name in listed
+        found.append(PictureFile(name, partial(_content, folder / name), read_texts, has_text_file))
+    return found
+
+
+def _check_single(folder: Path, picture: str, beside: Sequence[str]) -> None:
+    """Refuse texts beside a picture that a file of METADATA_FILES lists."""
+    if own := [text for text in beside if suffix_of(text) != ".json"]:
+        raise OptionError(
+            f"{folder / picture} has a text in {own[0]} beside it and another in a "
+            f"{' or '.join(METADATA_FILES)}; keep one"
         )
-        for name in pictures
-    ]
 
 
 def _no_picture(folder: Path, names: Sequence[str]) -> str:
