@@ -21,9 +21,10 @@ from PIL import Image
 
 from seed_core.errors import CheckpointError, OptionError, PictureError, SeedError
 from seed_core.training.__main__ import main
-from seed_core.training.data import command, picture_sources, pictures
+from seed_core.training.data import archives, command, picture_sources, pictures
 from seed_core.training.data.captions import read_vocabulary
 from seed_core.training.data.documents import DocumentWriter
+from seed_core.training.data.passed_over import PassedOver
 
 Content = bytes | str
 
@@ -599,6 +600,27 @@ def test_a_header_is_not_read_into_memory_whatever_its_size(tmp_path, encode):
     result = encode(tmp_path / "some.tar.gz")
     assert result.status == 1
     assert "a header of 8,589,934,592 bytes" in result.err
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_pictures_that_wait_do_not_fill_the_memory(archive, encode, monkeypatch, mode):
+    """A small archive may hold large files; what is large is read when its turn comes."""
+    monkeypatch.setattr(archives, "_LARGEST_KEPT", 1000)
+    large = PNG + bytes(2000)
+    given = archive(("a.png", large), ("b.png", None), ("c.png", bytes(5000)), mode=mode)
+    monkeypatch.setattr(archives, "LARGEST_PICTURE", 4000 if mode == "w" else 6000)
+    found = {each.name: each for each in archives.read_archive(given, PassedOver())}
+    kept = {name for name, each in found.items() if isinstance(each.read.args[0], bytes)}
+    assert kept == ({"b.png"} if mode == "w:gz" else set())
+    assert found["a.png"].read() == large
+    result = encode(given)
+    assert list(result.texts) == ["a.png", "b.png"]
+    if mode == "w":
+        assert "c.png is left out: it has 5,000 bytes, more than 4,000" in result.err
+    else:
+        given.write_bytes(given.read_bytes()[:60])
+        with pytest.raises(PictureError, match="its archive is damaged: Compressed file ended"):
+            found["a.png"].read()
 
 
 def test_one_lost_archive_of_several_leaves_no_shard(tmp_path, encode):

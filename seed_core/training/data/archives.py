@@ -11,7 +11,7 @@ import io
 import posixpath
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ _TWICE = "pictures whose name occurs twice in an archive"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by their first bytes
 
 _LARGEST_HEADER = 2**20  # bytes of a long name or of the extra fields of a member
+_LARGEST_KEPT = 2**23  # bytes of a picture that waits in memory; some hundred do at a time
 _BLOCK = 512
 _MOST_LINKS = 40  # one after the other, as in Linux
 
@@ -74,7 +75,9 @@ def read_archive(archive: Path, passed: PassedOver) -> Iterator[PictureFile]:
             for each in _once(archive, pictures, passed):
                 own = {name: contents[name] for name in paired.get(each.name, [])}
                 read_texts = partial(_texts, own)
-                yield PictureFile(_sample(each.name), _reader(each, stream), read_texts, bool(own))
+                yield PictureFile(
+                    _sample(each.name), _reader(archive, each, stream), read_texts, bool(own)
+                )
 
 
 def _open(archive: Path) -> Any:
@@ -92,11 +95,20 @@ def _noticing_damage(archive: Path, passed: PassedOver) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Damaged archives make their readers raise almost anything, but the system's refusals only
-        # by places that no file has.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        if _is_of_the_system(error):
             raise
         passed.add(_DAMAGED, f"{archive} is damaged, and the rest of it is lost: {error}")
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Return whether an error came from a disk, and not from what an archive holds."""
+    # Damaged archives make their readers raise almost anything, but an error with a number only
+    # by seeking a place that no file has.
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+def _is_plain(stream: BinaryIO) -> bool:
+    return isinstance(stream, io.BufferedReader)
 
 
 class _Headers:
@@ -148,7 +160,7 @@ def _infos(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
         if info.size < 0 or info.offset <= last:
             raise tarfile.ReadError(f"{info.name} has a size of {info.size}")
         # What is compressed has to be unpacked to go on behind it.
-        if info.size > LARGEST_PICTURE and not isinstance(stream, io.BufferedReader):
+        if info.size > LARGEST_PICTURE and not _is_plain(stream):
             raise tarfile.ReadError(f"{info.name} has {info.size:,} bytes")
         last = info.offset
         yield info
@@ -235,13 +247,30 @@ def _once(archive: Path, pictures: Sequence[_Member], passed: PassedOver) -> Ite
             passed.add(_TWICE, f"{archive}: {each.name}")
 
 
-def _reader(member: _Member, stream: BinaryIO) -> Any:
+def _reader(archive: Path, member: _Member, stream: BinaryIO) -> Callable[[], bytes]:
+    """Return what reads a picture, in any thread and when the stream is closed."""
     if member.size > LARGEST_PICTURE:
         return partial(_refuse, f"it has {member.size:,} bytes, more than {LARGEST_PICTURE:,}")
-    content = member.read(stream)
+    if _is_plain(stream) or member.size > _LARGEST_KEPT:
+        return partial(_read_again, archive, member)
+    content = member.read(stream)  # otherwise all before it would be unpacked again
+    return partial(_whole, content, member)
+
+
+def _read_again(archive: Path, member: _Member) -> bytes:
+    with _open(archive) as stream:
+        try:
+            return _whole(member.read(stream), member)
+        except Exception as error:
+            if _is_of_the_system(error):
+                raise
+            raise PictureError(f"its archive is damaged: {error}") from error
+
+
+def _whole(content: bytes, member: _Member) -> bytes:
     if len(content) < member.size:
-        return partial(_refuse, "the archive ends within it")
-    return partial(bytes, content)
+        raise PictureError("the archive ends within it")
+    return content
 
 
 def _refuse(why: str) -> bytes:

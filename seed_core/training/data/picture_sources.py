@@ -20,7 +20,7 @@ from .texts import LARGEST_TEXT, TEXT_SUFFIXES, agreed, pair, texts_in
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
-LARGEST_PICTURE = 2**30  # bytes of its file
+LARGEST_PICTURE = 2**29  # bytes of its file; each worker reads one
 
 # Beside pictures, macOS, Windows and network drives keep files of their own, thumbnails included.
 _OF_THE_SYSTEM = (
