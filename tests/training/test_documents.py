@@ -617,6 +617,19 @@ def test_documents_that_teach_nothing_are_counted_before_a_run_begins(
     Documents([source, Source(Listed(turns(["A"], ["A."])))], separate).check()
 
 
+def test_processes_share_the_check(write_lines, separate, monkeypatch):
+    source = SourceFiles(str(write_lines("a.jsonl", *numbered(*range(10)), {}))).open()
+    refused = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        try:
+            Documents([source], separate).check()
+        except DocumentError as error:
+            refused.append((rank, "line 11" in str(error)))
+    assert refused == [(1, True)]
+
+
 @pytest.mark.parametrize("stage", ["llm", "tune"])
 def test_every_stage_checks_its_documents_before_it_begins(stage, tmp_path, capsys):
     """A line that no step of the run would come to."""

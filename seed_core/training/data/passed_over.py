@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 # Kinds that several readers share.
 EMPTY_SHARDS = "shards without a picture that can be read"
 HIDDEN = "hidden files and files of the system"
@@ -26,11 +28,11 @@ class PassedOver:
         self._counts: dict[str, int] = {}
         self._names: dict[str, list[str]] = {}
 
-    def add(self, kind: str, name: str) -> None:
-        """Count one file."""
+    def add(self, kind: str, name: str | Callable[[], str]) -> None:
+        """Count one file; a name that takes long to make is only made where it is shown."""
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if len(names := self._names.setdefault(kind, [])) < _NAMED:
-            names.append(shown(name))
+            names.append(shown(name if isinstance(name, str) else name()))
 
     def count(self, kind: str) -> int:
         """Return how many files of one kind there were."""

@@ -6,12 +6,14 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from ...errors import OptionError, SeedError
 from ..loop import Samples
+from ..processes import share
 from .documents import DocumentWriter
 from .examples import Example, cut, with_wrong_codes
 from .fields import Document, DocumentError
@@ -123,8 +125,9 @@ class Documents(Samples):
         in_vain, wrong, passed = 0.0, list[str](), PassedOver()
         for source in self._sources:
             if isinstance(source.documents, JsonLines):
-                vain = self._check_lines(source, source.documents, wrong, passed)
-                in_vain += source.weight * vain / len(source.documents)
+                in_vain += source.weight * self._check_lines(
+                    source, source.documents, wrong, passed
+                )
         if wrong:
             raise DocumentError("; ".join(wrong))
         for line in passed.lines():
@@ -137,10 +140,16 @@ class Documents(Samples):
 
     def _check_lines(
         self, source: Source, lines: JsonLines, wrong: list[str], passed: PassedOver
-    ) -> int:
-        """Return how many lines teach nothing; add those that do not fit, as far as they are named."""
-        vain, chance = 0, random.Random(self._seed)
-        for row in tqdm(range(len(lines)), unit=" documents", leave=False, disable=None):
+    ) -> float:
+        """Return the fraction of lines that teach nothing; add those that do not fit to ``wrong``.
+
+        Each process reads its share. An error in one ends them all.
+        """
+        kind = f"documents with nothing to learn in {source.max_length} tokens"
+        chance, before = random.Random(self._seed), passed.count(kind)
+        first, step = share()
+        rows = range(first, len(lines), step)
+        for row in tqdm(rows, unit=" documents", leave=False, disable=None):
             if len(wrong) == _NAMED:
                 break
             try:
@@ -154,12 +163,8 @@ class Documents(Samples):
                 wrong.append(f"{lines.place(row)}: {error}")
                 continue
             if not example.teaches:
-                vain += 1
-                passed.add(
-                    f"documents with nothing to learn in {source.max_length} tokens",
-                    lines.place(row),
-                )
-        return vain
+                passed.add(kind, partial(lines.place, row))
+        return (passed.count(kind) - before) / max(len(rows), 1)
 
     def sample(self, number: int) -> Example:
         """Return one example.
