@@ -10,6 +10,8 @@ import logging
 import os
 import random
 import re
+import subprocess
+import sys
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -278,6 +280,13 @@ def test_metadata_may_spell_names_as_another_system_does(folder, encode, tmp_pat
     assert "the picture C.PNG is missing" in encode(given).err
 
 
+def test_a_list_beyond_all_measure_is_refused(folder, encode):
+    given = folder({"a.png": None})
+    with (given / "metadata.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    assert "has 1,099,511,627,776 bytes, more than" in encode(given).err
+
+
 def test_two_files_that_list_one_picture_are_refused(folder, encode):
     lines = {"metadata.jsonl": '{"file_name": "in/a.png", "text": "A"}'}
     lines["in/metadata.csv"] = "file_name,text\na.png,B\n"
@@ -317,6 +326,18 @@ def test_metadata_that_cannot_be_read_is_refused(folder, encode, name, content, 
 # --- places ---
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
+def test_what_is_not_a_file_is_not_opened(folder, encode):
+    given = folder({"a.png": None, "b.png/c.png": None, "a.txt/note.md": "x"})
+    os.mkfifo(given / "d.png")
+    os.mkfifo(given / "a.caption")
+    (given / "metadata.jsonl").symlink_to("/dev/zero")
+    result = encode(given)
+    assert result.texts == {"a.png": None, "b.png/c.png": None}
+    assert "devices and pipes: 2 (" in result.err
+    assert "links that lead nowhere: 1 (" in result.err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_linked_files_and_folders_are_read_once_and_loops_end(folder, encode, tmp_path):
     given = folder({"a.png": None, "in/b.png": None})
@@ -327,13 +348,14 @@ def test_linked_files_and_folders_are_read_once_and_loops_end(folder, encode, tm
         "in/loop": given,
         "d.png": elsewhere / "c.png",
         "nowhere.png": tmp_path / "missing.png",
+        "itself.png": given / "itself.png",
     }.items():
         (given / name).symlink_to(target)
     result = encode(given)
     (c,) = [name for name in result.texts if name.endswith("/c.png")]
     assert c in ("linked/c.png", "again/c.png")
     assert result.texts == {"a.png": None, "in/b.png": None, "d.png": None, c: "C."}
-    assert "links that lead nowhere: 1 (" in result.err
+    assert "links that lead nowhere: 2 (" in result.err
     assert "links to folders that are read already: 2 (" in result.err
 
 
@@ -411,6 +433,24 @@ def test_names_are_written_without_what_a_terminal_obeys(folder, encode):
     result = encode(given)
     assert "a\\x1b[2J\\n.png is left out" in result.err
     assert "\x1b" not in result.err
+
+
+def test_names_may_have_characters_that_the_output_lacks(folder, tmp_path):
+    """As where Windows writes to a file, in a process of its own."""
+    given = folder({"雪.png": None, "früh.txt": "lost"})
+    arguments = ["data", "encode", given, "-o", tmp_path / "コード", "--device", "cpu"]
+    run = subprocess.run(
+        [sys.executable, "-m", "seed_core.training", *map(str, arguments)],
+        cwd=Path(archives.__file__).parents[3],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"pictures encoded: 1" in run.stdout
+    assert b"fr\\xfch.txt" in run.stderr
+    (document,) = (tmp_path / "コード" / "000000.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(document)["picture"] == "雪.png"
 
 
 # --- archives ---

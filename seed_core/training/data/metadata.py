@@ -16,6 +16,8 @@ from .texts import decoded, fold, texts_of
 # Texts of the pictures in its folder and below: file_name and text.
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
+_LARGEST = 2**30  # bytes
+
 
 def read_metadata(folder: Path, file: str, pictures: Sequence[str]) -> dict[str, list[str]]:
     """Return the texts of pictures; a picture may occur several times.
@@ -63,25 +65,31 @@ def _picture(folder: Path, below: str, name: str, known: Mapping[str, list[str]]
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each record of a file and where it stands."""
+    """Return each record of a file and where it stands."""
+    if (size := path.stat().st_size) > _LARGEST:
+        raise OptionError(f"{path} has {size:,} bytes, more than {_LARGEST:,}; split the folder")
     try:
         text = decoded(path.read_bytes(), path.name)
     except PictureError as error:
         raise OptionError(f"{path} cannot be read: {error}") from error
-    if path.suffix.lower() == ".csv":
-        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                if None in row:
-                    raise OptionError(
-                        f"{where} has more fields than the first line; put a text with commas in "
-                        "quotes"
-                    )
-                yield where, row
-        except csv.Error as error:
-            raise OptionError(f"{path}, line {rows.line_num} is not CSV: {error}") from error
-        return
+    return (_rows if path.suffix.lower() == ".csv" else _objects)(path, text)
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if None in row:
+                raise OptionError(
+                    f"{where} has more fields than the first line; put a text with commas in quotes"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise OptionError(f"{path}, line {rows.line_num} is not CSV: {error}") from error
+
+
+def _objects(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

@@ -179,14 +179,14 @@ def _files(folder: Path, passed: PassedOver) -> list[str]:
             continue
         seen.add(key)
         for entry in entries:
-            path = place / entry.name
+            path, is_link = place / entry.name, entry.is_symlink()
             if is_hidden(entry.name):
                 passed.add(HIDDEN, f"{path}")
-            elif entry.is_dir():
-                (links if entry.is_symlink() else now).append(path)
-            elif entry.is_file():
+            elif os.path.isdir(path) if is_link else entry.is_dir():
+                (links if is_link else now).append(path)
+            elif os.path.isfile(path) if is_link else entry.is_file():
                 found.append(path)
             else:
-                kind = "links that lead nowhere" if entry.is_symlink() else "devices and pipes"
+                kind = "links that lead nowhere" if is_link else "devices and pipes"
                 passed.add(kind, f"{path}")
     return [path.relative_to(folder).as_posix() for path in sorted(found)]
