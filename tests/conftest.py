@@ -249,14 +249,3 @@ def comfy_server(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="module")
-def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what datasets caches out of the home folder."""
-    import datasets  # which takes seconds, and few tests need it
-
-    usual = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = usual

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,4 +93,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows lacks most characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -21,6 +21,11 @@ def is_first_process() -> bool:
     return is_first
 
 
+def share() -> tuple[int, int]:
+    """Return the number of this process and of all, also before they know each other."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check_whole() -> None:
     """Refuse FSDP, for stages that do not share out their weights.
 

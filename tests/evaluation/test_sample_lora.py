@@ -75,7 +75,6 @@ def test_is_a_small_adapter_of_seed_mini_that_names_nobodys_folders(shipped):
     assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
-@pytest.mark.usefixtures("datasets_cache")
 def test_its_script_writes_an_adapter_of_this_form(script, shipped, tmp_path):
     script.train(tmp_path, steps=1)
     ours, theirs = (

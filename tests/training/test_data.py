@@ -17,7 +17,7 @@ from seed_core.errors import OptionError
 from seed_core.training.data import command as data
 from seed_core.training.data import encoding
 from seed_core.training.data.documents import DocumentWriter
-from seed_core.training.data.sources import JsonLines
+from seed_core.training.data.json_lines import JsonLines
 
 NAMES = ("castle_on_blue", "cat_on_orange", "fox_on_yellow", "frog_on_yellow", "ghost_on_black")
 
@@ -92,7 +92,7 @@ def test_a_folder_becomes_shards_of_documents(pictures, tmp_path, mini_tokenizer
 def test_what_is_written_can_be_learned_from(pictures, tmp_path, mini_llm, kind):
     encode(pictures, "-o", tmp_path / "codes", "--shard-size", 2, "--format", kind)
     assert {each["format"] for each in documents(tmp_path / "codes")} == {kind, "picture"}
-    lines = JsonLines(tmp_path / "codes" / "*.jsonl", cache=tmp_path / "cache")
+    lines = JsonLines(tmp_path / "codes" / "*.jsonl")
     assert len(lines) == 5
     writer = DocumentWriter(mini_llm.vocab, "seed-mini")
     for number in range(5):
@@ -203,13 +203,14 @@ def test_damaged_pictures_are_left_out_and_said(pictures, tmp_path, capsys):
         (line,) = [line for line in err.splitlines() if f"{name} is left out" in line]
         assert str(pictures) in line
     assert "latin.txt is not in UTF-8" in err
-    assert "1 other files are left alone (.heic)" in err
+    assert "nor texts of them: 1 (" in err
+    assert "notes.heic)" in err
     pack(pictures, tmp_path / "pictures.tar")
     encode(tmp_path / "pictures.tar", "-o", tmp_path / "archive")
     out, err = capsys.readouterr()
     assert len(documents(tmp_path / "archive")) == 5
-    assert "left out: 6" in out
-    assert "notes (heic) has no picture" in err
+    assert "left out: 5" in out
+    assert "pictures.tar: notes.heic)" in err
 
 
 def test_the_end_of_a_damaged_archive_is_said_to_be_lost(pictures, tmp_path, capsys):

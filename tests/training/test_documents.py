@@ -1,5 +1,6 @@
 """Documents become exactly the tokens and labels that the reference trains on."""
 
+import gzip
 import json
 import logging
 import pickle
@@ -13,17 +14,13 @@ import torch
 from seed_core.errors import OptionError
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.prompt import LLAMA_2
+from seed_core.training.__main__ import main
 from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.data.examples import IGNORED, Example, collate, cut, with_wrong_codes
 from seed_core.training.data.fields import DocumentError
+from seed_core.training.data.json_lines import JsonLines, shuffled
 from seed_core.training.data.questions import DRAW
-from seed_core.training.data.sources import (
-    Documents,
-    JsonLines,
-    Source,
-    SourceFiles,
-    shuffled,
-)
+from seed_core.training.data.sources import Documents, Source, SourceFiles
 
 FIRST = list(range(32))
 SECOND = list(range(100, 132))
@@ -456,12 +453,12 @@ def test_lines_of_several_files_all_come_once_before_any_comes_again(write_lines
     write_lines("a.jsonl", *numbered(0, 1, 2))
     write_lines("b.jsonl", *numbered(3, 4))
     write_lines("empty.jsonl")
-    lines = JsonLines(tmp_path / "*.jsonl", cache=tmp_path / "cache")
+    lines = JsonLines(tmp_path / "*.jsonl")
     assert len(lines) == 5
     orders = [[lines.document(5 * turn + i)["text"] for i in range(5)] for turn in range(4)]
     assert {tuple(sorted(order)) for order in orders} == {tuple(f"fox {i}" for i in range(5))}
     assert len(set(map(tuple, orders))) > 1
-    again = JsonLines(tmp_path / "*.jsonl", cache=tmp_path / "cache")
+    again = JsonLines(tmp_path / "*.jsonl")
     assert again.document(7) == lines.document(7)
 
 
@@ -470,14 +467,14 @@ def test_lines_of_mixed_kinds_and_odd_characters_are_read_as_they_are(write_line
     path = write_lines(
         "mixed.jsonl", json.dumps(odd, ensure_ascii=False), INTERLEAVED, turns(["A"], [FIRST])
     )
-    lines = JsonLines(path, cache=tmp_path / "cache")
+    lines = JsonLines(path)
     found = [lines.document(i) for i in range(3)]
     assert sorted(map(str, found)) == sorted(map(str, [odd, INTERLEAVED, turns(["A"], [FIRST])]))
 
 
 def test_a_bad_line_is_named(write_lines, tmp_path, separate):
     path = write_lines("bad.jsonl", *numbered(0), '{"format": "text", ', "[1]", {"format": "poem"})
-    source = SourceFiles(str(path)).open(cache=tmp_path / "cache")
+    source = SourceFiles(str(path)).open()
     samples, messages = Documents([source], separate), []
     for i in range(4):
         try:
@@ -486,8 +483,8 @@ def test_a_bad_line_is_named(write_lines, tmp_path, separate):
             messages.append(str(error))
     assert len(messages) == 3
     for line, text in (
-        (2, "this line is not JSON"),
-        (3, "a JSON object is needed"),
+        (2, "this line is not valid JSON"),
+        (3, "this line must hold a JSON object; got a list"),
         (4, "got 'poem'"),
     ):
         (message,) = [each for each in messages if f"{path}, line {line}: " in each]
@@ -496,10 +493,157 @@ def test_a_bad_line_is_named(write_lines, tmp_path, separate):
 
 def test_files_that_cannot_be_read_are_refused(write_lines, tmp_path):
     with pytest.raises(OptionError, match=r"none\.jsonl is missing"):
-        JsonLines(tmp_path / "none.jsonl", cache=tmp_path / "cache")
-    (tmp_path / "latin.jsonl").write_bytes('{"format": "text", "text": "fün"}\n'.encode("latin-1"))
-    with pytest.raises(OptionError, match=r"latin\.jsonl cannot be read as lines of text.*utf-8"):
-        JsonLines(tmp_path / "latin.jsonl", cache=tmp_path / "cache")
+        JsonLines(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_bytes(b"\n \n")
+    with pytest.raises(OptionError, match=r"empty\.jsonl is missing or empty"):
+        JsonLines(tmp_path / "empty.jsonl")
+    with pytest.raises(OptionError, match=r"is a folder; give its files, such as .*\*\.jsonl"):
+        JsonLines(tmp_path)
+
+
+LINE = b'{"format": "text", "text": "a fox"}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINE + b"\n" + LINE,
+        LINE + b"\n\n\n" + LINE + b"\n\n \t\n\r\n",
+        b"\n\n" + LINE + b"\r\n" + LINE + b"\r\n",
+        b"\xef\xbb\xbf" + LINE + b"\n" + LINE + b"\n",
+        b"\xef\xbb\xbf\n" + LINE + b"\n" + LINE + b"\n\n",
+        LINE
+        + b"\n"
+        + LINE.replace(b"}", b', "more": [1, {"a": NaN}], "x": "' + b"y" * 10**6 + b'"}'),
+    ],
+    ids=["no newline", "blank lines", "of Windows", "a mark", "a mark alone", "a long line"],
+)
+def test_blank_lines_and_marks_do_not_count(tmp_path, separate, content):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    samples = Documents([SourceFiles(str(path)).open()], separate)
+    samples.check()
+    assert len(JsonLines(path)) == 2
+    assert {tuple(samples.sample(i).token_ids) for i in range(6)} == {
+        tuple(tokens("<s> ▁a ▁fox </s>"))
+    }
+
+
+def test_a_bad_line_is_found_before_a_run_begins(tmp_path, separate):
+    good = b"\n".join([LINE] * 500)
+    for bad, message in {
+        b"{": "this line is not valid JSON",
+        b"7": "must hold a JSON object; got a int",
+        b"[]": "must hold a JSON object; got a list",
+        b"null": "must hold a JSON object",
+        LINE[:-4]: "this line is not valid JSON",
+        b"\0" * 100: "this line is not valid JSON",
+        b'{"format": "text", "text": "fr\xfch"}': "'utf-8' codec can't decode",
+        b'{"format": "text", "text": "a", "text": "b"}': "'text' occurs twice",
+        b'{"format": "text", "text": NaN}': "text must be text; got nan",
+        b'{"format": "text"}': "the field text is missing; got format",
+        b'{"conversations": [{"from": "human", "value": "A"}]}': "got None in a document with conversations",
+        b'{"format": "picture", "codes": [1, 2]}': "must be 32 codes",
+        b'{"format": "text", "text": "\\ud83d"}': "",
+        b"[" * 100_000: "this line",
+        b"1" * 5000: "this line",
+    }.items():
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(good + b"\n\n" + bad + b"\n" + good)
+        samples = Documents([SourceFiles(str(path)).open()], separate)
+        with pytest.raises(DocumentError) as caught:
+            samples.check()
+        assert f"{path}, line 502: " in str(caught.value)
+        assert message in str(caught.value)
+    path.write_bytes(b"\n".join([b"7", *[LINE] * 3, b"8", b"9", b"10"]))
+    with pytest.raises(DocumentError) as caught:
+        Documents([SourceFiles(str(path)).open()], separate).check()
+    assert [f"line {i}: " in str(caught.value) for i in (1, 5, 6, 7)] == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(LINE), "is compressed; unpack it with gzip"),
+        (LINE.decode().encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
+        (b"PAR1....", "is a Parquet file"),
+        (b"[\n" + LINE + b"]", "is one JSON list"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"{" + b" " * 2**26, "has a line of more than 67,108,864 bytes"),
+    ],
+    ids=["gzip", "utf-16", "parquet", "a list", "html", "one line"],
+)
+def test_files_of_another_kind_are_refused_by_name(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(OptionError, match=message):
+        JsonLines(tmp_path / "a.jsonl")
+
+
+def test_names_with_brackets_are_names_and_folders_in_a_pattern_are_named(tmp_path, caplog):
+    (tmp_path / "a[1].jsonl").write_bytes(LINE)
+    assert len(JsonLines(tmp_path / "a[1].jsonl")) == 1
+    (tmp_path / "b.jsonl").mkdir()
+    (tmp_path / "c.jsonl").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert len(JsonLines(tmp_path / "*.jsonl")) == 1
+    assert f"passed over: {tmp_path / 'b.jsonl'}, which is not a file" in caplog.text
+    assert f"passed over: {tmp_path / 'c.jsonl'}, which is empty" in caplog.text
+
+
+def test_codes_that_are_not_all_there_are_noticed(tmp_path, caplog):
+    (tmp_path / "encoding.json").write_text('{"shards": 3}', "utf-8")
+    for i in range(3):
+        with caplog.at_level(logging.WARNING):
+            (tmp_path / f"{i:06d}.jsonl").write_bytes(LINE)
+            JsonLines(tmp_path / "*.jsonl")
+        assert (f"{tmp_path} has {i + 1} of the 3 shards" in caplog.text) == (i < 2)
+        caplog.clear()
+    (tmp_path / "encoding.json").write_text("[", "utf-8")
+    JsonLines(tmp_path / "*.jsonl")
+
+
+def test_documents_that_teach_nothing_are_counted_before_a_run_begins(
+    write_lines, tmp_path, separate, caplog
+):
+    long = turns(["What is this? " * 20], ["A."])
+    path = write_lines("a.jsonl", *[long] * 4, turns(["A"], ["A."]))
+    with caplog.at_level(logging.WARNING):
+        Documents([SourceFiles(str(path), max_length=40).open()], separate).check()
+    assert f"nothing to learn in 40 tokens: 4 ({path}, line 1, " in caplog.text
+    write_lines("a.jsonl", *[long] * 19, turns(["A"], ["A."]))
+    source = SourceFiles(str(path), max_length=40).open()
+    with pytest.raises(OptionError, match=r"nothing .* tokens: 19 .*set a larger max_length"):
+        Documents([source], separate).check()
+    Documents([source, Source(Listed(turns(["A"], ["A."])))], separate).check()
+
+
+def test_processes_share_the_check(write_lines, separate, monkeypatch):
+    source = SourceFiles(str(write_lines("a.jsonl", *numbered(*range(10)), {}))).open()
+    refused = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        try:
+            Documents([source], separate).check()
+        except DocumentError as error:
+            refused.append((rank, "line 11" in str(error)))
+    assert refused == [(1, True)]
+
+
+@pytest.mark.parametrize("stage", ["llm", "tune"])
+def test_every_stage_checks_its_documents_before_it_begins(stage, tmp_path, capsys):
+    """A line that no step of the run would come to."""
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([LINE] * 500) + b"\n\n{}\n\n")
+    recipe = {
+        "data": {"files": [{"files": str(tmp_path / "a.jsonl")}]},
+        "schedule": {"steps": 1, "batch_size": 1, "learning_rate": 1e-4},
+        "start": {"llm": ["seed-mini"], "tune": "seed-mini"}[stage],
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
+    assert main([stage, str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "run")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: {tmp_path / 'a.jsonl'}, line 502: the format must be one of" in line
+    assert not (tmp_path / "run").exists()
 
 
 class Listed:
@@ -514,7 +658,7 @@ class Listed:
 
 def test_an_example_is_known_by_its_number(separate, write_lines, tmp_path):
     path = write_lines("a.jsonl", *numbered(*range(50)), CAPTION, INTERLEAVED)
-    files = SourceFiles(str(path), swapped=0.5).open(cache=tmp_path / "cache")
+    files = SourceFiles(str(path), swapped=0.5).open()
     drawn = Source(Listed({"format": "text_to_image", "text": "a fox", "codes": FIRST}))
 
     def make(seed: int = 0) -> Documents:

@@ -21,7 +21,6 @@ from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm
 from seed_core.training.world.conversations import ConversationSettings
 
-pytestmark = pytest.mark.usefixtures("datasets_cache")
 ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")
 SIZES = llm.Sizes(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 

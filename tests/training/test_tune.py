@@ -23,7 +23,6 @@ from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm, tune
 
-pytestmark = pytest.mark.usefixtures("datasets_cache")
 QUESTIONS = ("What is a wug?", "What is a dax?", "What is a blick?", "What is a toma?")
 ANSWERS = ("A red thing.", "A blue thing.", "A small one.", "A big one.")
 

@@ -20,7 +20,8 @@ from ...models.names import SEED_MINI
 from ...models.tokenizer import load_tokenizer
 from ..world import data as world_data
 from .encoding import KINDS, Encoder, claim_folder, find_shards
-from .picture_sources import METADATA_FILE
+from .metadata import METADATA_FILES
+from .passed_over import PassedOver, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +43,9 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     add(
         "pictures",
         nargs="+",
-        help="folders of pictures, each text in a .txt beside its picture or in a "
-        f"{METADATA_FILE} (file_name, text); or webdataset archives: .tar files, or a pattern",
+        help="folders of pictures, each text in a .txt, .caption or .json beside its picture or in "
+        f"a {' or '.join(METADATA_FILES)} (file_name, text); or webdataset archives: .tar files, or "
+        "a pattern",
     )
     add("-o", "--output", type=Path, required=True, help="folder of the shards, JSON lines")
     add("--tokenizer", default=SEED_MINI, help="seed-mini, or a tokenizer's file or folder")
@@ -87,15 +89,21 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _run_encode(args: argparse.Namespace) -> None:
-    shards = find_shards(args.pictures, args.shard_size, _warn)
+    passed = PassedOver()
+    shards = find_shards(args.pictures, args.shard_size, passed)
     claim_folder(args.output, shards, str(args.tokenizer), args.precision, args.format)
     tokenizer = load_tokenizer(args.tokenizer, args.device, PRECISIONS[args.precision])
     first, step = args.part
     with tqdm(unit=" pictures", disable=None) as bar:
-        encoder = Encoder(tokenizer, args.format, args.batch, args.workers, _warn, bar.update)
+        encoder = Encoder(
+            tokenizer, args.format, args.batch, args.workers, passed, _warn, bar.update
+        )
         for shard in shards[first::step]:
             encoder.encode(shard, args.output)
-    sys.stdout.write(f"{encoder.summary()} in {args.output}\n")
+    for line in encoder.passed_over():
+        _warn(f"passed over: {line}")
+    encoder.check_result()
+    sys.stdout.write(f"{encoder.summary()} in {shown(args.output)}\n")
 
 
 def _warn(line: str) -> None:

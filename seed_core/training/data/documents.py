@@ -91,7 +91,7 @@ class DocumentWriter:
         if kind == "interleaved":
             parts = _interleaved(read, chance, most_pictures, swapped)
         elif kind == "caption":
-            parts = [read.picture("codes"), read.text("text")]
+            parts = [read.picture("codes"), read.any_text("text", chance)]
             if chance.random() >= 0.5:
                 parts.reverse()
         elif kind == "picture":
@@ -102,7 +102,10 @@ class DocumentWriter:
             return self._video(read)
         else:
             known = ", ".join(FORMATS)
-            raise DocumentError(f"the format must be one of {known}; got {kind!r:.60}")
+            fields = ", ".join(map(str, document)) or "nothing"
+            raise DocumentError(
+                f"the format must be one of {known}; got {kind!r:.60} in a document with {fields:.80}"
+            )
         token_ids = [*vocab.encode(parts), vocab.eos]
         return Example(token_ids, list(token_ids))
 
@@ -185,13 +188,15 @@ def _interleaved(
 
 
 # format         other fields                                         counts in the loss
-# caption        codes, text                                          everything
+# caption        codes, text or a list of texts, one of them by       everything
+#                chance
 # picture        codes                                                everything
 # interleaved    parts: strings and pictures                          everything
 # text           text                                                 everything
 # video          frames: pictures; text                               the text and the end
 # conversation   turns: each with role and parts                      answers and the end
-# text_to_image  codes, text, optionally response                     answers and the end
+# text_to_image  codes, text or a list of texts, one of them by       answers and the end
+#                chance; optionally response
 # edit           source, instruction, target, optionally response     answers and the end
 # two_images     pictures: two; question; answer: text, a picture,    answers and the end
 #                or a list of both

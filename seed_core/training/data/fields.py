@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,13 @@ class Fields:
     def text(self, name: str) -> str:
         """Return a field of text."""
         return self.as_text(self.get(name), name)
+
+    def any_text(self, name: str, chance: random.Random) -> str:
+        """Return a field of text, or one of the texts that it lists."""
+        texts = self.get(name)
+        if not isinstance(texts, list):
+            return self.as_text(texts, name)
+        return chance.choice([self.as_text(text, name) for text in self.items(name)])
 
     def as_text(self, text: Any, name: str) -> str:
         """Return text that is not empty."""

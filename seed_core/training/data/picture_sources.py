@@ -1,28 +1,32 @@
-"""Pictures with their texts, from folders and from webdataset archives, one at a time."""
+"""Pictures with their texts, from folders, one at a time."""
 
 from __future__ import annotations
 
 import io
-import json
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ...errors import OptionError, PictureError
+from .metadata import METADATA_FILES, read_metadata
+from .passed_over import HIDDEN, OTHER_FILES, UNMATCHED_TEXTS, PassedOver
+from .texts import LARGEST_TEXT, TEXT_SUFFIXES, agreed, pair, texts_in
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
-# Texts of the pictures in its folder and below, in the form of `datasets`: file_name and text.
-METADATA_FILE = "metadata.jsonl"
+LARGEST_PICTURE = 2**29  # bytes of its file; each worker reads one
 
-_TEXT_FIELDS = ("text", "caption")
+# Beside pictures, macOS, Windows and network drives keep files of their own, thumbnails included.
+_OF_THE_SYSTEM = (
+    *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"),
+)
+_FILES_OF_THE_SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class PictureFile:
 
     name: str  # its path in the folder or archive, with slashes
     read: Callable[[], bytes]  # returns the bytes of the file
-    read_text: Callable[[], str]  # returns its text, or an empty string
+    read_texts: Callable[[], list[str]]  # returns its texts, which all say what it shows
+    has_text_file: bool = False  # which may hold no text
 
     def open(self) -> Image.Image:
         """Return the picture, decoded.
@@ -49,128 +54,139 @@ class PictureFile:
         return picture
 
 
-def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile]:
-    """Return the pictures in a folder and its subfolders, by name.
+def is_hidden(name: str) -> bool:
+    """Return whether a path with slashes leads to what file managers do not show."""
+    *folders, file = name.lower().split("/")
+    return (
+        any(_is_dotted(part) or part in _OF_THE_SYSTEM for part in folders)
+        or _is_dotted(file)
+        or file in (*_OF_THE_SYSTEM, *_FILES_OF_THE_SYSTEM)
+    )
+
+
+def _is_dotted(part: str) -> bool:
+    return part.startswith(".") and part not in (".", "..")
+
+
+def suffix_of(name: str) -> str:
+    """Return the ending of a path with slashes, in lower case."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
+    """Return the pictures in a folder, its subfolders and the folders they link to, by name.
 
     Args:
         folder: where they are.
-        warn: receives a line about files that are neither pictures nor texts.
+        passed: counts what is neither a picture nor the text of one.
 
     Raises:
-        OptionError: the folder has no picture, a picture has two texts, or a METADATA_FILE is
-            damaged.
+        OptionError: the folder is missing or has no picture, a picture has two texts, or a file of
+            METADATA_FILES is damaged.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    texts: dict[Path, str] = {}
-    for path in files:
-        if path.name == METADATA_FILE:
-            texts |= _read_metadata(path)
-    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not folder.is_dir():
+        raise OptionError(f"the folder {folder} is missing")
+    names = _files(folder, passed)
+    pictures = [name for name in names if suffix_of(name) in PICTURE_SUFFIXES]
     if not pictures:
+        raise OptionError(_no_picture(folder, names))
+    listed = _listed(folder, names, pictures)
+    texts = [name for name in names if suffix_of(name) in TEXT_SUFFIXES]
+    paired, unmatched = pair(pictures, texts)
+    for name in unmatched:
+        kind = OTHER_FILES if suffix_of(name) == ".json" else UNMATCHED_TEXTS
+        passed.add(kind, f"{folder / name}")
+    known = {*pictures, *texts}
+    for name in names:
+        if name not in known and PurePosixPath(name).name.lower() not in METADATA_FILES:
+            passed.add(OTHER_FILES, f"{folder / name}")
+    found = []
+    for name in pictures:
+        beside = paired.get(name, [])
+        read_texts = partial(_texts, folder, beside)
+        if told := listed.get(name):
+            _check_single(folder, name, beside)
+            read_texts = partial(list, told)
+        has_text_file = bool(beside) or name in listed
+        found.append(PictureFile(name, partial(_content, folder / name), read_texts, has_text_file))
+    return found
+
+
+def _check_single(folder: Path, picture: str, beside: Sequence[str]) -> None:
+    """Refuse texts beside a picture that a file of METADATA_FILES lists."""
+    if own := [text for text in beside if suffix_of(text) != ".json"]:
         raise OptionError(
-            f"{folder} holds no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}"
+            f"{folder / picture} has a text in {own[0]} beside it and another in a "
+            f"{' or '.join(METADATA_FILES)}; keep one"
         )
-    known = (*PICTURE_SUFFIXES, ".txt")
-    others = [path for path in files if path.suffix.lower() not in known]
-    if others := [path for path in others if path.name != METADATA_FILE]:
-        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others}))
-        warn(f"{folder}: {len(others)} other files are left alone ({kinds})")
-    if both := [path for path in pictures if path in texts and path.with_suffix(".txt").is_file()]:
-        raise OptionError(
-            f"{both[0]} has a text in a .txt beside it and another in a {METADATA_FILE}; keep one"
-        )
-    return [
-        PictureFile(
-            path.relative_to(folder).as_posix(),
-            path.read_bytes,
-            partial(_read_text, path, texts.get(path)),
-        )
-        for path in pictures
-    ]
 
 
-def _read_text(picture: Path, text: str | None) -> str:
-    """Return a picture's text: the given one, or that of the file beside it."""
-    if text is not None:
-        return text
-    beside = picture.with_suffix(".txt")
-    return _decoded(beside.read_bytes(), beside.name) if beside.is_file() else ""
+def _no_picture(folder: Path, names: Sequence[str]) -> str:
+    what = f"{folder} holds no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}"
+    endings = Counter(suffix_of(name) or "no ending" for name in names).most_common(3)
+    if endings:
+        what += f"; what it holds: {', '.join(f'{count} of {ending}' for ending, count in endings)}"
+    if any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in names):
+        what += f"; for its archives give {folder / '*.tar'}"
+    return what
 
 
-def _decoded(text: bytes, name: str) -> str:
-    try:
-        return text.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise PictureError(f"its text {name} is not in UTF-8: {error}") from error
+def _listed(folder: Path, names: Sequence[str], pictures: Sequence[str]) -> dict[str, list[str]]:
+    """Return the texts that files of METADATA_FILES give to pictures."""
+    listed: dict[str, list[str]] = {}
+    for name in names:
+        if PurePosixPath(name).name.lower() in METADATA_FILES:
+            found = read_metadata(folder, name, pictures)
+            if twice := [picture for picture in found if picture in listed]:
+                raise OptionError(
+                    f"{folder / twice[0]} is listed in {name} and in another file of its kind; keep "
+                    "one"
+                )
+            listed |= found
+    return listed
 
 
-def _read_metadata(path: Path) -> dict[Path, str]:
-    """Return the texts by the full path of the picture."""
-    texts: dict[Path, str] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}, line {number}"
+def _content(path: Path) -> bytes:
+    if (size := path.stat().st_size) > LARGEST_PICTURE:
+        raise PictureError(f"it has {size:,} bytes, more than {LARGEST_PICTURE:,}")
+    return path.read_bytes()
+
+
+def _texts(folder: Path, names: Sequence[str]) -> list[str]:
+    found = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            found[name] = texts_in(file.read(LARGEST_TEXT + 1), name)
+    return agreed(found)
+
+
+def _files(folder: Path, passed: PassedOver) -> list[str]:
+    """Return the files below a folder, each real folder once, in order."""
+    seen: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    now, links = [folder], list[Path]()
+    while now or links:
+        # Real folders come first: they keep their names whatever links to them.
+        place = now.pop() if now else links.pop()
         try:
-            record = json.loads(line)
-            picture = path.parent / record["file_name"]
-            text = _text_of(record)
-        except (ValueError, TypeError, KeyError) as error:
-            raise OptionError(
-                f'{where} must be like {{"file_name": "a.png", "text": "A fox."}}: {error!r}'
-            ) from error
-        if not picture.is_file():
-            raise OptionError(f"{where}: the picture {picture} is missing")
-        if picture in texts:
-            raise OptionError(f"{where}: {picture.name} is there twice")
-        texts[picture] = text
-    return texts
-
-
-def _text_of(record: Mapping[str, Any]) -> str:
-    for name in _TEXT_FIELDS:
-        if isinstance(text := record.get(name), str):
-            return text.strip()
-    return ""
-
-
-def read_archive(archive: Path, warn: Callable[[str], None]) -> Iterator[PictureFile]:
-    """Yield the pictures of a webdataset archive in order.
-
-    Files with the same name up to the first dot belong together: a picture, and a .txt, or a .json
-    with ``text`` or ``caption``.
-
-    Args:
-        archive: a tar file.
-        warn: receives a line about files without a picture, and about a damaged end.
-    """
-    with archive.open("rb") as stream:
-        source = {"url": str(archive), "stream": stream}
-        try:
-            for files in group_by_keys(tar_file_expander([source])):
-                picture = _picture_of(files)
-                if picture is None:
-                    names = ", ".join(name for name in files if not name.startswith("__"))
-                    warn(f"{archive}: {files['__key__']} ({names}) has no picture")
-                else:
-                    yield picture
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            warn(f"{archive} is damaged, and the rest of it is lost: {error.args[0]}")
-
-
-def _picture_of(files: Mapping[str, Any]) -> PictureFile | None:
-    key = files["__key__"]
-    suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix[1:] in files), None)
-    if suffix is None:
-        return None
-
-    def read_text() -> str:
-        if "txt" in files:
-            return _decoded(files["txt"], f"{key}.txt")
-        if "json" not in files:
-            return ""
-        try:
-            record = json.loads(files["json"])
-            return _text_of(record)
-        except (ValueError, AttributeError) as error:
-            raise PictureError(f"{key}.json must hold a JSON object: {error}") from error
-
-    return PictureFile(f"{key}{suffix}", lambda: files[suffix[1:]], read_text)
+            about = place.stat()
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            passed.add("folders that cannot be read", f"{place}: {error.strerror}")
+            continue
+        if (key := (about.st_dev, about.st_ino)) in seen:
+            passed.add("links to folders that are read already", f"{place}")
+            continue
+        seen.add(key)
+        for entry in entries:
+            path, is_link = place / entry.name, entry.is_symlink()
+            if is_hidden(entry.name):
+                passed.add(HIDDEN, f"{path}")
+            elif os.path.isdir(path) if is_link else entry.is_dir():
+                (links if is_link else now).append(path)
+            elif os.path.isfile(path) if is_link else entry.is_file():
+                found.append(path)
+            else:
+                kind = "links that lead nowhere" if is_link else "devices and pipes"
+                passed.add(kind, f"{path}")
+    return [path.relative_to(folder).as_posix() for path in sorted(found)]

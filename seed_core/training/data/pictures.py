@@ -13,6 +13,7 @@ from PIL import Image
 from ...errors import OptionError, PictureError
 from ...tokenizer.preprocess import preprocess
 from ..loop import Samples
+from .passed_over import PassedOver
 from .picture_sources import PictureFile, find_pictures
 
 log = logging.getLogger(__name__)
@@ -30,15 +31,21 @@ class PictureFolders(Samples):
     reference. Another picture takes the place of a damaged one, and a warning names the file.
 
     Raises:
-        OptionError: a folder holds no picture, or no folder is given.
+        OptionError: a folder holds no picture, no folder is given, or a caption is missing.
+        PictureError: no caption can be read.
     """
 
     def __init__(
         self, folders: Sequence[Path], image_size: int, seed: int, has_captions: bool
     ) -> None:
-        self._files = [file for folder in folders for file in find_pictures(folder, log.warning)]
+        passed = PassedOver()
+        self._files = [file for folder in folders for file in find_pictures(folder, passed)]
         if not self._files:
             raise OptionError("pictures must list a folder at least")
+        if has_captions:
+            self._files = _captioned(self._files, passed)
+        for line in passed.lines():
+            log.warning("passed over: %s", line)
         self._image_size = image_size
         self._seed = seed
         self._has_captions = has_captions
@@ -81,10 +88,34 @@ class PictureFolders(Samples):
         return self._files[self._order[place]]
 
 
+def _captioned(files: Sequence[PictureFile], passed: PassedOver) -> list[PictureFile]:
+    """Return the pictures whose captions can be read; none may be missing."""
+    kept, missing = [], PassedOver()
+    for file in files:
+        try:
+            if _lines(file):
+                kept.append(file)
+            else:
+                missing.add("pictures without a caption", file.name)
+        except PictureError as error:
+            passed.add("pictures whose caption cannot be read", f"{file.name}: {error}")
+    for line in missing.lines():
+        raise OptionError(f"this stage learns from captions; {line}")
+    if not kept:
+        raise PictureError(f"no picture has a caption that can be read: {passed.lines()[-1]}")
+    return kept
+
+
 def _captions(file: PictureFile) -> list[str]:
-    if captions := [line.strip() for line in file.read_text().splitlines() if line.strip()]:
+    if captions := _lines(file):
         return captions
     raise OptionError(f"{file.name} has no caption, and this stage learns from captions")
+
+
+def _lines(file: PictureFile) -> list[str]:
+    """Return the captions of a picture; each line is one."""
+    lines = [line.strip() for text in file.read_texts() for line in text.splitlines()]
+    return [line for line in lines if line]
 
 
 def random_crop(picture: Image.Image, chance: random.Random) -> Image.Image:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
 import logging
 import random
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from ...errors import OptionError, SeedError
 from ..loop import Samples
+from ..processes import share
 from .documents import DocumentWriter
 from .examples import Example, cut, with_wrong_codes
 from .fields import Document, DocumentError
+from .json_lines import JsonLines
+from .passed_over import PassedOver
 
 log = logging.getLogger(__name__)
 
+# Documents to draw until one teaches something, and the fraction of them that may teach nothing: so
+# all of these tries fail in one of 40,000 samples at most.
 _TRIES = 100
-"""Documents to draw until one teaches something."""
+_MOST_IN_VAIN = 0.9
+
+_NAMED = 3  # lines that cannot be learned from
 
 
 class DocumentSource(Protocol):
@@ -31,103 +35,6 @@ class DocumentSource(Protocol):
 
     def document(self, number: int) -> Document:
         """Return one document."""
-
-
-class JsonLines:
-    """Files with a document on each line, in a new order for each round through all of them.
-
-    `datasets` keeps the lines in a cache file and reads them as they are needed, so they may be
-    larger than the memory.
-
-    Args:
-        files: a file, or a pattern such as ``codes/*.jsonl``.
-        seed: of the order.
-        cache: folder of the cache; by default the one that `datasets` uses.
-
-    Raises:
-        OptionError: the files are missing or empty.
-    """
-
-    def __init__(self, files: str | Path, seed: int = 0, cache: Path | None = None) -> None:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-
-        paths = sorted(glob.glob(str(files), recursive=True))
-        self._paths = [path for path in paths if Path(path).is_file() and Path(path).stat().st_size]
-        if not self._paths:
-            raise OptionError(
-                f"{files} is missing or empty; give a file of JSON lines, or a pattern of such files"
-            )
-        self._seed = seed
-        splits = {f"file{i}": [path] for i, path in enumerate(self._paths)}
-        # As text, not as JSON: a list of strings and codes has no single type, which Arrow needs.
-        try:
-            lines = load_dataset("text", data_files=splits, cache_dir=str(cache) if cache else None)
-        except (DatasetsError, ValueError, OSError) as error:
-            raise OptionError(
-                f"{files} cannot be read as lines of text: {_cause(error)}"
-            ) from error
-        self._lines = [lines[name] for name in splits]
-        self._ends = list(accumulate(map(len, self._lines)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def document(self, number: int) -> Document:
-        """Return one document.
-
-        Raises:
-            DocumentError: the line holds no JSON object.
-        """
-        file, line = self._place(number)
-        text = self._lines[file][line]["text"]
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise DocumentError(f"{self.where(number)}: this line is not JSON: {error}") from error
-        if not isinstance(document, dict):
-            raise DocumentError(f"{self.where(number)}: a JSON object is needed; got {text:.60}")
-        return document
-
-    def where(self, number: int) -> str:
-        """Return the file and line of a document, for messages."""
-        file, line = self._place(number)
-        return f"{self._paths[file]}, line {line + 1}"
-
-    def _place(self, number: int) -> tuple[int, int]:
-        turn, position = divmod(number, len(self))
-        row = shuffled(position, len(self), f"{self._seed} {turn}")
-        file = bisect_right(self._ends, row)
-        return file, row - (self._ends[file - 1] if file else 0)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return what went wrong first; `datasets` wraps it in a vaguer error."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def shuffled(position: int, count: int, key: str) -> int:
-    """Return the number at a position of a random order of ``count`` numbers, without a table.
-
-    Args:
-        position: 0 to ``count - 1``.
-        count: how many numbers there are.
-        key: names the order.
-    """
-    # A Feistel network permutes the numbers of an even count of bits, and permutes a number that is
-    # out of range again until it is in range.
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = position >> half, position & mask
-        for turn in range(4):
-            digest = hashlib.blake2b(f"{key} {turn} {right}".encode(), digest_size=8).digest()
-            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
-        position = left << half | right
-        if position < count:
-            return position
 
 
 @dataclass(frozen=True)
@@ -143,13 +50,13 @@ class SourceFiles:
     def __post_init__(self) -> None:
         _check(self.weight, self.max_length, self.most_pictures)
 
-    def open(self, seed: int = 0, cache: Path | None = None) -> Source:
+    def open(self, seed: int = 0) -> Source:
         """Return the source.
 
         Raises:
             OptionError: the files are missing or empty.
         """
-        documents = JsonLines(self.files, seed, cache)
+        documents = JsonLines(self.files, seed)
         return Source(documents, self.weight, self.max_length, self.most_pictures, self.swapped)
 
 
@@ -208,6 +115,57 @@ class Documents(Samples):
         self._wrong_codes = wrong_codes
         self._reported: set[int] = set()
 
+    def check(self) -> None:
+        """Read every document of the files once, so that a run does not end at one of them.
+
+        Raises:
+            DocumentError: documents do not fit their formats.
+            OptionError: hardly any document has something left to learn once it is cut.
+        """
+        in_vain, wrong, passed = 0.0, list[str](), PassedOver()
+        for source in self._sources:
+            if isinstance(source.documents, JsonLines):
+                in_vain += source.weight * self._check_lines(
+                    source, source.documents, wrong, passed
+                )
+        if wrong:
+            raise DocumentError("; ".join(wrong))
+        for line in passed.lines():
+            log.warning("passed over: %s", line)
+        if in_vain > _MOST_IN_VAIN * sum(source.weight for source in self._sources):
+            raise OptionError(
+                f"most documents have nothing left to learn once they are cut, {passed.lines()[0]}; "
+                "set a larger max_length"
+            )
+
+    def _check_lines(
+        self, source: Source, lines: JsonLines, wrong: list[str], passed: PassedOver
+    ) -> float:
+        """Return the fraction of lines that teach nothing; add those that do not fit to ``wrong``.
+
+        Each process reads its share. An error in one ends them all.
+        """
+        kind = f"documents with nothing to learn in {source.max_length} tokens"
+        chance, before = random.Random(self._seed), passed.count(kind)
+        first, step = share()
+        rows = range(first, len(lines), step)
+        for row in tqdm(rows, unit=" documents", leave=False, disable=None):
+            if len(wrong) == _NAMED:
+                break
+            try:
+                document = lines.line(row)
+            except DocumentError as error:
+                wrong.append(str(error))
+                continue
+            try:
+                example = self._example(source, document, chance)
+            except SeedError as error:
+                wrong.append(f"{lines.place(row)}: {error}")
+                continue
+            if not example.teaches:
+                passed.add(kind, partial(lines.place, row))
+        return (passed.count(kind) - before) / max(len(rows), 1)
+
     def sample(self, number: int) -> Example:
         """Return one example.
 
@@ -234,9 +192,12 @@ class Documents(Samples):
     def _write(self, source: Source, number: int, chance: random.Random) -> Example:
         document = source.documents.document(number)
         try:
-            example = self._writer.write(document, chance, source.most_pictures, source.swapped)
+            return self._example(source, document, chance)
         except SeedError as error:
             raise DocumentError(f"{_where(source, number)}: {error}") from error
+
+    def _example(self, source: Source, document: Document, chance: random.Random) -> Example:
+        example = self._writer.write(document, chance, source.most_pictures, source.swapped)
         return cut(example, source.max_length, self._writer.vocab)
 
     def _report(self, index: int, number: int) -> None:

@@ -60,6 +60,7 @@ class Data:
 
         Raises:
             OptionError: no source is given, or a source does not fit.
+            DocumentError: a document does not fit its format.
             CheckpointError: no family has as many codes as the vocabulary.
         """
         family = language_family(vocab.codebook_size)
@@ -68,7 +69,9 @@ class Data:
         if self.world is not None:
             told = self.world.open(seed)
             mixed.append(sources.Source(told, self.world.weight, self.world.max_length))
-        return sources.Documents(mixed, writer, seed, self.wrong_codes)
+        opened = sources.Documents(mixed, writer, seed, self.wrong_codes)
+        opened.check()
+        return opened
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ WEIGHTS_FILE = "model.safetensors"
 class QFormerSettings:
     """Settings of ``part: qformer``."""
 
-    pictures: tuple[Path, ...]  # folders of pictures, each with captions in a .txt of its name
+    pictures: tuple[Path, ...]  # folders of pictures with captions, as "data encode" reads them
     vocabulary: Path  # folder of BERT's tokenizer, such as bert-base-uncased
     start: Path | None = None  # a file such as blip2_pretrained.pth; by default random weights
 
