@@ -15,6 +15,7 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ...errors import OptionError, PictureError
+from ...files.pictures import decode_picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -34,19 +35,13 @@ class PictureFile:
     read_text: Callable[[], str]  # returns its text, or an empty string
 
     def open(self) -> Image.Image:
-        """Return the picture, decoded.
+        """Return the picture as `decode_picture` does.
 
         Raises:
-            PictureError: the picture is damaged.
+            PictureError: no picture can be read from the file.
             OSError: the file cannot be read.
         """
-        content = self.read()
-        try:
-            picture = Image.open(io.BytesIO(content))
-            picture.load()
-        except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-            raise PictureError(f"this file is damaged, or not a picture: {error}") from error
-        return picture
+        return decode_picture(io.BytesIO(self.read()), self.name)
 
 
 def find_pictures(folder: Path, warn: Callable[[str], None]) -> list[PictureFile]:
