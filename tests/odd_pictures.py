@@ -1,5 +1,6 @@
 """Files that are handed over as pictures: what people really have, whole, damaged and in disguise."""
 
+import functools
 import io
 import struct
 import zlib
@@ -69,6 +70,7 @@ def preview() -> bytes:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 34567\n"
 
 
+@functools.cache
 def refused() -> dict[str, tuple[bytes, str]]:
     """Contents of files that show no picture, with words that the refusal must have."""
     whole, jpeg = saved(noise()), saved(noise(), "JPEG")
