@@ -81,6 +81,7 @@ def decode_picture(file: IO[bytes], name: str, mode: Mode = "RGB") -> Image.Imag
     """
     with pillow_warnings() as warned, in_our_words():
         picture = as_it_looks(_load(file, warned), mode)
+        picture.info.clear()  # what it says of the file is no longer true, and may be damaged
     for line in warned:
         log.warning("%s: %s", name, line)
     return picture
