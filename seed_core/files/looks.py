@@ -69,6 +69,11 @@ def orientation(picture: Image.Image) -> object:
         return None
 
 
+def in_one_line(text: str) -> str:
+    """Return a text with escapes in place of letters that a console does not show, or obeys."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @contextmanager
 def in_our_words() -> Iterator[None]:
     """Turn what Pillow raises into a `PictureError`; what the system refuses stays an `OSError`."""
@@ -86,7 +91,7 @@ def in_our_words() -> Iterator[None]:
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        why = str(error) or type(error).__name__
+        why = in_one_line(str(error)[:200]) or type(error).__name__  # may quote the file
         raise PictureError(f"it is damaged or not whole ({why}); get it anew") from error
 
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import OptionError, PictureError
 from .heard import pillow_warnings
 from .impostors import HEAD, begins_as_picture, what_it_is
-from .looks import Mode, as_it_looks, in_our_words, orientation
+from .looks import Mode, as_it_looks, in_one_line, in_our_words, orientation
 from .writer import check_output
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def read_picture(path: Path, mode: Mode = "RGB") -> Image.Image:
     Raises:
         PictureError: the file is missing, or no picture can be read from it.
     """
-    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    name = in_one_line(str(path))
     try:
         if path.is_dir():
             raise PictureError("this is a folder; name the pictures in it")
@@ -83,7 +83,7 @@ def decode_picture(file: IO[bytes], name: str, mode: Mode = "RGB") -> Image.Imag
         picture = as_it_looks(_load(file, warned), mode)
         picture.info.clear()  # what it says of the file is no longer true, and may be damaged
     for line in warned:
-        log.warning("%s: %s", name, line)
+        log.warning("%s: %s", name, in_one_line(line[:200]))
     return picture
 
 

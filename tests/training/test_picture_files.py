@@ -12,7 +12,7 @@ from PIL import Image
 from seed_core.__main__ import main
 from seed_core.errors import PictureError
 from seed_core.training.__main__ import main as training
-from seed_core.training.data.picture_sources import find_pictures
+from seed_core.training.data.picture_sources import PictureFile
 from seed_core.training.data.pictures import PictureFolders
 
 
@@ -87,13 +87,13 @@ def test_what_shows_no_picture_is_left_out_by_name(odd, good, tmp_path, capfd, c
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err
     for kind, (_, words) in refused.items():
-        (line,) = [line for line in err.splitlines() if f"bad {kind}.png" in line]
+        (line,) = [line for line in err.splitlines() if f"bad {kind}.png is left out" in line]
         assert re.search(words, line), line
     assert "several.gif: only the first of its pictures is read" in caplog.messages
 
 
 def test_a_stage_sees_pictures_upright_and_in_8_bits(good, mini_tokenizer):
-    files = {file.name: file for file in find_pictures(good, print)}
+    files = {path.name: PictureFile(path.name, path.read_bytes, str) for path in good.iterdir()}
     for name in ("lying.png", "lying.tif", "lying.webp", "through.png"):
         assert np.array_equal(files[name].open(), files["upright.png"].open())
     assert np.array_equal(files["deep.png"].open(), files["grey.png"].open())
