@@ -3,10 +3,10 @@
 import numpy
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from ..seed_core import SeedTokenizer
 from ..seed_core.codes.familiarity import summarize_distances
-from ..seed_core.files.pictures import read_picture
 from ..seed_core.models.names import sample_pictures
 from ..seed_core.tokenizer.preprocess import FITS
 from . import host
@@ -37,8 +37,8 @@ class SeedSamplePicture(io.ComfyNode):
 
     @classmethod
     def execute(cls, picture: str) -> io.NodeOutput:
-        shown = read_picture(sample_pictures()[picture])
-        values = numpy.asarray(shown, dtype=numpy.float32) / 255.0
+        with Image.open(sample_pictures()[picture]) as file:
+            values = numpy.asarray(file.convert("RGB"), dtype=numpy.float32) / 255.0
         return io.NodeOutput(host.to_wire(torch.from_numpy(values)[None]))
 
 

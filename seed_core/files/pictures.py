@@ -38,8 +38,10 @@ def is_picture_file(path: Path) -> bool:
     if is_picture_name(path):
         return True
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
-            return path.is_file() and begins_as_picture(file.read(HEAD))
+            return begins_as_picture(file.read(HEAD))
     except OSError:  # whoever reads it says what is wrong
         return False
 

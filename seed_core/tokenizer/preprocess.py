@@ -63,13 +63,14 @@ def preprocess(
     pixels = np.empty((len(images), 3, size, size), dtype=np.float32)
     mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
     for row, image in enumerate(images):
+        _check_size(image)
         resized = _to_square(as_it_looks(image), size, fit, INTERPOLATIONS[interpolation])
         scaled = np.asarray(resized, dtype=np.float32) / np.float32(255)  # [S, S, 3]
         pixels[row] = ((scaled - mean) / std).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
-def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resampling) -> Image.Image:
+def _check_size(image: Image.Image) -> None:
     if min(image.size) < 1:
         raise PictureError(f"a picture of {image.width} x {image.height} pixels has no content")
     if max(image.size) > LONGEST_SIDE:
@@ -77,6 +78,9 @@ def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resamplin
             f"a picture of {image.width:,} x {image.height:,} pixels is too long; a side may have "
             f"up to {LONGEST_SIDE:,}"
         )
+
+
+def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resampling) -> Image.Image:
     square = (size, size)
     if fit == "crop":
         return ImageOps.fit(image, square, filter_)

@@ -82,6 +82,8 @@ def test_what_is_no_file_is_said_to_be_none(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has neither")
 def test_pipes_and_links_to_nothing_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_picture_file(tmp_path / "pipe")
     with pytest.raises(PictureError, match="a device or a pipe"):
         read_picture(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
@@ -224,13 +226,14 @@ def test_a_warning_of_another_thread_goes_where_it_went(odd, monkeypatch):
     assert {str(warning.message) for warning in caught} == {"of something else"}
 
 
-def test_a_file_that_shrinks_after_it_was_read_changes_nothing(odd, tmp_path):
-    """Pillow maps plain BMPs, and a map of a file that has shrunk ends the process."""
-    path = tmp_path / "fox.bmp"
-    path.write_bytes(odd.saved(odd.fox(), "BMP"))
-    picture = read_picture(path)
-    path.write_bytes(b"")
-    assert same(picture, odd.fox())
+def test_no_picture_is_a_map_of_its_file(odd, tmp_path, monkeypatch):
+    """Pillow maps some plain files, and a map of a file that has shrunk ends the process."""
+    path = tmp_path / "fox.tif"
+    path.write_bytes(odd.saved(odd.fox().convert("RGBA"), "TIFF"))
+    monkeypatch.setattr("mmap.mmap", lambda *args, **options: pytest.fail("a map"))
+    assert same(read_picture(path, "RGBA"), odd.fox().convert("RGBA"))
+    with Image.open(path) as picture, pytest.raises(pytest.fail.Exception):
+        picture.load()  # so that the law is one
 
 
 # --- what is written ---
