@@ -28,7 +28,7 @@ _KINDS = (  # how files begin, letters in any case; what they are, and what to d
     (rb"SIMPLE  =", f"a FITS picture, which does not say what white is; {_EXPORT}"),
     (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive; unpack it first"),
 )  # fmt: skip
-_PICTURES = rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM|....ftyp"
+_PICTURES = rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM....\0{4}|....ftyp"
 
 
 def begins_as_picture(head: bytes) -> bool:

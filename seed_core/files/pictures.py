@@ -11,10 +11,10 @@ from typing import IO
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..compute.looks import Mode, as_it_looks, in_one_line, in_our_words, orientation
 from ..errors import OptionError, PictureError
 from .heard import pillow_warnings
 from .impostors import HEAD, begins_as_picture, what_it_is
-from .looks import Mode, as_it_looks, in_one_line, in_our_words, orientation
 from .writer import check_output
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..compute.looks import as_it_looks
 from ..errors import OptionError, PictureError
-from ..files.looks import as_it_looks
 
 LONGEST_SIDE = 1_000_000
 """Pixels of a side; the filters take up to 32 bytes of memory for each."""

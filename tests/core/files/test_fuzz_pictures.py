@@ -3,6 +3,7 @@
 What it once failed on lies in tests/data/fuzz/pictures, and is tried again as an ordinary test.
 """
 
+import functools
 import hashlib
 import io
 import random
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seed_core.__main__ import main
 from seed_core.errors import PictureError
 from seed_core.files import pictures
 from seed_core.tokenizer.preprocess import preprocess
@@ -83,6 +85,7 @@ OPTIONS = [
 ]
 
 
+@functools.cache
 def whole_pictures() -> list[bytes]:
     """One of every mode in every format that Pillow writes, and some with more in them."""
     Image.init()
@@ -278,6 +281,24 @@ def test_damaged_pictures_are_read_or_refused(tmp_path):
 @pytest.mark.slow
 def test_a_hundred_thousand_damaged_pictures_are_read_or_refused(tmp_path):
     read_or_refuse(CASES, tmp_path)
+
+
+def test_damage_ends_no_command_in_a_traceback(tmp_path, capfd):
+    chance, wholes = random.Random("commands"), whole_pictures()
+    file, output = tmp_path / "picture.png", str(tmp_path / "codes.json")
+    capfd.readouterr()
+    for _ in range(50):
+        file.write_bytes(damaged(chance, wholes))
+        status = main(["encode", str(file), "-o", output])
+        out, err = capfd.readouterr()
+        if status == 0:
+            assert out == f"wrote the codes of 1 picture to {output}\n"
+        else:
+            assert status == 1
+            last = err.splitlines()[-1]  # libtiff has words of its own before it
+            assert last.startswith(f"error: {file} cannot be read as a picture: ")
+        assert "Traceback" not in err
+        assert "Warning" not in err
 
 
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*")), ids=lambda file: file.name)

@@ -2,13 +2,11 @@
 
 import io
 import os
-import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
 from seed_core.errors import OptionError, PictureError
 from seed_core.files.pictures import (
@@ -164,66 +162,11 @@ def test_a_phone_photo_of_several_pictures_is_read_without_a_word(odd, tmp_path,
     assert not caplog.messages
 
 
-def test_what_pillow_warns_of_is_a_line_with_the_files_name(odd, tmp_path, caplog):
-    """And never a Python warning, whatever Python is told to do with those."""
-    path = tmp_path / "fox.png"
-    path.write_bytes(odd.saved(odd.fox(), exif=b"Exif\0\0nonsense"))
-    for action in ("error", "ignore", "default"):
-        with warnings.catch_warnings():
-            warnings.simplefilter(action)
-            filters, show = list(warnings.filters), warnings.showwarning
-            assert same(read_picture(path), odd.fox())
-            assert (warnings.filters, warnings.showwarning) == (filters, show)
-    said = f"{path}: its EXIF data is damaged, so it may lie on its side"
-    assert caplog.messages == [said] * 3
-
-
 def test_large_pictures_are_read_without_a_word(odd, tmp_path, caplog):
     path = tmp_path / "large.png"
     path.write_bytes(odd.black(12000, 7600))  # Pillow warns from 89 million pixels on
     assert read_picture(path).size == (12000, 7600)
     assert not caplog.messages
-
-
-def test_threads_hear_only_their_own_warnings(odd, caplog):
-    """And leave Python's warnings as they were."""
-    whole, broken = odd.saved(odd.fox()), odd.saved(odd.fox(), exif=b"Exif\0\0nonsense")
-    filters, show = list(warnings.filters), warnings.showwarning
-    start = threading.Barrier(8)
-
-    def read(number):
-        start.wait()
-        for _ in range(10):
-            decode_picture(io.BytesIO(broken if number % 2 else whole), f"picture {number}")
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (warnings.filters, warnings.showwarning) == (filters, show)
-    assert sorted(caplog.messages) == sorted(
-        f"picture {number}: its EXIF data is damaged, so it may lie on its side"
-        for number in (1, 3, 5, 7)
-        for _ in range(10)
-    )
-
-
-def test_a_warning_of_another_thread_goes_where_it_went(odd, monkeypatch):
-    """One that has nothing to do with pictures, while a picture is read."""
-    original = ImageFile.ImageFile.load
-
-    def load(self):
-        elsewhere = threading.Thread(target=warnings.warn, args=("of something else",))
-        elsewhere.start()
-        elsewhere.join()
-        return original(self)
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        decode_picture(io.BytesIO(odd.saved(odd.fox(), "BMP")), "fox")
-    assert {str(warning.message) for warning in caught} == {"of something else"}
 
 
 def test_no_picture_is_a_map_of_its_file(odd, tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from seed_core.compute.looks import as_it_looks
 from seed_core.errors import PictureError
-from seed_core.files.looks import as_it_looks
 
 WIDTH, HEIGHT = 24, 16
 

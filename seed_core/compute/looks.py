@@ -92,7 +92,9 @@ def in_our_words() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         why = in_one_line(str(error)[:200]) or type(error).__name__  # may quote the file
-        raise PictureError(f"it is damaged or not whole ({why}); get it anew") from error
+        raise PictureError(
+            f"it is damaged or not whole ({why}); get it anew, or save it again"
+        ) from error
 
 
 def _in_8_bits(picture: Image.Image, mode: Mode) -> Image.Image:
