@@ -1,4 +1,4 @@
-"""Files that are handed over as pictures: what people really have, whole, damaged and in disguise."""
+"""Files that are handed over as pictures: what people have, whole, damaged and in disguise."""
 
 import functools
 import io

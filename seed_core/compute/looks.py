@@ -123,7 +123,7 @@ def _from_16_bits(picture: Image.Image) -> Image.Image:
 
 
 def _from_32_bits(picture: Image.Image) -> Image.Image:
-    """Return a picture whose numbers can only be meant as 8 bits; any other could be of any scale."""
+    """Return a picture whose numbers can only be meant as 8 bits; others have no known scale."""
     low, high = picture.getextrema()
     levels = picture.convert("L")
     if not np.array_equal(np.asarray(picture), np.asarray(levels)) or high == 1:

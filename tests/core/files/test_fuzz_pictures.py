@@ -1,4 +1,4 @@
-"""Any bytes behind a picture's head: each is read, or refused by a `PictureError`, in bounded memory.
+"""Any bytes behind a picture's head: read, or refused by a `PictureError`, in bounded memory.
 
 What it once failed on lies in tests/data/fuzz/pictures, and is tried again as an ordinary test.
 """
@@ -127,19 +127,58 @@ def _written(picture, mode, form, **options):
 # How files begin that Pillow reads and cannot write.
 HEADS = [
     *(b"8BPS\0\1\0\0\0\0\0\0\0\3\0\0\0\x18\0\0\0\x18\0\x08\0\3", b"SIMPLE  =                    T"),
-    *(b"/* XPM */\nstatic char *a[] = {\n\"24 24 2 1\",\n", b"\x89HDF\r\n\x1a\n", b"GRIB\0\0\0\1"),
-    *(b"BUFR\0\0\0\3", b"\0\0\0\0\x11\xaf" + bytes(10), b"\0\0\0\0\x12\xaf\1\0\x18\0\x18\0\x08\0\3\0"),
-    *(b"\0\0\2\0\1\0\x18\x18\0\0\1\0\x20\0", b"FTEX\0\0\0\0", b"BLP1\1\0\0\0", b"BLP2\1\0\0\0\1\x08"),
+    *(b'/* XPM */\nstatic char *a[] = {\n"24 24 2 1",\n', b"\x89HDF\r\n\x1a\n", b"GRIB\0\0\0\1"),
+    *(
+        b"BUFR\0\0\0\3",
+        b"\0\0\0\0\x11\xaf" + bytes(10),
+        b"\0\0\0\0\x12\xaf\1\0\x18\0\x18\0\x08\0\3\0",
+    ),
+    *(
+        b"\0\0\2\0\1\0\x18\x18\0\0\1\0\x20\0",
+        b"FTEX\0\0\0\0",
+        b"BLP1\1\0\0\0",
+        b"BLP2\1\0\0\0\1\x08",
+    ),
     *(b"DDS \x7c\0\0\0\7\x10\x0a\0", b"\0\0\0\x1c\0\0\0\1\0\0\0\x18\0\0\0\x18\0\0\0\4", b"PCD_IPI"),
-    *(b"\x80\xe8\0\0\0\0\0\0", b"\x0a\5\1\x08", b"\xb1\x68\xde\x3a", b"\x1c\x01", b"P7 332\n#a\n24 24 255\n"),
-    *(b"\x59\xa6\x6a\x95\0\0\0\x18\0\0\0\x18\0\0\0\x18", b"\1\xda\1\1\0\3\0\x18\0\x18\0\3", b"qoif"),
+    *(
+        b"\x80\xe8\0\0\0\0\0\0",
+        b"\x0a\5\1\x08",
+        b"\xb1\x68\xde\x3a",
+        b"\x1c\x01",
+        b"P7 332\n#a\n24 24 255\n",
+    ),
+    *(
+        b"\x59\xa6\x6a\x95\0\0\0\x18\0\0\0\x18\0\0\0\x18",
+        b"\1\xda\1\1\0\3\0\x18\0\x18\0\3",
+        b"qoif",
+    ),
     *(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"\0\0\1\xb3", b"%!PS-Adobe", b"\xd7\xcd\xc6\x9a\0\0"),
-    *(b"Pf\n24 24\n-1.0\n", b"PF\n24 24\n1\n", b"P1\n24 24\n", b"P3 24 24 999\n", b"P6 9999999 9 255\n"),
-    *(b"P7\nWIDTH 24\nHEIGHT 24\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n", b"BM", b"RIFF"),
+    *(
+        b"Pf\n24 24\n-1.0\n",
+        b"PF\n24 24\n1\n",
+        b"P1\n24 24\n",
+        b"P3 24 24 999\n",
+        b"P6 9999999 9 255\n",
+    ),
+    *(
+        b"P7\nWIDTH 24\nHEIGHT 24\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n",
+        b"BM",
+        b"RIFF",
+    ),
     *(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"\0\0\0\x20ftypavif", b"\xff\xd8\xff\xe1"),
-    *(b"GIF89a\xff\xff\xff\xff\xf7\0\0", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"),
-    *(b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0", b"icns\0\0\1\0ic07", b"DanM\x18\0\x18\0", b"Image type: 1"),
-]  # fmt: skip
+    *(
+        b"GIF89a\xff\xff\xff\xff\xf7\0\0",
+        b"\x89PNG\r\n\x1a\n",
+        b"II*\0\x08\0\0\0",
+        b"MM\0*\0\0\0\x08",
+    ),
+    *(
+        b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0",
+        b"icns\0\0\1\0ic07",
+        b"DanM\x18\0\x18\0",
+        b"Image type: 1",
+    ),
+]
 NUMBERS = [0, 1, 2, 7, 255, 256, 65535, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 13000, 9458]
 
 

@@ -1,4 +1,4 @@
-"""Pictures as files: which can be read, what is said of the others, which paths can be written to."""
+"""Pictures as files: which can be read, what is said of the others, where one can be written."""
 
 import io
 import os
