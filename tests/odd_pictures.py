@@ -84,7 +84,7 @@ def refused() -> dict[str, tuple[bytes, str]]:
         "cut gif": (saved(noise(), "GIF")[:3000], "damaged or not whole"),
         "cut tiff": (saved(noise(), "TIFF")[:3000], "damaged or"),
         "cut in its head": (whole[:20], "damaged or not whole"),
-        "cut in its mark": (whole[:8], "begins as a PNG picture does, but is damaged"),
+        "cut in its mark": (whole[:8], "begins as PNG pictures do, but is damaged"),
         "one byte": (b"\x89", "no picture format"),
         "bomb": (black(30000, 30000), "more than 178,956,970 pixels"),
         "no pixels": (png(0, 0, 8, 2, chunk(b"IDAT", zlib.compress(b""))), "damaged or"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from PIL import Image
@@ -13,6 +14,8 @@ _EXPORT = "export it as PNG or JPEG"
 _KINDS = (  # how files begin, letters in any case; what they are, and what to do
     (rb"version https://git-lfs", "a Git-LFS pointer, a short text in place of the picture; type "
      "`git lfs pull` in its folder to get the picture"),
+    (rb"/annex/objects/", "a git-annex pointer, a short text in place of the picture; type "
+     "`git annex get .` in its folder to get the picture"),
     (rb"<!doctype html|<html|<head|<body|<\?xml[^>]*>\s*<(!doctype )?html", "a web page, saved in "
      "place of the picture; download the picture itself"),
     (rb"<svg|<\?xml.*<svg|<!doctype svg", f"an SVG drawing; {_EXPORT}"),
@@ -20,9 +23,8 @@ _KINDS = (  # how files begin, letters in any case; what they are, and what to d
     (rb"%!PS|\xc5\xd0\xd3\xc6", f"a PostScript drawing; {_EXPORT}"),
     (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", f"a Windows metafile; {_EXPORT}"),
     (rb"....ftyp(hei|hev|mif|msf)", f"a HEIC photo, which Pillow cannot read; {_EXPORT}"),
-    (rb"....ftypavi", f"an AVIF picture, which this Pillow cannot read; {_EXPORT}"),
     (rb"....ftypcrx|IIR[OS]|IIU\0|FUJIFILMCCD-RAW", f"a camera's raw photo; {_EXPORT}"),
-    (rb"....(ftyp|moov)|\x1aE\xdf\xa3|RIFF....AVI ", f"a video; take a frame of it and {_EXPORT}"),
+    (rb"....(ftyp(?!avi)|moov)|\x1aE\xdf\xa3|RIFF....AVI ", f"a video; take a frame of it and {_EXPORT}"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", f"a JPEG XL picture, which Pillow cannot read; {_EXPORT}"),
     (rb"v/1\x01|#\?RADIANCE|#\?RGBE", f"a picture of high dynamic range; {_EXPORT}"),
     (rb"SIMPLE  =", f"a FITS picture, which does not say what white is; {_EXPORT}"),
@@ -53,7 +55,7 @@ def what_it_is(head: bytes) -> str:
             return f"this is {words}"
     if formats := _formats_that_begin_so(head):
         return (
-            f"it begins as a {formats[0]} picture does, but is damaged or of a kind that Pillow "
+            f"it begins as {formats[0]} pictures do, but is damaged or of a kind that Pillow "
             "cannot read; get it anew, or save it again as PNG or JPEG"
         )
     if words := _words(text):
@@ -68,8 +70,9 @@ def _formats_that_begin_so(head: bytes) -> list[str]:
 
 def _words(text: bytes) -> str:
     """Return the beginning of a text in one line, or nothing if it is no text."""
-    try:
-        line = " ".join(text[:60].decode("utf-8").split())
+    try:  # the last letter may be cut
+        words = codecs.getincrementaldecoder("utf-8")().decode(text[:60])
     except UnicodeDecodeError:
         return ""
+    line = " ".join(words.split())
     return line if line.isprintable() else ""

@@ -22,6 +22,7 @@ def all_formats():
         (b"", "this file is empty"),
         (bytes(HEAD), "only zeros"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git-LFS pointer"),
+        (b"/annex/objects/SHA256E-s9--0.png", "a git-annex pointer"),
         (b"<!doctype HTML><p>", "a web page"),
         (b"  \r\n<html>", "a web page"),
         (b"\xef\xbb\xbf<!DOCTYPE html>", "a web page"),
@@ -30,6 +31,7 @@ def all_formats():
         (b"<svg>", "an SVG drawing"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "a text, not a picture"),
         (b"Not Found", 'a text, not a picture; it begins with "Not Found'),
+        (("fehlt: " + "ü" * 99).encode(), 'a text, not a picture; it begins with "fehlt: üüü'),
         (b"%PDF-1.4", "a PDF document"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript drawing"),
         (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
@@ -48,9 +50,9 @@ def all_formats():
         (b"SIMPLE  =                    T", "a FITS picture"),
         (b"PK\3\4", "an archive"),
         (b"\x1f\x8b\x08", "an archive"),
-        (b"\x89PNG\r\n\x1a\n", "begins as a PNG picture does"),
-        (b"\xff\xd8\xff\xe0", "begins as a JPEG picture does"),
-        (b"II*\0\x08\0\0\0", "begins as a TIFF picture does"),
+        (b"\x89PNG\r\n\x1a\n", "begins as PNG pictures do"),
+        (b"\xff\xd8\xff\xe0", "begins as JPEG pictures do"),
+        (b"II*\0\x08\0\0\0", "begins as TIFF pictures do"),
         (struct.pack("<Q", 300) + b'{"codes":', "no picture format"),
         (b"\xff\xfe<\0h\0t\0m\0l\0", "no picture format"),
     ],
@@ -59,6 +61,12 @@ def test_a_file_is_called_by_what_it_is(content, words):
     assert words in what_it_is(content)
     if content.strip(b"\0"):
         assert words in what_it_is((content + LONG)[:HEAD])
+
+
+def test_an_avif_is_no_video():
+    """An old Pillow does not know it."""
+    words = "begins as AVIF pictures do" if "AVIF" in _formats() else "no picture format"
+    assert words in what_it_is(b"\0\0\0\x20ftypavif")
 
 
 def test_the_words_of_a_text_are_shown_in_one_line_that_no_console_obeys():
