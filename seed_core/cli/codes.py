@@ -8,18 +8,18 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from .. import SeedCodes, SeedTokenizer, load_decoder, load_tokenizer, seeded_generators
 from ..codes.edits import join_codes, select_codes
 from ..codes.file import CODES_SUFFIXES, TEXT_SUFFIX, read_codes_file, save_codes_file
 from ..decoder.embeddings import require_image_embedding
 from ..errors import OptionError
-from ..files.pictures import is_picture_name, read_picture, save_pictures
+from ..files.pictures import is_picture_file, is_picture_name, read_picture, save_pictures
 from ..files.writer import check_output
 from ..models import names
 from ..models.tokenizer import open_tokenizer
 from ..tokenizer.config import TokenizerConfig
+from ..tokenizer.preprocess import preprocess
 from .console import progress_bar, say
 from .options import decode_options
 
@@ -46,11 +46,11 @@ def read_codes(
         CodesError: a file does not hold codes, or two hold codes of different families.
         PictureError: a picture cannot be read.
     """
-    opened = {path: read_picture(path) for path in paths if is_picture_name(path)}
-    read = {path: _read_file(args, path) for path in paths if path not in opened}
-    if opened:
-        codes = encode(list(opened.values()), args.fit, tokenizer())
-        read |= {path: select_codes(codes, row, 1) for row, path in enumerate(opened)}
+    pictures = list(dict.fromkeys(path for path in paths if is_picture_file(path)))
+    read = {path: _read_file(args, path) for path in paths if path not in pictures}
+    if pictures:
+        codes = encode(args, pictures, tokenizer)
+        read |= {path: select_codes(codes, row, 1) for row, path in enumerate(pictures)}
     return join_codes([read[path] for path in paths])
 
 
@@ -59,10 +59,20 @@ def _read_file(args: argparse.Namespace, path: Path) -> SeedCodes:
     return read_codes_file(path, tokenizer_config(args.tokenizer).family if is_text else None)
 
 
-def encode(pictures: Sequence[Image.Image], fit: str, tokenizer: SeedTokenizer) -> SeedCodes:
-    """Return the codes of pictures, and how well they fit."""
-    values, distances = tokenizer.encode_with_distances(tokenizer.preprocess(pictures, fit))
-    return SeedCodes(values, tokenizer.family, tokenizer.codebook_size, distances)
+def encode(args: argparse.Namespace, paths: Sequence[Path], tokenizer: LoadTokenizer) -> SeedCodes:
+    """Return the codes of picture files, and how well they fit.
+
+    All are read before the tokenizer is loaded, and no two are in memory at once.
+
+    Raises:
+        PictureError: a picture cannot be read.
+    """
+    config = tokenizer_config(args.tokenizer)
+    size, filter_ = config.vision.image_size, config.interpolation
+    pixels = [preprocess([read_picture(path)], size, args.fit, filter_) for path in paths]
+    loaded = tokenizer()
+    values, distances = loaded.encode_with_distances(torch.cat(pixels))
+    return SeedCodes(values, loaded.family, loaded.codebook_size, distances)
 
 
 def embed(codes: SeedCodes, tokenizer: SeedTokenizer) -> torch.Tensor:

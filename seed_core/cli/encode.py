@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from ..compute.precision import PRECISIONS
-from ..files.pictures import read_picture
 from . import codes, options
 
 
@@ -40,5 +39,4 @@ def run(args: argparse.Namespace) -> None:
     """Turn pictures into codes."""
     codes.check_codes_output(args.output)
     tokenizer = codes.tokenizer_of(args, PRECISIONS[args.precision])
-    pictures = [read_picture(path) for path in args.pictures]
-    codes.write_codes(codes.encode(pictures, args.fit, tokenizer()), args.output)
+    codes.write_codes(codes.encode(args, args.pictures, tokenizer), args.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -13,24 +14,25 @@ Value = TypeVar("Value")
 
 _START = 512  # bytes of a file that are looked at
 
-_DOWNLOAD = "Delete it and download the file itself, of the size that its page shows."
+_DOWNLOAD = "delete it and download the file itself, of the size that its page shows"
 
-# What a text begins with, in lower case, to what it is and what to do.
-_TEXTS = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file that it stands for. In its "
-    "folder run git lfs pull, or download the file from its page in a browser.",
-    b"/annex/objects/": "is a pointer of git-annex, not the file that it stands for. In its folder "
-    "run git annex get .",
-    b"<!doctype html": f"is a web page that was saved in the place of a file. {_DOWNLOAD}",
-    b"<html": f"is a web page that was saved in the place of a file. {_DOWNLOAD}",
-    b"<?xml": f"is an answer of a server that was saved in the place of a file. {_DOWNLOAD}",
-}
+# What stands in place of a file: how it begins, in small letters; what it is, and what to do.
+_IN_PLACE = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file that it stands for; run "
+     "`git lfs pull` in its folder, or download the file from its page in a browser"),
+    (rb"/annex/objects/", "a git-annex pointer, not the file that it stands for; run "
+     "`git annex get .` in its folder"),
+    (rb"<!doctype html|<html|<head|<body|<\?xml[^>]*>\s*<(!doctype )?html", "a web page that was "
+     f"saved in place of the file; {_DOWNLOAD}"),
+    (rb"<\?xml[^>]*>\s*<error", "an answer of a server that was saved in place of the file; "
+     f"{_DOWNLOAD}"),
+)  # fmt: skip
 _GGUF = (
     "is in llama.cpp's format GGUF, which this cannot read. Get the same model as safetensors in "
     "16 bits."
 )
 
-_MODEL_TEXT = f"is a text, not weights. {_DOWNLOAD}"
+_MODEL_TEXT = f"is a text, not weights; {_DOWNLOAD}"
 
 # Names of files that other programs leave, to what they are and what to do.
 _FILES = {
@@ -115,15 +117,23 @@ def check_content(path: Path, is_text: bool = False) -> None:
         raise CheckpointError(f"{path} {what}")
 
 
+def in_place_of_a_file(start: bytes) -> str:
+    """Return what a text is that stands in place of a file, and what to do; nothing of any other.
+
+    Args:
+        start: the first bytes.
+    """
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for begin, what in _IN_PLACE if re.match(begin, text, re.DOTALL)), "")
+
+
 def _what_it_is(start: bytes, is_text: bool) -> str:
     if not start:
-        return f"is empty. {_DOWNLOAD}"
+        return f"is empty; {_DOWNLOAD}"
     if start.startswith(b"GGUF"):
         return _GGUF
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for begin, what in _TEXTS.items():
-        if text.startswith(begin):
-            return what
+    if what := in_place_of_a_file(start):
+        return f"is {what}"
     is_printable = all(byte >= 32 or byte in b"\t\r\n" for byte in start[:64])
     return _MODEL_TEXT if is_printable and not is_text and len(start) > 8 else ""
 

@@ -1,15 +1,31 @@
-"""Picture files, in any format Pillow knows."""
+"""Picture files, in any format Pillow knows: the one place where they are opened."""
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..compute.looks import Mode, as_it_looks, in_one_line, in_our_words, orientation
 from ..errors import OptionError, PictureError
+from .heard import pillow_warnings
+from .impostors import HEAD, begins_as_picture, what_it_is
 from .writer import check_output
+
+log = logging.getLogger(__name__)
+
+# Formats that would run another program, that only Windows draws, or that do not say what white is.
+_NOT_READ = ("EPS", "WMF", "FITS")
+# Formats of several pictures in which the first is the whole picture.
+_FIRST_IS_WHOLE = ("MPO", "PSD")
+
+# The tag of TIFF that says what a picture is to others in its file, and its bit for a preview.
+_SUBFILE_TYPE, _IS_PREVIEW = 254, 1
 
 
 def is_picture_name(path: Path) -> bool:
@@ -17,20 +33,85 @@ def is_picture_name(path: Path) -> bool:
     return path.suffix.lower() in Image.registered_extensions()
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Open a picture file.
+def is_picture_file(path: Path) -> bool:
+    """Return whether a file has a picture's name, or begins as a picture does."""
+    if is_picture_name(path):
+        return True
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open("rb") as file:
+            return begins_as_picture(file.read(HEAD))
+    except OSError:  # whoever reads it says what is wrong
+        return False
+
+
+def read_picture(path: Path, mode: Mode = "RGB") -> Image.Image:
+    """Return the picture in a file, `as_it_looks`.
 
     Raises:
-        PictureError: the file is missing, or Pillow cannot read it.
+        PictureError: the file is missing, or no picture can be read from it.
     """
+    name = in_one_line(str(path))
     try:
-        picture = Image.open(path)
-        picture.load()
+        if path.is_dir():
+            raise PictureError("this is a folder; name the pictures in it")
+        if path.exists() and not path.is_file():
+            raise PictureError("this is not a file but a device or a pipe; save it to a file first")
+        # Not by its name: Pillow would map it, and a file that shrinks would end the process.
+        with path.open("rb") as file:
+            return decode_picture(file, name, mode)
     except FileNotFoundError as error:
-        raise PictureError(f"the picture {path} does not exist") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise PictureError(f"{path} cannot be read as a picture: {error}") from error
+        raise PictureError(f"the picture {name} does not exist") from error
+    except PictureError as error:
+        raise PictureError(f"{name} cannot be read as a picture: {error}") from error
+    except OSError as error:
+        raise PictureError(f"the picture {name} cannot be read: {error.strerror}") from error
+
+
+def decode_picture(file: IO[bytes], name: str, mode: Mode = "RGB") -> Image.Image:
+    """Return the picture in an open file or in memory, `as_it_looks`; of several, the first.
+
+    Args:
+        file: can be sought in.
+        name: what warnings call it.
+        mode: as in `as_it_looks`.
+
+    Raises:
+        PictureError: no picture can be read from it; the message does not name it.
+        OSError: the system cannot read the file.
+    """
+    with pillow_warnings() as warned, in_our_words():
+        picture = as_it_looks(_load(file, warned), mode)
+        picture.info.clear()  # what it says of the file is no longer true, and may be damaged
+    for line in warned:
+        log.warning("%s: %s", name, in_one_line(line[:200]))
     return picture
+
+
+def _load(file: IO[bytes], warned: list[str]) -> Image.Image:
+    try:
+        picture = Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        raise PictureError(what_it_is(file.read(HEAD))) from error
+    if getattr(picture, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & _IS_PREVIEW:
+        raise PictureError("it shows only a preview, as raw photos do; export it as PNG or JPEG")
+    if getattr(picture, "default_image", False):
+        picture.seek(1)  # of an animated PNG; before it stands what is never shown with the others
+    picture.load()
+    if orientation(picture) is None:
+        warned.append("its EXIF data is damaged, so it may lie on its side")
+    if picture.format not in _FIRST_IS_WHOLE and getattr(picture, "is_animated", False):
+        warned.append("only the first of its pictures is read")
+    return picture
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.preinit()  # the most used, so that they come first
+    Image.init()
+    return [name for name in Image.ID if name not in _NOT_READ]
 
 
 def check_picture_output(path: Path) -> None:

@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..compute.looks import as_it_looks
 from ..errors import OptionError, PictureError
+
+LONGEST_SIDE = 1_000_000
+"""Pixels of a side; the filters take up to 32 bytes of memory for each."""
 
 # stretch: squash to a square (the reference); crop: centre square; pad: black borders
 FITS = ("stretch", "crop", "pad")
@@ -38,8 +42,8 @@ def preprocess(
     """Resize pictures to a square and normalise them.
 
     Args:
-        images: PIL pictures of any mode and size, or float ``[B, C, H, W]`` in 0..1 with 1, 3 or 4
-            channels. Transparency is dropped, as in the reference.
+        images: PIL pictures, which are taken `as_it_looks`, or float ``[B, C, H, W]`` in 0..1 with
+            1, 3 or 4 channels. Transparency is dropped, as in the reference.
         size: side of the square, in pixels.
         fit: one of `FITS`.
         interpolation: one of `INTERPOLATIONS`.
@@ -49,7 +53,8 @@ def preprocess(
 
     Raises:
         OptionError: ``fit`` is unknown.
-        PictureError: a tensor is not a batch of pictures, or a picture is empty.
+        PictureError: a tensor is not a batch of pictures, or a picture is empty, damaged, too long
+            or of numbers that do not say what white is.
     """
     if fit not in FITS:
         raise OptionError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
@@ -58,15 +63,24 @@ def preprocess(
     pixels = np.empty((len(images), 3, size, size), dtype=np.float32)
     mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
     for row, image in enumerate(images):
-        resized = _to_square(image.convert("RGB"), size, fit, INTERPOLATIONS[interpolation])
+        _check_size(image)
+        resized = _to_square(as_it_looks(image), size, fit, INTERPOLATIONS[interpolation])
         scaled = np.asarray(resized, dtype=np.float32) / np.float32(255)  # [S, S, 3]
         pixels[row] = ((scaled - mean) / std).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
-def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resampling) -> Image.Image:
+def _check_size(image: Image.Image) -> None:
     if min(image.size) < 1:
         raise PictureError(f"a picture of {image.width} x {image.height} pixels has no content")
+    if max(image.size) > LONGEST_SIDE:
+        raise PictureError(
+            f"a picture of {image.width:,} x {image.height:,} pixels is too long; a side may have "
+            f"up to {LONGEST_SIDE:,}"
+        )
+
+
+def _to_square(image: Image.Image, size: int, fit: str, filter_: Image.Resampling) -> Image.Image:
     square = (size, size)
     if fit == "crop":
         return ImageOps.fit(image, square, filter_)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ...errors import OptionError, PictureError
+from ...files.pictures import decode_picture
 from .metadata import METADATA_FILES, read_metadata
 from .passed_over import HIDDEN, OTHER_FILES, UNMATCHED_TEXTS, PassedOver
 from .texts import LARGEST_TEXT, TEXT_SUFFIXES, agreed, pair, texts_in
@@ -39,19 +40,13 @@ class PictureFile:
     has_text_file: bool = False  # which may hold no text
 
     def open(self) -> Image.Image:
-        """Return the picture, decoded.
+        """Return the picture as `decode_picture` does.
 
         Raises:
-            PictureError: the picture is damaged.
+            PictureError: no picture can be read from the file.
             OSError: the file cannot be read.
         """
-        content = self.read()
-        try:
-            picture = Image.open(io.BytesIO(content))
-            picture.load()
-        except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-            raise PictureError(f"this file is damaged, or not a picture: {error}") from error
-        return picture
+        return decode_picture(io.BytesIO(self.read()), self.name)
 
 
 def is_hidden(name: str) -> bool:

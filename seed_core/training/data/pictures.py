@@ -72,7 +72,7 @@ class PictureFolders(Samples):
 
     def _read(self, file: PictureFile, chance: random.Random) -> tuple[torch.Tensor, str]:
         caption = chance.choice(_captions(file)) if self._has_captions else ""
-        picture = random_crop(file.open().convert("RGB"), chance)
+        picture = random_crop(file.open(), chance)
         return preprocess([picture], self._image_size, interpolation="bicubic")[0], caption
 
     def _report(self, file: PictureFile, error: PictureError) -> None:

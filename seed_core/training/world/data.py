@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from ...errors import OptionError, PictureError
+from ...errors import OptionError
+from ...files.pictures import read_picture
 from ...files.side_files import read_json
 from ...files.writer import check_output
 from ...models.names import SEED_MINI, bundled
@@ -66,13 +66,9 @@ def add_own_object(parser: argparse.ArgumentParser) -> None:
 def run_own_object(args: argparse.Namespace) -> None:
     """Write artwork.npz and concepts.json with one more object."""
     description = read_json(args.description or bundled("concepts.json"))
-    try:
-        with Image.open(args.picture) as picture:
-            picture.load()
-    except FileNotFoundError as error:
-        raise OptionError(f"the picture {args.picture} is missing") from error
-    except OSError as error:
-        raise PictureError(f"{args.picture} cannot be read as a picture: {error}") from error
+    if not args.picture.exists():
+        raise OptionError(f"the picture {args.picture} is missing")
+    picture = read_picture(args.picture, "RGBA")
     artwork, description = add_object(
         read_artwork(args.artwork), description, args.name, picture, args.category
     )

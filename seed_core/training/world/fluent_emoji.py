@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ...errors import DownloadError, OptionError
+from ...files.pictures import decode_picture
 from .artwork import Artwork, cut_out
 
 PACKAGE = "https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz"
@@ -96,5 +96,4 @@ def _in_archive(package: Path, wanted: Collection[str]) -> Iterator[tuple[str, _
 
 
 def _cut_out(content: bytes) -> _Picture:
-    with Image.open(io.BytesIO(content)) as picture:
-        return cut_out(picture)
+    return cut_out(decode_picture(io.BytesIO(content), "a picture of the package", "RGBA"))

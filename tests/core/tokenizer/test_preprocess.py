@@ -1,9 +1,11 @@
 """Preprocessing: any picture becomes the square the tower expects, or one clear error."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from seed_core.errors import OptionError, PictureError
 from seed_core.tokenizer.preprocess import CLIP_MEAN, CLIP_STD, FITS, preprocess
@@ -93,6 +95,38 @@ def test_pictures_of_any_mode_work(photo, mode):
     pixels = preprocess([picture], SIZE)
     assert pixels.shape == (1, 3, SIZE, SIZE)
     assert pixels.isfinite().all()
+
+
+def test_16_bits_are_scaled_not_clipped(photo):
+    grey = photo.convert("L")
+    deep = Image.fromarray(np.array(grey).astype(np.uint16) * 257)
+    assert torch.equal(preprocess([deep], SIZE), preprocess([grey], SIZE))
+
+
+def test_pictures_are_turned_upright_once(photo):
+    """Whoever has turned them already loses nothing."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[274] = 6
+    photo.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    expected = preprocess([photo], SIZE)
+    assert torch.equal(preprocess([Image.open(file)], SIZE), expected)
+    assert torch.equal(preprocess([ImageOps.exif_transpose(Image.open(file))], SIZE), expected)
+
+
+def test_a_damaged_picture_is_our_error(photo):
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[:-900]))
+    with pytest.raises(PictureError, match="damaged or not whole"):
+        preprocess([cut], SIZE)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_side_so_long_that_its_filter_would_fill_the_memory_is_refused(fit):
+    """A hundred million pixels of one bit are a small file."""
+    for picture in (Image.new("1", (100_000_000, 1)), torch.zeros(1, 3, 1, 1_000_001)):
+        with pytest.raises(PictureError, match="0,00[01] x 1 pixels is too long; .* 1,000,000"):
+            preprocess(picture if isinstance(picture, torch.Tensor) else [picture], SIZE, fit)
 
 
 def test_grey_pictures_have_three_equal_channels(photo):
