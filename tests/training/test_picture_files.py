@@ -87,7 +87,7 @@ def test_what_shows_no_picture_is_left_out_by_name(odd, good, tmp_path, capfd, c
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err
     for kind, (_, words) in refused.items():
-        (line,) = [line for line in err.splitlines() if f"bad {kind}.png is left out" in line]
+        line = next(line for line in err.splitlines() if f"bad {kind}.png is left out" in line)
         assert re.search(words, line), line
     assert "several.gif: only the first of its pictures is read" in caplog.messages
 

@@ -29,7 +29,7 @@ def all_formats():
         (b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0">', "a web page"),
         (b'<?xml version="1.0"?><!-- made by hand -->\n<svg xmlns="">', "an SVG drawing"),
         (b"<svg>", "an SVG drawing"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "a text, not a picture"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "an answer of a server"),
         (b"Not Found", 'a text, not a picture; it begins with "Not Found'),
         (("fehlt: " + "ü" * 99).encode(), 'a text, not a picture; it begins with "fehlt: üüü'),
         (b"%PDF-1.4", "a PDF document"),
