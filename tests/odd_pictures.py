@@ -89,7 +89,7 @@ def refused() -> dict[str, tuple[bytes, str]]:
         "bomb": (black(30000, 30000), "more than 178,956,970 pixels"),
         "no pixels": (png(0, 0, 8, 2, chunk(b"IDAT", zlib.compress(b""))), "damaged or"),
         "much text": (big_letters(), "damaged or not whole"),
-        "git lfs": (LFS, "a Git-LFS pointer.*`git lfs pull`"),
+        "git lfs": (LFS, "a Git LFS pointer.*`git lfs pull`"),
         "web page": (b"\n<!DOCTYPE html>\n<html><title>404</title></html>", "a web page"),
         "page without type": (b"\xef\xbb\xbf<HTML lang=en><body>Sign in</body>", "a web page"),
         "svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG"),
