@@ -79,12 +79,20 @@ def lora_files(path: str | Path) -> list[Path]:
     try:
         return weights.weight_files(path, _WEIGHT_STEMS)
     except CheckpointError as error:
-        inside = sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}"))
-        if not inside:
+        if inside := sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}")):
+            why = f"There are adapters in its folders {', '.join(inside[:10])}: choose one."
+        elif others := sorted(each.name for each in path.iterdir() if _may_be_weights(each)):
+            why = (
+                f"It has {', '.join(others[:10])}: one that peft saved has to be called "
+                "adapter_model.safetensors (or .bin), as it was."
+            )
+        else:
             raise
-        raise CheckpointError(
-            f"{error}. There are adapters in its folders {', '.join(inside[:10])}: choose one."
-        ) from error
+        raise CheckpointError(f"{error}. {why}") from error
+
+
+def _may_be_weights(file: Path) -> bool:
+    return file.suffix.lower() in (*weights.WEIGHT_SUFFIXES, ".gguf", ".npz")
 
 
 # Where an adapter lies, and how strongly it is applied.

@@ -17,6 +17,8 @@ FULL = "full"  # the module's weight, trained in full
 TOKENS = "tokens"  # rows of a table that were trained in full
 UNUSED = "unused"
 
+_LONGEST = 500  # of names; those of a language model's have 100 characters at most
+
 # What wraps a module adds to its name, wherever it stands.
 _WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 
@@ -102,6 +104,8 @@ def _some(names: list[str]) -> str:
 
 def _role(key: str) -> tuple[str, str] | None:
     """Return the module that a tensor belongs to, and what it is for it."""
+    if len(key) > _LONGEST:
+        return None
     steps = [step for step in key.split(".") if step not in _WRAPPERS]
     start, is_wrapped = 0, False
     while prefix := next((p for p in _PREFIXES if steps[start : start + len(p)] == p), None):

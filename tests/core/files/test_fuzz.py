@@ -457,7 +457,8 @@ def damage_tensors(chance: random.Random, tensors: dict) -> dict:
         elif kind == 3:
             made[key] = torch.zeros([chance.choice([0, 1, 2, 8, 40]) for _ in range(at % 4)])
         elif kind == 4:
-            made[key] = made[key].abs().to(chance.choice(DTYPES))
+            numbers = tensors.get(key, torch.ones(made[key].shape))
+            made[key] = numbers.to(chance.choice(DTYPES))
         elif kind == 5:
             value = chance.choice([float("nan"), float("inf"), 1e38, -1e30, 1e-45])
             made[key] = torch.full(made[key].shape, value)
