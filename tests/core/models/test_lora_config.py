@@ -96,7 +96,12 @@ def peft_logits(llm_folder, isolated_random_state, tmp_path):
             pytest.skip(f"this peft has no {missing}")
         model = LlamaForCausalLM.from_pretrained(llm_folder, dtype=torch.float32).eval()
         config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": QV, **settings})
-        wrapped = peft.get_peft_model(model, config).eval()
+        try:
+            wrapped = peft.get_peft_model(model, config).eval()
+        except ValueError as error:
+            if "Unknown initialization" not in str(error):
+                raise
+            pytest.skip(f"this peft says {error}")
         random = torch.Generator().manual_seed(2)
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
