@@ -271,6 +271,15 @@ def test_millions_of_names_in_the_config_are_no_work(llm, tensors, save_adapter)
     assert read_lora(save_adapter(tensors, **fields), llm.config).products
 
 
+def test_a_name_that_is_there_twice_is_found_among_many_at_once(llm, tensors, save_adapter):
+    """Each counted in turn they would take hours."""
+    folder = save_adapter(tensors)
+    names = ", ".join(f'"{number}": 1' for number in [*range(500_000), 499_999])
+    (folder / "adapter_config.json").write_text(f"{{{names}}}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="'499999' occurs twice"):
+        read_lora(folder, llm.config)
+
+
 @pytest.mark.parametrize(
     "field", ["rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"]
 )
