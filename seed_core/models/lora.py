@@ -39,7 +39,7 @@ _TABLES = (EMBEDDINGS, HEAD)
 _BYTES_PER_WEIGHT = 16
 _SMALL_FILE = 64 * 2**20
 
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by module and role
+_Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by module and role
 
 
 def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
@@ -57,7 +57,7 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
     files = lora_files(path)
     parts = parts_in_file(config)
     _check_size(files, parts)
-    looks = {key: x for file in files for key, x in weights.copied_stand_ins(file)}
+    looks = dict(weights.read_weights(files, read=lambda file, _: weights.copied_stand_ins(file)))
     found = lora_names.sort_names(files[0], looks)
     places = {key: (module, role) for module, of in found.items() for role, key in of.items()}
     reader = _Reader(files[0], config, parts, AdapterConfig.beside(files[0]))
@@ -81,7 +81,7 @@ def lora_files(path: str | Path) -> list[Path]:
     except CheckpointError as error:
         if inside := sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}")):
             why = f"There are adapters in its folders {', '.join(inside[:10])}: choose one."
-        elif others := sorted(each.name for each in path.iterdir() if _may_be_weights(each)):
+        elif others := sorted(each.name for each in path.glob("*") if _may_be_weights(each)):
             why = (
                 f"It has {', '.join(others[:10])}: one that peft saved has to be called "
                 "adapter_model.safetensors (or .bin), as it was."
@@ -171,7 +171,7 @@ class _Reader:
         tables = {module for module, roles in found.items() if TOKENS in roles}
         self.config.check_tokens(tables, self.model.tie_word_embeddings)
 
-    def adapter(self, tensors: Tensors) -> LoraAdapter:
+    def adapter(self, tensors: _Tensors) -> LoraAdapter:
         """Return what the tensors do; of tables the whole comes before single rows."""
         in_full = [
             self._replacement(module, found[FULL])

@@ -48,6 +48,7 @@ _OTHER_METHODS = (
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     "target_parameters",
 )
+_KNOWN = _FOLLOWED | _HARMLESS | {*_OTHER_METHODS}
 _OFF_WHEN_EMPTY = ("layer_replication", "target_parameters")
 
 # Ways to begin training that leave the model as it is; others change it too.
@@ -78,9 +79,7 @@ class AdapterConfig:
         config._check_kind(place)
         config._check_start(place)
         if unknown := sorted(
-            name
-            for name, value in config.fields.items()
-            if value and name not in (*_FOLLOWED, *_HARMLESS, *_OTHER_METHODS)
+            name for name, value in config.fields.items() if value and name not in _KNOWN
         ):
             raise CheckpointError(
                 f"{place} has settings that are not known here: {', '.join(unknown[:5]):.200}. They may "

@@ -20,7 +20,12 @@ UNUSED = "unused"
 _LONGEST = 500  # of names; those of a language model's have 100 characters at most
 
 # What wraps a module adds to its name, wherever it stands.
-_WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_WRAPPERS = frozenset(
+    (
+        *("_orig_mod", "module", "_forward_module", "pretrained_model"),
+        *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    )
+)
 
 # What peft puts before every name; training scripts may wrap twice, or wrap what peft wrapped.
 _PREFIXES = (["base_model", "model"], ["model", "base_model", "model"])

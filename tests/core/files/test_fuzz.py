@@ -423,6 +423,7 @@ SETTINGS = {
     **{"target_modules": "all-linear", "modules_to_save": ["norm"], "init_lora_weights": True},
     **{"trainable_token_indices": {"embed_tokens": [3, 5]}, "layers_to_transform": None},
     **{"exclude_modules": ["lm_head"], "lora_bias": False, "bias": "none", "revision": None},
+    **{"layers_pattern": ["layers"], "ensure_weight_tying": False, "target_parameters": None},
 }
 STEPS = [
     *("module", "_orig_mod", "base_model", "model", "layers", "0", "1", "default", "lora_A"),

@@ -350,6 +350,17 @@ def test_safetensors_come_before_the_pickle_beside_them(llm, tensors, save_adapt
     assert all(torch.equal(found[key], product) for key, product in expected.items())
 
 
+def test_shards_that_hold_the_same_tensor_are_refused(llm, tensors, save_adapter):
+    folder = save_adapter(tensors)
+    for number in (1, 2):
+        shutil.copy(folder / "adapter_model.safetensors", folder / f"part-{number}.safetensors")
+    table = {key: f"part-{number % 2 + 1}.safetensors" for number, key in enumerate(tensors)}
+    index = folder / "adapter_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": table}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="and so does another file"):
+        read_lora(folder, llm.config)
+
+
 def test_a_run_with_nothing_but_checkpoints_names_them(llm, tensors, save_adapter, tmp_path):
     for step in (500, 1000):
         save_adapter(tensors, f"run/checkpoint-{step}")

@@ -143,7 +143,7 @@ HARMLESS = {
     "layers_pattern": [[], "layers", ["h", "model.layers"]],
     "rank_pattern": [{}, {"q_proj": 4}, {"nothing.*like.it": 3}],
     "alpha_pattern": [{}, {"q_proj": 8}],
-    "exclude_modules": [[], ["lm_head"], "lm_head"],
+    "exclude_modules": [[], ["lm_head"], "lm_head", "all-linear"],
     "target_modules": ["all-linear", ".*_proj", "(?=q).*", ["gate_up_proj", *SEVEN]],
     "target_parameters": [[]],
     "trainable_token_indices": [[], {}, {"embed_tokens": []}],
@@ -244,6 +244,11 @@ def test_every_setting_of_the_installed_peft_is_known():
         (
             {"layers_to_transform": [0], "target_modules": SEVEN},
             r"changes model\.layers\.1",
+        ),
+        ({"layers_pattern": 5}, "layers_pattern that cannot be read"),
+        (
+            {"layers_to_transform": [0, 1], "layers_pattern": "h", "target_modules": SEVEN},
+            r"changes model\.layers\.0",
         ),
         ({"layers_to_transform": ["0"]}, "layers_to_transform that cannot be read"),
         ({"modules_to_save": ["lm_head"]}, "lacks lm_head, which .* modules_to_save"),
