@@ -217,22 +217,7 @@ class _Reader:
         return Replacement(part, tensor, ids)
 
     def _product(self, module: str, found: Mapping[str, torch.Tensor]) -> LowRankProduct:
-        is_table = module == EMBEDDINGS
-        roles = (TABLE_DOWN, TABLE_UP) if is_table and TABLE_DOWN in found else (DOWN, UP)
-        if not set(roles) <= found.keys() <= {*roles, ALPHA, FULL}:
-            raise CheckpointError(
-                f"{self.file} holds only half of what changes {module}; it is incomplete"
-            )
-        down, up = (found[role] for role in roles)
-        if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1] or not len(down):
-            raise CheckpointError(
-                f"{self.file}: the matrices for {module} have shapes {list(down.shape)} and "
-                f"{list(up.shape)}, which do not fit each other. It is damaged, or was saved before "
-                "a training on several cards had gathered its parts."
-            )
-        if roles[0] == TABLE_DOWN:  # a table's rows are what goes in
-            down, up = up.T.contiguous(), down.T.contiguous()
-        up = self._without_padding(module, up)
+        down, up = self._matrices(module, found)
         part = self._part(module, torch.Size((len(up), down.shape[1])))
         rank, alpha = len(down), found.get(ALPHA)
         if rank > sum(part.shape):
@@ -246,6 +231,40 @@ class _Reader:
         if not down.is_meta:
             self._check_range(module, down, up, scale)
         return LowRankProduct(part, down, up, scale)
+
+    def _matrices(
+        self, module: str, found: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrices of a product: [rank, in_features] and [out_features, rank]."""
+        is_table = module == EMBEDDINGS and TABLE_DOWN in found
+        roles = (TABLE_DOWN, TABLE_UP) if is_table else (DOWN, UP)
+        if not set(roles) <= found.keys() <= {*roles, ALPHA, FULL}:
+            raise CheckpointError(
+                f"{self.file} holds only half of what changes {module}; it is incomplete"
+            )
+        down, up = (found[role] for role in roles)
+        shapes = f"{self.file}: the matrices for {module} have shapes "
+        shapes += f"{list(down.shape)} and {list(up.shape)}, which "
+        if self._are_turned(module, down, up):
+            raise CheckpointError(
+                f"{shapes}is the other way round from what peft saves. Save the adapter with peft, "
+                "or convert it to its form."
+            )
+        if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1] or not len(down):
+            raise CheckpointError(
+                f"{shapes}do not fit each other. It is damaged, or was saved before a training on "
+                "several cards had gathered its parts."
+            )
+        if is_table:  # whose rows are what goes in
+            down, up = up.T.contiguous(), down.T.contiguous()
+        return down, self._without_padding(module, up)
+
+    def _are_turned(self, module: str, down: torch.Tensor, up: torch.Tensor) -> bool:
+        """Tell matrices that would fit the weight if each were turned, and do not as they are."""
+        part = self.parts.get(f"{module}.weight")
+        if part is None or down.dim() != 2 or up.dim() != 2 or down.shape[1] != len(up):
+            return False
+        return part.shape == (up.shape[1], len(down)) != (len(up), down.shape[1])
 
     def _check_range(self, module: str, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
         """Refuse a product whose sums may be infinite."""

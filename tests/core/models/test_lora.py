@@ -192,9 +192,10 @@ def test_numbers_too_large_for_any_weight_are_refused(llm, tensors, save_adapter
 # --- sizes ---
 
 
-def test_matrices_that_are_turned_are_of_another_model(llm, tensors, save_adapter):
+def test_matrices_that_are_turned_are_told_so(llm, tensors, save_adapter):
+    """As mlx has them, by whatever names; blamed on the model they would send people in circles."""
     turned = {key: x.T.contiguous() for key, x in tensors.items()}
-    with pytest.raises(CheckpointError, match="do not fit each other|another language model"):
+    with pytest.raises(CheckpointError, match=r"\[48, 4\] and \[4, 32\], .*the other way round"):
         read_lora(save_adapter(turned), llm.config)
 
 
