@@ -31,7 +31,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # Tables of tokens are filled up to a multiple of one of these, so that matrices fit cards well.
-_PADDED_TO = tuple(2**power for power in range(3, 10))
+_PADDED_TO = tuple(2**power for power in range(3, 11))
 _TABLES = (EMBEDDINGS, HEAD)
 
 # Bytes of files that are read for a number of the model: none is larger in float64, and a file of
