@@ -31,7 +31,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # Tables of tokens are filled up to a multiple of one of these, so that matrices fit cards well.
-_PADDED_TO = tuple(2**power for power in range(3, 10))
+_PADDED_TO = tuple(2**power for power in range(3, 11))
 _TABLES = (EMBEDDINGS, HEAD)
 
 # Bytes of files that are read for a number of the model: none is larger in float64, and a file of
@@ -39,7 +39,7 @@ _TABLES = (EMBEDDINGS, HEAD)
 _BYTES_PER_WEIGHT = 16
 _SMALL_FILE = 64 * 2**20
 
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by module and role
+_Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by module and role
 
 
 def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
@@ -57,7 +57,7 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
     files = lora_files(path)
     parts = parts_in_file(config)
     _check_size(files, parts)
-    looks = {key: x for file in files for key, x in weights.copied_stand_ins(file)}
+    looks = dict(weights.read_weights(files, read=lambda file, _: weights.copied_stand_ins(file)))
     found = lora_names.sort_names(files[0], looks)
     places = {key: (module, role) for module, of in found.items() for role, key in of.items()}
     reader = _Reader(files[0], config, parts, AdapterConfig.beside(files[0]))
@@ -79,12 +79,20 @@ def lora_files(path: str | Path) -> list[Path]:
     try:
         return weights.weight_files(path, _WEIGHT_STEMS)
     except CheckpointError as error:
-        inside = sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}"))
-        if not inside:
+        if inside := sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}")):
+            why = f"There are adapters in its folders {', '.join(inside[:10])}: choose one."
+        elif others := sorted(each.name for each in path.glob("*") if _may_be_weights(each)):
+            why = (
+                f"It has {', '.join(others[:10])}: one that peft saved has to be called "
+                "adapter_model.safetensors (or .bin), as it was."
+            )
+        else:
             raise
-        raise CheckpointError(
-            f"{error}. There are adapters in its folders {', '.join(inside[:10])}: choose one."
-        ) from error
+        raise CheckpointError(f"{error}. {why}") from error
+
+
+def _may_be_weights(file: Path) -> bool:
+    return file.suffix.lower() in (*weights.WEIGHT_SUFFIXES, ".gguf", ".npz")
 
 
 # Where an adapter lies, and how strongly it is applied.
@@ -163,7 +171,7 @@ class _Reader:
         tables = {module for module, roles in found.items() if TOKENS in roles}
         self.config.check_tokens(tables, self.model.tie_word_embeddings)
 
-    def adapter(self, tensors: Tensors) -> LoraAdapter:
+    def adapter(self, tensors: _Tensors) -> LoraAdapter:
         """Return what the tensors do; of tables the whole comes before single rows."""
         in_full = [
             self._replacement(module, found[FULL])
@@ -209,22 +217,7 @@ class _Reader:
         return Replacement(part, tensor, ids)
 
     def _product(self, module: str, found: Mapping[str, torch.Tensor]) -> LowRankProduct:
-        is_table = module == EMBEDDINGS
-        roles = (TABLE_DOWN, TABLE_UP) if is_table and TABLE_DOWN in found else (DOWN, UP)
-        if not set(roles) <= found.keys() <= {*roles, ALPHA, FULL}:
-            raise CheckpointError(
-                f"{self.file} holds only half of what changes {module}; it is incomplete"
-            )
-        down, up = (found[role] for role in roles)
-        if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1] or not len(down):
-            raise CheckpointError(
-                f"{self.file}: the matrices for {module} have shapes {list(down.shape)} and "
-                f"{list(up.shape)}, which do not fit each other. It is damaged, or was saved before "
-                "a training on several cards had gathered its parts."
-            )
-        if roles[0] == TABLE_DOWN:  # a table's rows are what goes in
-            down, up = up.T.contiguous(), down.T.contiguous()
-        up = self._without_padding(module, up)
+        down, up = self._matrices(module, found)
         part = self._part(module, torch.Size((len(up), down.shape[1])))
         rank, alpha = len(down), found.get(ALPHA)
         if rank > sum(part.shape):
@@ -238,6 +231,40 @@ class _Reader:
         if not down.is_meta:
             self._check_range(module, down, up, scale)
         return LowRankProduct(part, down, up, scale)
+
+    def _matrices(
+        self, module: str, found: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrices of a product: [rank, in_features] and [out_features, rank]."""
+        is_table = module == EMBEDDINGS and TABLE_DOWN in found
+        roles = (TABLE_DOWN, TABLE_UP) if is_table else (DOWN, UP)
+        if not set(roles) <= found.keys() <= {*roles, ALPHA, FULL}:
+            raise CheckpointError(
+                f"{self.file} holds only half of what changes {module}; it is incomplete"
+            )
+        down, up = (found[role] for role in roles)
+        shapes = f"{self.file}: the matrices for {module} have shapes "
+        shapes += f"{list(down.shape)} and {list(up.shape)}, which "
+        if self._are_turned(module, down, up):
+            raise CheckpointError(
+                f"{shapes}is the other way round from what peft saves. Save the adapter with peft, "
+                "or convert it to its form."
+            )
+        if down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1] or not len(down):
+            raise CheckpointError(
+                f"{shapes}do not fit each other. It is damaged, or was saved before a training on "
+                "several cards had gathered its parts."
+            )
+        if is_table:  # whose rows are what goes in
+            down, up = up.T.contiguous(), down.T.contiguous()
+        return down, self._without_padding(module, up)
+
+    def _are_turned(self, module: str, down: torch.Tensor, up: torch.Tensor) -> bool:
+        """Tell matrices that would fit the weight if each were turned, and do not as they are."""
+        part = self.parts.get(f"{module}.weight")
+        if part is None or down.dim() != 2 or up.dim() != 2 or down.shape[1] != len(up):
+            return False
+        return part.shape == (up.shape[1], len(down)) != (len(up), down.shape[1])
 
     def _check_range(self, module: str, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
         """Refuse a product whose sums may be infinite."""

@@ -29,14 +29,16 @@ _FOLLOWED = frozenset(
     )
 )
 
-# What only training reads, what says where the model came from, and what has no meaning for a
-# LLaMA: its matrices have no biases to train and are never stored turned.
+# What only training reads, what says where the model came from, what other programs add, and what
+# has no meaning for a LLaMA: its matrices have no biases to train and are never stored turned.
 _HARMLESS = frozenset(
     (
         *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
         *("peft_version", "runtime_config", "lora_dropout", "fan_in_fan_out", "bias"),
         *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config"),
         *("lora_ga_config", "velora_config", "qalora_group_size", "merge_weights"),
+        *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "_from_model_config"),
+        "transformers_version",
     )
 )
 
@@ -46,6 +48,7 @@ _OTHER_METHODS = (
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     "target_parameters",
 )
+_KNOWN = _FOLLOWED | _HARMLESS | {*_OTHER_METHODS}
 _OFF_WHEN_EMPTY = ("layer_replication", "target_parameters")
 
 # Ways to begin training that leave the model as it is; others change it too.
@@ -76,9 +79,7 @@ class AdapterConfig:
         config._check_kind(place)
         config._check_start(place)
         if unknown := sorted(
-            name
-            for name, value in config.fields.items()
-            if value and name not in (*_FOLLOWED, *_HARMLESS, *_OTHER_METHODS)
+            name for name, value in config.fields.items() if value and name not in _KNOWN
         ):
             raise CheckpointError(
                 f"{place} has settings that are not known here: {', '.join(unknown[:5]):.200}. They may "

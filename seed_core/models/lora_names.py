@@ -17,8 +17,15 @@ FULL = "full"  # the module's weight, trained in full
 TOKENS = "tokens"  # rows of a table that were trained in full
 UNUSED = "unused"
 
+_LONGEST = 500  # of names; those of a language model's have 100 characters at most
+
 # What wraps a module adds to its name, wherever it stands.
-_WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_WRAPPERS = frozenset(
+    (
+        *("_orig_mod", "module", "_forward_module", "pretrained_model"),
+        *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    )
+)
 
 # What peft puts before every name; training scripts may wrap twice, or wrap what peft wrapped.
 _PREFIXES = (["base_model", "model"], ["model", "base_model", "model"])
@@ -37,18 +44,18 @@ _UNUSED = frozenset(
 
 # Parts of names to what holds them; the first that is found is said.
 _OTHER_KINDS = {
-    "lora_magnitude": "a DoRA adapter; only plain LoRA can be loaded",
-    "lora_B.bias": "one with biases (lora_bias), and layers of a LLaMA have none",
-    ".lora_a": "an adapter as mlx saves it: save it as peft does",
-    ".absmax": "quantised by bitsandbytes: save the adapter alone, without the model",
-    "lora_E": "an AdaLoRA adapter; only plain LoRA can be loaded",
-    "lora_diag": "a KaSA adapter; only plain LoRA can be loaded",
-    "hada_w": "a LoHa adapter; only plain LoRA can be loaded",
-    "lokr_w": "a LoKr adapter; only plain LoRA can be loaded",
-    "vera_lambda": "a VeRA adapter; only plain LoRA can be loaded",
-    "ia3_l": "an IA3 adapter; only plain LoRA can be loaded",
-    "oft_": "an OFT adapter; only plain LoRA can be loaded",
-    "prompt_embeddings": "a prompt that was tuned; only plain LoRA can be loaded",
+    "lora_magnitude": "is a DoRA adapter; only plain LoRA can be loaded",
+    "lora_B.bias": "has biases (lora_bias), and layers of a LLaMA have none",
+    ".lora_a": "is an adapter as mlx saves it: save it as peft does",
+    ".absmax": "was quantised by bitsandbytes: save the adapter alone, without the model",
+    "lora_E": "is an AdaLoRA adapter; only plain LoRA can be loaded",
+    "lora_diag": "is a KaSA adapter; only plain LoRA can be loaded",
+    "hada_w": "is a LoHa adapter; only plain LoRA can be loaded",
+    "lokr_w": "is a LoKr adapter; only plain LoRA can be loaded",
+    "vera_lambda": "is a VeRA adapter; only plain LoRA can be loaded",
+    "ia3_l": "is an IA3 adapter; only plain LoRA can be loaded",
+    "oft_": "is an OFT adapter; only plain LoRA can be loaded",
+    "prompt_embeddings": "is a prompt that was tuned; only plain LoRA can be loaded",
 }
 
 Found = dict[str, dict[str, str]]
@@ -84,7 +91,7 @@ def sort_names(file: Path, keys: Iterable[str]) -> Found:
     if unknown:
         raise CheckpointError(
             f"{file} holds {len(unknown)} tensors that a LoRA adapter does not have, such as "
-            f"{_some(unknown)}; it is {kind or 'an adapter of another kind'}"
+            f"{_some(unknown)}; it {kind or 'is an adapter of another kind'}"
         )
     return found
 
@@ -102,6 +109,8 @@ def _some(names: list[str]) -> str:
 
 def _role(key: str) -> tuple[str, str] | None:
     """Return the module that a tensor belongs to, and what it is for it."""
+    if len(key) > _LONGEST:
+        return None
     steps = [step for step in key.split(".") if step not in _WRAPPERS]
     start, is_wrapped = 0, False
     while prefix := next((p for p in _PREFIXES if steps[start : start + len(p)] == p), None):

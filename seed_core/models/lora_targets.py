@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from ..errors import CheckpointError
 from .lora_config import CONFIG_FILE, EMBEDDINGS, HEAD, AdapterConfig
@@ -62,11 +61,10 @@ class _Targets:
         self._wanted = _Chosen.of(config, "target_modules")
         self._excluded = _Chosen.of(config, "exclude_modules")
         self._layers = self._numbers(config)
-        patterns = config.fields.get("layers_pattern") or ()
+        patterns = config.names("layers_pattern") or "layers"
         self._counts_layers = any(
-            _matches(pattern, "layers", after_dot=True) is not False
-            or _matches(pattern, "model.layers", after_dot=True) is not False
-            for pattern in ((patterns,) if isinstance(patterns, str) else patterns or ("layers",))
+            _matches(pattern, "model.layers") is not False
+            for pattern in ((patterns,) if isinstance(patterns, str) else patterns)
         )
 
     @staticmethod
@@ -81,10 +79,16 @@ class _Targets:
         """Tell whether training put a product on a module; None if that cannot be told."""
         if self._excluded.has(module):
             return False
+        found = self._is_wanted(module)
+        return None if found and self._excluded.is_unclear else found
+
+    def _is_wanted(self, module: str) -> bool | None:
+        if (self._wanted.text or "").lower() == "all-linear":
+            return None if module == HEAD else module != EMBEDDINGS
         found = self._wanted.has(module)
         if not found or self._layers is None or self._wanted.is_pattern:
-            return None if found and self._excluded.is_unclear else found
-        if self._wanted.has_whole(module):
+            return found
+        if module in self._wanted.names:  # by its whole name
             return True
         steps = module.split(".")
         number = steps[2] if steps[:2] == ["model", "layers"] else ""
@@ -113,7 +117,7 @@ class _Chosen:
     @cached_property
     def _pattern(self) -> NamePattern | None:
         try:
-            return NamePattern(self.text or "")
+            return None if self.text is None else NamePattern(self.text)
         except PatternError:
             return None
 
@@ -123,28 +127,19 @@ class _Chosen:
 
     def has(self, module: str) -> bool | None:
         """Tell whether a module is chosen; None if that cannot be told."""
-        if self.text is not None:
-            return self._has_by_pattern(module, self.text)
-        if not self.is_given:
+        if not self.is_given or self.is_unclear:
             return None
-        return any(end in self.names for end in _ends(module))
-
-    def _has_by_pattern(self, module: str, text: str) -> bool | None:
-        if text.lower() == "all-linear":
-            return None if module == HEAD else module != EMBEDDINGS
+        if self._pattern is None:
+            return any(end in self.names for end in _ends(module))
         try:
-            return self._pattern.matches(module) if self._pattern else None
+            return self._pattern.matches(module)
         except PatternError:
             return None
 
-    def has_whole(self, module: str) -> bool:
-        """Tell whether a module's whole name is among the names."""
-        return module in self.names
 
-
-def _matches(pattern: Any, name: str, after_dot: bool = False) -> bool | None:
+def _matches(pattern: str, name: str) -> bool | None:
     try:
-        return NamePattern(pattern, after_dot).matches(name) if isinstance(pattern, str) else None
+        return NamePattern(pattern, after_dot=True).matches(name)
     except PatternError:
         return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+_LONGEST = 10_000  # characters of one expression
 _MOST_PLACES = 1000  # of one expression, where a counted repeat counts as often as it repeats
 _MOST_GROUPS = 20  # inside one another
 _MOST_PATTERNS = 1000  # that a name is held against; a model has some hundred modules
@@ -146,6 +147,8 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.tests: list[Callable[[str], bool]] = []  # by place: which characters it accepts
         self.follow: list[int] = []  # by place: the places that may come next
+        if len(text) > _LONGEST:
+            raise PatternError(f"{text!r:.80} is longer than {_LONGEST:,} characters")
         self._text = text
         self._at = 0
         self._depth = 0  # of groups
@@ -308,7 +311,7 @@ class _Parser:
 
     def _place(self, test: Callable[[str], bool]) -> _Piece:
         if len(self.tests) >= _MOST_PLACES:
-            raise PatternError(f"{self._text!r:.80} is longer than {_MOST_PLACES:,} characters")
+            raise PatternError(f"{self._text!r:.80} asks for more than {_MOST_PLACES:,} characters")
         self.tests.append(test)
         self.follow.append(0)
         bit = 1 << (len(self.tests) - 1)

@@ -325,6 +325,21 @@ def test_tokens_that_were_trained_alone_are_patched_too(
     assert not torch.equal(expected["lm_head.weight"][3], weights(llm)["lm_head.weight"][3])
 
 
+def test_rows_of_a_table_that_was_trained_in_full_come_after_it(
+    folder, llm, save, load, merged, make_generator
+):
+    rows = torch.randn(1, llm.core.config.hidden_size, generator=make_generator(5))
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    save("both", in_full=True, trainable_token_indices=[6])
+    file = folder / "both" / "adapter_model.safetensors"
+    save_file({key: rows} | load_file(file), file)
+    for strength in (1.0, 0.4):
+        expected = merged(("both", strength)).module.state_dict()
+        assert_close(weights(load(llm, "both", strength)), expected)
+    full = weights(load(llm, "both"))["model.embed_tokens.weight"]
+    torch.testing.assert_close(full[6], rows[0], **ROUNDING)
+
+
 def test_an_adapter_that_vanished_is_refused_with_its_folder(pack, folder):
     node = pack.nodes_by_id["SEEDLoRALoader"]
     assert node.validate_inputs() is True

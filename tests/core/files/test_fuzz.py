@@ -28,9 +28,11 @@ from seed_core.llm import vocab
 from seed_core.llm.cache import KVCache
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.config import LlamaConfig
+from seed_core.llm.layout import parts_in_file
 from seed_core.llm.llama import Llama
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
 from seed_core.models import llm as llm_folder
+from seed_core.models import lora
 from seed_core.models import unclip as unclip_folder
 from seed_core.tokenizer.config import TokenizerConfig
 from seed_core.tokenizer.network import TokenizerModel
@@ -410,8 +412,124 @@ def prompt_target(words, sample_codes):
     return Target(22_000, lambda chance: damage_text(chance, chance.choice(texts)), run)
 
 
+ADAPTED = {
+    **{"model_type": "llama", "vocab_size": 40, "hidden_size": 8, "intermediate_size": 12},
+    **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
+    **{"max_position_embeddings": 16, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
+}
+SETTINGS = {
+    **{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False},
+    **{"rank_pattern": {"layers.[0-9].self_attn.q_proj": 2}, "alpha_pattern": {"(k|v)_proj": 3}},
+    **{"target_modules": "all-linear", "modules_to_save": ["norm"], "init_lora_weights": True},
+    **{"trainable_token_indices": {"embed_tokens": [3, 5]}, "layers_to_transform": None},
+    **{"exclude_modules": ["lm_head"], "lora_bias": False, "bias": "none", "revision": None},
+    **{"layers_pattern": ["layers"], "ensure_weight_tying": False, "target_parameters": None},
+}
+STEPS = [
+    *("module", "_orig_mod", "base_model", "model", "layers", "0", "1", "default", "lora_A"),
+    *("lora_B", "lora_up", "lora", "alpha", "weight", "bias", "modules_to_save", "token_adapter"),
+    *("trainable_tokens_delta", "base_layer", "original_module", "", "embed_tokens", "lm_head"),
+    *("lora_embedding_A", "lora_embedding_B", "norm", "q_proj", "inv_freq", "x" * 300),
+]
+DTYPES = [
+    *(torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64),
+]
+
+
+def damage_tensors(chance: random.Random, tensors: dict) -> dict:
+    """Rename, drop, repeat, reshape, convert or spoil some."""
+    made = dict(tensors)
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        key = chance.choice(list(made))
+        steps, kind = key.split("."), chance.randrange(7)
+        at = chance.randrange(len(steps) + 1)
+        if kind == 0:
+            del made[key]
+        elif kind == 1:
+            steps[at : at + chance.randrange(2)] = [chance.choice(STEPS)]
+            made[".".join(steps)] = made.pop(key) if chance.random() < 0.7 else made[key].clone()
+        elif kind == 2:
+            old, new = chance.choice(STEPS), chance.choice(STEPS)
+            made = {
+                k.replace(f".{old}.", f".{new}.") if old else f"{new}.{k}": x
+                for k, x in made.items()
+            }
+        elif kind == 3:
+            made[key] = torch.zeros([chance.choice([0, 1, 2, 8, 40]) for _ in range(at % 4)])
+        elif kind == 4:
+            numbers = tensors.get(key, torch.ones(made[key].shape))
+            made[key] = numbers.to(chance.choice(DTYPES))
+        elif kind == 5:
+            value = chance.choice([float("nan"), float("inf"), 1e38, -1e30, 1e-45])
+            made[key] = torch.full(made[key].shape, value)
+        else:
+            made[key] = made[key].mT.contiguous() if made[key].dim() > 1 else torch.zeros(())
+        made = made or dict(tensors)
+    return made
+
+
+def check_adapter(adapter, parts):
+    assert adapter.products or adapter.replacements
+    for change in (*adapter.replacements, *adapter.products):
+        rows = torch.ones(change.part.shape)
+        change.apply_to(rows, 0.5)
+        assert change.part in parts.values()
+        assert rows.isfinite().all()
+    for change in adapter.replacements:
+        assert sum(len(tensor) for _, tensor in change.stretches()) == len(change.tensor)
+
+
+def adapter_target(folder, peft_adapter):
+    """A config and a weight file; what is read fits the model and is made of numbers."""
+    sizes = LlamaConfig.from_dict(ADAPTED)
+    tensors = peft_adapter.random_tensors(sizes, torch.Generator().manual_seed(1), rank=2)
+    base = peft_adapter.PREFIX
+    tensors[f"{base}model.embed_tokens.token_adapter.trainable_tokens_delta"] = torch.ones(2, 8)
+    for name in (
+        "model.norm",
+        *(f"model.layers.0.{n}_layernorm" for n in ("input", "post_attention")),
+    ):
+        tensors[f"{base}{name}.weight"] = torch.ones(8)
+    config, parts = json.dumps(SETTINGS).encode(), parts_in_file(sizes)
+
+    def weights_of(chance):
+        kind = chance.random()
+        if kind < 0.6:
+            return save(damage_tensors(chance, tensors))
+        if kind < 0.7:
+            content = io.BytesIO()
+            is_zip = chance.random() < 0.5
+            made = damage_tensors(chance, tensors)
+            torch.save(made, content, _use_new_zipfile_serialization=is_zip)
+            made = content.getvalue()
+            return damage_bytes(chance, made) if chance.random() < 0.5 else made
+        content = save(tensors)
+        if kind < 0.8:
+            return content[: chance.randrange(len(content))]
+        text, data = split_header(content)
+        return with_header(damage_json(chance, text), data)
+
+    def make(chance):
+        made = damage_json(chance, config) if chance.random() < 0.6 else config
+        content = weights_of(chance) if chance.random() < 0.6 else save(tensors)
+        return with_header(made, content)
+
+    def run(content):
+        settings, content = split_header(content)
+        for file in folder.iterdir():
+            file.unlink()
+        (folder / "adapter_config.json").write_bytes(settings)
+        is_pickle = content[:2] == b"PK" or content[:1] == b"\x80"
+        suffix = ".bin" if is_pickle else ".safetensors"
+        (folder / f"adapter_model{suffix}").write_bytes(content)
+        check_adapter(lora.read_lora(folder, sizes), parts)
+
+    return Target(100_000, make, run)
+
+
 @pytest.fixture(scope="module")
-def targets(tmp_path_factory, mini_folder, golden_folder, mini_llm, sample_codes):
+def targets(tmp_path_factory, mini_folder, golden_folder, mini_llm, sample_codes, peft_adapter):
     def folder():
         return tmp_path_factory.mktemp("fuzz")
 
@@ -439,6 +557,7 @@ def targets(tmp_path_factory, mini_folder, golden_folder, mini_llm, sample_codes
         "converted": converted_target(folder(), mini_folder),
         "codes_text": codes_text_target(sample_codes),
         "prompt": prompt_target(mini_llm.vocab, sample_codes),
+        "adapter": adapter_target(folder(), peft_adapter),
     }
     assert list(made) == NAMES  # so that none is left out
     return made
@@ -447,7 +566,7 @@ def targets(tmp_path_factory, mini_folder, golden_folder, mini_llm, sample_codes
 NAMES = [
     *("safetensors", "pickled", "index", "tokenizer_config", "tokenizer_network", "llama_config"),
     *("llama_network", "unet", "vae", "scheduler", "added_tokens", "converted", "codes_text"),
-    "prompt",
+    *("prompt", "adapter"),
 ]
 
 
@@ -462,6 +581,19 @@ def one_text_vocabulary(monkeypatch):
         return made[content]
 
     monkeypatch.setattr(vocab, "_read_sentencepiece", remembered)
+
+
+@pytest.fixture(autouse=True)
+def one_network_to_adapt(monkeypatch):
+    """Where its weights lie is found by building it."""
+    made = {}
+
+    def remembered(config):
+        if config not in made:
+            made[config] = parts_in_file(config)
+        return made[config]
+
+    monkeypatch.setattr(lora, "parts_in_file", remembered)
 
 
 ALWAYS = 20

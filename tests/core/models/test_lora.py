@@ -191,9 +191,10 @@ def test_numbers_too_large_for_any_weight_are_refused(llm, tensors, save_adapter
 # --- sizes ---
 
 
-def test_matrices_that_are_turned_are_of_another_model(llm, tensors, save_adapter):
+def test_matrices_that_are_turned_are_told_so(llm, tensors, save_adapter):
+    """As mlx has them, by whatever names; blamed on the model they would send people in circles."""
     turned = {key: x.T.contiguous() for key, x in tensors.items()}
-    with pytest.raises(CheckpointError, match="do not fit each other|another language model"):
+    with pytest.raises(CheckpointError, match=r"\[48, 4\] and \[4, 32\], .*the other way round"):
         read_lora(save_adapter(turned), llm.config)
 
 
@@ -270,6 +271,15 @@ def test_millions_of_names_in_the_config_are_no_work(llm, tensors, save_adapter)
     assert read_lora(save_adapter(tensors, **fields), llm.config).products
 
 
+def test_a_name_that_is_there_twice_is_found_among_many_at_once(llm, tensors, save_adapter):
+    """Each counted in turn they would take hours."""
+    folder = save_adapter(tensors)
+    names = ", ".join(f'"{number}": 1' for number in [*range(500_000), 499_999])
+    (folder / "adapter_config.json").write_text(f"{{{names}}}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="'499999' occurs twice"):
+        read_lora(folder, llm.config)
+
+
 @pytest.mark.parametrize(
     "field", ["rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"]
 )
@@ -340,6 +350,17 @@ def test_safetensors_come_before_the_pickle_beside_them(llm, tensors, save_adapt
     assert all(torch.equal(found[key], product) for key, product in expected.items())
 
 
+def test_shards_that_hold_the_same_tensor_are_refused(llm, tensors, save_adapter):
+    folder = save_adapter(tensors)
+    for number in (1, 2):
+        shutil.copy(folder / "adapter_model.safetensors", folder / f"part-{number}.safetensors")
+    table = {key: f"part-{number % 2 + 1}.safetensors" for number, key in enumerate(tensors)}
+    index = folder / "adapter_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": table}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="and so does another file"):
+        read_lora(folder, llm.config)
+
+
 def test_a_run_with_nothing_but_checkpoints_names_them(llm, tensors, save_adapter, tmp_path):
     for step in (500, 1000):
         save_adapter(tensors, f"run/checkpoint-{step}")
@@ -347,6 +368,53 @@ def test_a_run_with_nothing_but_checkpoints_names_them(llm, tensors, save_adapte
         CheckpointError, match="in its folders checkpoint-1000, checkpoint-500: choose"
     ):
         read_lora(tmp_path / "run", llm.config)
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "lora-f16.gguf", "mine.bin"])
+def test_a_folder_with_files_of_other_names_says_which(llm, tensors, save_adapter, name):
+    folder = save_adapter(tensors)
+    (folder / "adapter_model.safetensors").rename(folder / name)
+    with pytest.raises(CheckpointError, match=f"looked for adapter_model.*It has {name}: one that"):
+        read_lora(folder, llm.config)
+
+
+def test_tokens_that_were_trained_alone_are_merged_into_a_file_too(
+    llm, llm_folder, tensors, save_adapter, make_generator, tmp_path
+):
+    rows = torch.randn(2, 32, generator=make_generator(6))
+    key = f"{BASE}model.embed_tokens.token_adapter.trainable_tokens_delta"
+    ids = [900, 3]
+    folder = save_adapter(tensors | {key: rows}, trainable_token_indices=ids)
+    merge_lora(llm.module, read_lora(folder, llm.config), 0.4)
+    output = tmp_path / "merged.safetensors"
+    asked = ["convert", str(llm_folder), "-o", str(output), "--precision", "fp32"]
+    assert main([*asked, "--lora", f"{folder}:0.4"]) == 0
+    merged = load_llm(output).module.state_dict()
+    for name, tensor in llm.module.state_dict().items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_new_tokens_alone_do_not_make_a_larger_table(
+    llm_folder, tensors, save_adapter, capsys, tmp_path
+):
+    """A few rows are not a row for each token that a smaller model lacks."""
+    small = shutil.copytree(llm_folder, tmp_path / "small")
+    weights_of = load_file(small / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights_of[name] = weights_of[name][:1024].clone()
+    save_file(weights_of, small / "model.safetensors")
+    config = json.loads((small / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**config, "vocab_size": 1024})
+    (small / "config.json").write_text(text, encoding="utf-8")
+    rows = {
+        f"{BASE}{name}.token_adapter.trainable_tokens_delta": torch.zeros(1, 32)
+        for name in ("model.embed_tokens", "lm_head")
+    }
+    ids = {"embed_tokens": [1500], "lm_head": [1500]}
+    folder = save_adapter(tensors | rows, trainable_token_indices=ids)
+    output = tmp_path / "merged.safetensors"
+    assert main(["convert", str(small), "-o", str(output), "--lora", str(folder)]) == 1
+    assert "no adapter has all of model.embed_tokens.weight" in capsys.readouterr().err
 
 
 def test_the_command_line_takes_a_checkpoint_of_a_run(

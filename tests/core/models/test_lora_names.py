@@ -54,6 +54,8 @@ WRAPPED = {
     "a compiled layer": lambda key: key.replace("layers.1.", "layers.1._orig_mod."),
     "on several cards": lambda key: f"module.{key}",
     "on several cards, compiled": lambda key: f"module._orig_mod.{key}",
+    "with a head for rewards": lambda key: f"pretrained_model.{key}",
+    "in a lightning strategy": lambda key: f"_forward_module.model.{key}",
     "wrapped twice": lambda key: BASE + key,
     "wrapped in a wrapped one": lambda key: f"{BASE}model.{key}",
     "three times": lambda key: BASE * 2 + key,
