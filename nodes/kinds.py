@@ -4,7 +4,6 @@ Listing runs whenever the host describes its nodes, so it is cheap and never rai
 about one choice looks at that choice alone. Knows the shape of a model on disk, not its content.
 """
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -16,11 +15,13 @@ from typing import Any
 from ..seed_core.errors import CheckpointError
 from ..seed_core.files.folder import ModelFolder
 from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
+from ..seed_core.files.side_files import read_json
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
 from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, open_llm
 from ..seed_core.models.lora import SEED_MINI_NIGHT
 from ..seed_core.models.lora_config import CONFIG_FILE as ADAPTER_CONFIG
-from ..seed_core.models.names import SEED_MINI
+from ..seed_core.models.names import CONFIG_FILE, SEED_MINI
+from ..seed_core.models.opened import Opened
 from ..seed_core.models.tokenizer import (
     EVA_VIT_LINK,
     QFORMER_FILES,
@@ -34,7 +35,7 @@ from . import host
 
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
 TOKENIZER_PIECES = (*VISION_TOWER_FILES, *QFORMER_FILES)  # lie beside the tokenizer's own file
-FILES_BESIDE = (*TOKENIZER_PIECES, "config.json", ADAPTER_CONFIG)
+FILES_BESIDE = (*TOKENIZER_PIECES, CONFIG_FILE, ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,16 @@ class ModelKind:
         try:
             source = self.find(choice) if choice else self.bundled
             if isinstance(source, Path) and self.stands_alone:
-                _check_files(self, source, state_of(source))
+                self._open(source)
         except CheckpointError as error:
             return str(error)
         return True
+
+    def _open(self, source: Path) -> None:
+        try:
+            _is_quantised(self.name, source, state_of(source))
+        except CheckpointError as error:
+            raise self.with_advice(error) from error
 
     def fingerprint(self, choice: str) -> str:
         """A text that changes when the chosen model's files do, so that it is loaded again."""
@@ -191,9 +198,8 @@ def _holds(name: str) -> Callable[[Path], bool]:
 
 def _is_unclip(folder: Path) -> bool:
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        return "UnCLIP" in index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return "UnCLIP" in read_json(folder / "model_index.json")["_class_name"]
+    except (CheckpointError, KeyError, TypeError):
         return False
 
 
@@ -221,7 +227,7 @@ LLM = ModelKind(
     frozenset(("folder", *SAFETENSORS_SUFFIXES)),
     f"the whole folder of {LLM_LINK} (or seed-llama-14b-sft), with tokenizer.model and "
     f"added_tokens.json of {VOCABULARY_LINK} beside the weights",
-    is_folder=_holds("config.json"),
+    is_folder=_holds(CONFIG_FILE),
     is_file=lambda file: False,  # only a converted one
 )
 DECODER = ModelKind(
@@ -250,27 +256,25 @@ LORA = ModelKind(
 SUFFIXES = {kind.folder: set(kind.suffixes) for kind in (TOKENIZER, LLM, DECODER, LORA)}
 
 
+OPENS: dict[str, Callable[[str | Path], Opened]] = {
+    "tokenizer": open_tokenizer,
+    "llm": open_llm,
+    "decoder": open_decoder,
+}
+
+
 @lru_cache(maxsize=100)
-def _check_files(kind: ModelKind, source: Path, state: tuple[Any, ...]) -> None:
-    """Open a model: what opens can be loaded. `state` is new when its files are."""
-    opens = {"tokenizer": open_tokenizer, "llm": open_llm, "decoder": open_decoder}
-    try:
-        opens[kind.name](source)
-    except CheckpointError as error:
-        raise kind.with_advice(error) from error
+def _is_quantised(kind: str, source: str | Path, state: tuple[Any, ...]) -> bool:
+    """Whether a model is stored in fp8. What opens can be loaded; `state` is new when files are."""
+    return getattr(OPENS[kind](source), "is_quantised", False)
 
 
 def is_fp8(source: str | Path) -> bool:
     """Whether a language model is stored in fp8; what is wrong with its files is for the loader."""
     try:
-        return _is_quantised(source, state_of(source))
+        return _is_quantised(LLM.name, source, state_of(source))
     except (CheckpointError, OSError):
         return False
-
-
-@lru_cache(maxsize=100)
-def _is_quantised(source: str | Path, state: tuple[Any, ...]) -> bool:
-    return open_llm(source).is_quantised
 
 
 def state_of(source: str | Path) -> tuple[Any, ...]:

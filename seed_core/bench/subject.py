@@ -88,7 +88,7 @@ class Subject:
         """Sizes of the language model."""
         if self.size != MINI:
             return _RANDOM[self.size]
-        return LlamaConfig.from_dict(side_files.read_json(names.bundled("llm") / "config.json"))
+        return LlamaConfig.from_dict(side_files.read_json(names.bundled("llm") / names.CONFIG_FILE))
 
     @property
     def images(self) -> ImageTokens:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..compute import fp8
 from ..errors import CheckpointError
+from . import foreign
 from .weights import Tensors
 
 log = logging.getLogger(__name__)
@@ -136,8 +137,9 @@ class EmptyNetwork(Generic[Module]):
                 unknown.append(key)
                 continue
             pieces = found.setdefault(name, {})
-            check_kind(key, tensor, self._source)
             shape, dtype = self._wanted[name]
+            check_kind(key, tensor, self._source)
+            check_stored(key, tensor, self._source)
             if device.type != "meta":  # there shapes alone matter
                 tensor = tensor.to(device, None if name in self._scales else dtype)
                 check_finite(key, tensor, self._source)
@@ -145,7 +147,7 @@ class EmptyNetwork(Generic[Module]):
             given.add(key)
             if all(other is None or other in pieces for other in self._pieces[name]):
                 state[name] = _join(self._pieces[name], found.pop(name), shape, self._source)
-        check_complete(self._owners, given, self._source)
+        check_complete(self._owners, given, self._source, unknown)
         return state, unknown
 
 
@@ -178,7 +180,18 @@ def check_kind(key: str, tensor: torch.Tensor, source: Path) -> None:
     if tensor.dtype not in _STORED_DTYPES:
         raise CheckpointError(
             f"{source} holds {key} as {str(tensor.dtype).removeprefix('torch.')}, a format that "
-            "weights are not published in: another program quantised it. Use the model in 16 or 32 bits."
+            "weights are not published in: another program quantised it. "
+            f"{foreign.FULL_PRECISION}."
+        )
+
+
+def check_stored(key: str, tensor: torch.Tensor, source: Path) -> None:
+    """Raise a `CheckpointError` for a tensor without numbers."""
+    if not tensor.numel():
+        raise CheckpointError(
+            f"{source} holds {key} {list(tensor.shape)}, without a number in it. DeepSpeed saves such "
+            "files where ZeRO-3 keeps the weights elsewhere: make weights of its checkpoint with "
+            "zero_to_fp32.py, or save with stage3_gather_16bit_weights_on_model_save."
         )
 
 
@@ -203,9 +216,16 @@ def largest(tensor: torch.Tensor) -> float:
     return torch.maximum(-low, high).item()
 
 
-def check_complete(wanted: Iterable[str], given: Collection[str | None], source: Path) -> None:
+def check_complete(
+    wanted: Iterable[str],
+    given: Collection[str | None],
+    source: Path,
+    unknown: Iterable[str] = (),  # names of tensors that are there and not wanted
+) -> None:
     """Raise a `CheckpointError` that names the tensors that a file lacks."""
     if missing := [key for key in wanted if key not in given]:
+        if what := foreign.explain_names(unknown):
+            raise CheckpointError(f"{source} {what}")
         raise CheckpointError(
             f"{source}: {_some(missing, 'tensors')} missing. The file is incomplete or belongs to "
             "another model."

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from .foreign import unwrapped
 from .side_files import unreadable
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+# Under which names training scripts save the table: SEED-1's, LAVIS's, SD's, DeepSpeed's.
+_TABLES = ("model", "state_dict", "model_state_dict", "module")
 
 # Bytes of a pickled file that are read before its mapping is renewed.
 _MAPPED_AT_ONCE = 512 * 2**20
@@ -109,7 +113,7 @@ def _read_pickled(path: Path, is_mapped: bool = True) -> dict[str, torch.Tensor]
         ) from error
     except Exception as error:  # on a file cut short or overwritten torch raises any kind
         raise unreadable(path, error) from error
-    for name in ("model", "state_dict"):  # as training scripts save it: SEED-1's, LAVIS's, SD's
+    for name in _TABLES:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict):
@@ -127,7 +131,7 @@ def _read_pickled(path: Path, is_mapped: bool = True) -> dict[str, torch.Tensor]
                 f"{path} was refused: {key} stands for more numbers than are stored in the file, or "
                 "for a special kind of tensor. Use a .safetensors version of it."
             )
-    return tensors
+    return unwrapped(tensors)
 
 
 def _is_stored(tensor: torch.Tensor) -> bool:

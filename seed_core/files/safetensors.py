@@ -13,12 +13,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from .foreign import unwrapped
 from .side_files import parse_json, unreadable
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 
 # Number formats by their names in safetensors files.
-_STORED_AS = {
+STORED_AS = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -142,7 +143,7 @@ def _map(
 def _form(field: dict[str, Any]) -> tuple[torch.dtype, list[int]]:
     """Return number format and shape of a tensor; of a format unknown here, those of its bytes."""
     begin, end = field["data_offsets"]
-    dtype = _STORED_AS.get(field["dtype"])
+    dtype = STORED_AS.get(field["dtype"])
     return (dtype, field["shape"]) if dtype else (torch.uint8, [end - begin])
 
 
@@ -174,7 +175,7 @@ def _read_header(file: BufferedReader) -> _Header:
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
         raise ValueError("its header has something other than text in __metadata__")
     _check_spans(fields, size - 8 - length)
-    return _Header(8 + length, fields, metadata)
+    return _Header(8 + length, unwrapped(fields), metadata)
 
 
 def _check_spans(fields: Mapping[str, Any], length: int) -> None:

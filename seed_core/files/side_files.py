@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from . import foreign
 
 # Bytes of a config or a vocabulary that are read; published ones have half a million.
 _LARGEST_SIDE_FILE = 64 * 2**20
@@ -38,6 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_side_file(path: Path) -> bytes:
     """Return the content of a small file; `CheckpointError` if it is large or not readable."""
+    foreign.check_content(path, is_text=True)
     try:
         if (size := path.stat().st_size) <= _LARGEST_SIDE_FILE:
             return path.read_bytes()
@@ -53,7 +55,9 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
         CheckpointError: it is not JSON, not an object, or has a name twice in one object.
     """
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+        # Editors on Windows write a mark at the beginning, or two bytes a character.
+        encoding = json.detect_encoding(text)
+        content = json.loads(text.decode(encoding), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

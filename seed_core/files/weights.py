@@ -5,6 +5,8 @@ A new format of weights is a line in `FORMATS`.
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointError
-from . import pickled, safetensors
+from . import foreign, pickled, safetensors
 from .side_files import read_json
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
@@ -54,8 +56,11 @@ FORMATS = (
 
 WEIGHT_SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 
-# What Hugging Face puts into the names of files in half precision; full ones are preferred.
-_VARIANTS = ("", ".fp16")
+# What Hugging Face puts into the names of files by their precision, the best first.
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16")
+
+_SHARD = re.compile(r"-\d+-of-(\d+)$")
+_MOST_SHARDS = 1000
 
 # Reads those tensors of a file whose names begin with a prefix: `read_tensors` or `read_stand_ins`.
 Reader = Callable[[Path, str], Tensors]
@@ -143,17 +148,13 @@ def read_keys(path: Path) -> list[str]:
     return [key for key, _ in read_stand_ins(path)]
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors in a weight file."""
-    return {key: tuple(tensor.shape) for key, tensor in read_stand_ins(path)}
-
-
 def _format(path: Path) -> Format:
     if not path.is_file():
         raise CheckpointError(f"the folder {path.parent} lacks {path.name}")
     suffix = path.suffix.lower()
     for each in FORMATS:
         if suffix in each.suffixes:
+            foreign.check_content(path)
             return each
     raise CheckpointError(
         f"{path} is not a weight file that this can read; known endings: "
@@ -162,32 +163,39 @@ def _format(path: Path) -> Format:
 
 
 def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
-    """Return the weight files of a Hugging Face style folder: shards by their index, or one file.
+    """Return the weight files of a Hugging Face style folder: one file, or shards.
+
+    One file comes before shards, as in transformers: an index may be left from an earlier download.
 
     Args:
         folder: where to look.
         stems: file names without suffix, best first, such as ``("model", "pytorch_model")``.
 
     Raises:
-        CheckpointError: it has none, or an index names a file outside the folder.
+        CheckpointError: it has none, or not all; or an index names a file outside the folder.
     """
     for variant in _VARIANTS:
         for stem in stems:
             for suffix in (each.in_folders for each in FORMATS):
+                if (single := folder / f"{stem}{variant}{suffix}").is_file():
+                    return [single]
                 indices = (
                     f"{stem}{suffix}.index{variant}.json",
                     f"{stem}{variant}{suffix}.index.json",  # as older releases named it
                 )
                 for index in indices:
                     if (folder / index).is_file():
-                        return _shards(folder / index)
-                if (single := folder / f"{stem}{variant}{suffix}").is_file():
-                    return [single]
+                        return _listed_shards(folder / index)
+                if shards := _numbered_shards(folder, f"{stem}{variant}", suffix):
+                    return shards
     wanted = ", ".join(f"{stem}.safetensors" for stem in stems)
-    raise CheckpointError(f"the folder {folder} has no weights; looked for {wanted} and shards")
+    raise CheckpointError(
+        f"the folder {folder} has no weights; looked for {wanted} and shards."
+        f"{foreign.explain_folder(folder)}"
+    )
 
 
-def _shards(index: Path) -> list[Path]:
+def _listed_shards(index: Path) -> list[Path]:
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CheckpointError(f"{index} lists no weight files")
@@ -195,9 +203,35 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} names {name!r}, which lies outside its folder; refused")
-        if not _is_file(index.parent / name):
-            raise CheckpointError(f"{index.parent} lacks {name}, which {index.name} names")
-    return [index.parent / name for name in names]
+    return _shards(index.parent, names, index.name)
+
+
+def _numbered_shards(folder: Path, stem: str, suffix: str) -> list[Path]:
+    """Return shards whose names say how many there are; none if there is not even one."""
+    found = sorted(folder.glob(f"{glob.escape(stem)}-*-of-*{suffix}"))
+    counts = {match[1] for file in found if (match := _SHARD.search(file.stem))}
+    if not counts:
+        return []
+    if len(counts) > 1:
+        raise CheckpointError(
+            f"{folder} holds shards of two downloads ({found[0].name}, {found[-1].name}): download "
+            "the model into an empty folder"
+        )
+    (count,) = counts
+    numbers = range(1, min(int(count), _MOST_SHARDS) + 1)
+    names = [f"{stem}-{number:0{len(count)}d}-of-{count}{suffix}" for number in numbers]
+    return _shards(folder, names, "the number in the others' names")
+
+
+def _shards(folder: Path, names: list[str], by: str) -> list[Path]:
+    """Return the files of these names; `CheckpointError` if some are missing."""
+    if missing := [name for name in names if not _is_file(folder / name)]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{folder} lacks {missing[0]}{more}, of {len(names)} weight files by {by}. Download what "
+            f"is missing.{foreign.explain_folder(folder)}"
+        )
+    return [folder / name for name in names]
 
 
 def _is_file(path: Path) -> bool:

@@ -22,13 +22,9 @@ from typing import IO, NamedTuple
 import torch
 
 from ..errors import OptionError
+from .safetensors import STORED_AS
 
-_DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-}
+_NAMES = {dtype: name for name, dtype in STORED_AS.items()}
 _FULL = "the disk of {folder} is full. Make room and give the same command: it goes on where it stopped."
 _FORBIDDEN = "this program may not write {path}: choose a folder of your own"
 # What a user can do about an error of the system.
@@ -222,7 +218,7 @@ def _header(
         entry = layout[name]
         offsets[name], end = end, end + entry.nbytes
         fields[name] = {
-            "dtype": _DTYPES[entry.dtype],
+            "dtype": _NAMES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [offsets[name], end],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ _RANGES: dict[str, Range] = {
 
 # Other LLaMA networks may differ in these, and our network would compute them wrongly.
 _ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
+_SAME = {"swish": "silu"}  # two names of one function
+
+# Ways of scaling positions that leave them as they are where their factor is 1.
+_BY_FACTOR = ("linear", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -67,24 +73,19 @@ class LlamaConfig:
                 f"this is a {fields.get('model_type')!r} model; a SEED-LLaMA has model_type 'llama'"
             )
         for name, value in _ONLY.items():
-            if fields.get(name, value) != value:
+            given = fields.get(name, value)
+            if given is not None and _SAME.get(str(given), given) != value:
                 raise CheckpointError(
                     f"the language model's {name} is {fields[name]!r:.40}; a SEED-LLaMA's is "
                     f"{value!r}"
                 )
-        rope = fields.get("rope_parameters") or {}
-        if (
-            fields.get("rope_scaling")
-            or not isinstance(rope, dict)
-            or rope.get("rope_type", "default") != "default"
-        ):
-            raise CheckpointError(
-                "the language model's config.json asks for scaled positions; a SEED-LLaMA has none"
-            )
+        _check_quantisation(fields)
+        _check_positions(fields)
+        rope = fields.get("rope_parameters") or {}  # as transformers 5 writes it
         try:
             heads = fields["num_attention_heads"]
             key_heads, theta = fields.get("num_key_value_heads"), fields.get("rope_theta")
-            return cls(
+            config = cls(
                 vocab_size=fields["vocab_size"],
                 hidden_size=fields["hidden_size"],
                 intermediate_size=fields["intermediate_size"],
@@ -98,8 +99,39 @@ class LlamaConfig:
             )
         except KeyError as error:
             raise CheckpointError(f"the language model's config.json lacks {error}") from error
+        if fields.get("head_dim") not in (None, config.head_dim):
+            raise CheckpointError(
+                f"the language model's head_dim is {fields['head_dim']!r:.40}; a SEED-LLaMA's is its "
+                f"hidden_size divided by its heads, {config.head_dim} here"
+            )
+        return config
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+
+def _check_quantisation(fields: Mapping[str, Any]) -> None:
+    quantisation = fields.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        raise CheckpointError(
+            f"the language model was quantised by another program ({method or 'unnamed'!r:.40}, as its "
+            "config.json says), which this cannot read. Use the model in 16 or 32 bits"
+        )
+
+
+def _check_positions(fields: Mapping[str, Any]) -> None:
+    """Refuse scaled positions, in any of the forms in which transformers has written them."""
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = fields.get(name) or {}
+        if not isinstance(rope, dict):
+            rope = {"type": rope}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        is_plain = kind == "default" or (kind in _BY_FACTOR and rope.get("factor") == 1)
+        if not is_plain or rope.get("partial_rotary_factor", 1) != 1:
+            raise CheckpointError(
+                f"the language model's config.json asks for scaled positions in {name} "
+                f"({kind!r:.40}); a SEED-LLaMA has none"
+            )

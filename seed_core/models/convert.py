@@ -23,8 +23,9 @@ from ..llm.vocab import VOCABULARY_FILES
 from . import quantization, sd21
 from .llm import HEAD, matrix_products, open_llm
 from .lora import Adapter, lora_files
+from .names import CONFIG_FILE
 from .opened import Opened
-from .tokenizer import CONFIG_FILE, open_tokenizer
+from .tokenizer import open_tokenizer
 from .unclip import open_decoder
 
 SUFFIX = ".safetensors"
@@ -184,7 +185,7 @@ def kind_of(source: Path) -> str:
         if converted is not None:
             return converted[0]
         return "decoder" if sd21.is_single_file(source) else "tokenizer"
-    if (source / "model_index.json").is_file():
+    if (source / "model_index.json").is_file() or (source / "unet").is_dir():
         return "decoder"
     config = source / CONFIG_FILE
     has_words = any((source / name).is_file() for name in VOCABULARY_FILES)

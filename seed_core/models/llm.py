@@ -17,6 +17,7 @@ from torch import nn
 from ..codes.value import language_family
 from ..compute import fp8, layers
 from ..errors import CheckpointError, OptionError
+from ..files import assemble
 from ..files.assemble import EmptyNetwork
 from ..files.folder import ModelFolder, TensorFiles, folder_around
 from ..files.weights import Reader, Tensors, looks
@@ -29,10 +30,14 @@ from ..llm.runtime import SeedLLM
 from ..llm.vocab import VOCABULARY_FILES, Vocabulary
 from . import names, quantization
 from .lora import Adapter, Change, changes_by_key, merge_into
+from .names import CONFIG_FILE
 from .opened import Opened
 
 LLM_LINK = "https://huggingface.co/AILab-CVC/seed-llama-8b-sft"
 VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
+
+# Rows that other programs round a vocabulary up to a multiple of, for the speed of products.
+_PADDED_TO = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 # Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template.
 _LAYERS_14B = 40
@@ -42,7 +47,6 @@ HEAD = "lm_head.weight"
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
-CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 _WEIGHT_STEMS = ("model", "pytorch_model")
 
@@ -99,6 +103,8 @@ def open_llm(
             many weight files, ``tokenizer.model`` and ``added_tokens.json``, or a file in one; or a
             converted model. With an adapter that holds embeddings and head in full it may be the
             model that the adapter was trained from, with fewer token ids than the vocabulary.
+            Rows that pad embeddings and head to a round number are left out, and a head that is
+            stored counts, even where config.json says that the embeddings are the head.
         dtype: of the network. With float8_e4m3fn weights stored in fp8 stay so; in any other they
             are dequantised.
         operations: where its layers come from.
@@ -117,12 +123,14 @@ def open_llm(
     stored = quantization.read_scales(weights, look)
     products = matrix_products(config) if dtype == fp8.FP8 else {}
     scales = _common_scales(products, stored, source)
-    changes = _changes(adapters, config, source)
-    grows = config.vocab_size != fields["vocab_size"]
-    if grows:
+    copies = _copies(config, {key for key, _ in weights.tensors(look)})
+    changes = _changes(adapters, config, bool(copies), source)
+    rows = fields["vocab_size"]
+    if rows < config.vocab_size:
         _check_new_rows(changes, source)
-        grown = {**fields, "vocab_size": config.vocab_size}
-        files[CONFIG_FILE] = json.dumps(grown, indent=2).encode()
+    if rows != config.vocab_size:
+        resized = {**fields, "vocab_size": config.vocab_size}
+        files[CONFIG_FILE] = json.dumps(resized, indent=2).encode()
     kept = {key for name in scales for key in products[name]}
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     network = EmptyNetwork(
@@ -134,9 +142,9 @@ def open_llm(
         files=files,
         weights=weights.files,
         network=network,
-        stream=_Stream(weights, config, source, stored, kept, changes, grows),
+        stream=_Stream(weights, source, rows, config.vocab_size, stored, kept, changes, copies),
         look=look,
-        copies=(HEAD,) if config.tie_word_embeddings else (),
+        copies=tuple(copies.values()),
         config=config,
         vocab=vocab,
         end_ids=read_end_ids(folder, fields, vocab.size) | {vocab.eos},
@@ -149,22 +157,33 @@ class _Stream:
     """The tensors of a SEED-LLaMA, with whatever has to be done to them; see `Opened.stream`."""
 
     weights: TensorFiles
-    config: LlamaConfig
     source: Path
+    stored_rows: int  # of embeddings and head in the file
+    rows: int  # of them in the network
     scales: Mapping[str, torch.Tensor]
     kept: Collection[str]  # names of quantised tensors that stay so
     changes: Mapping[str, Sequence[Change]]  # of adapters
-    grows: bool  # whether the adapters give embeddings and head new rows
+    copies: Mapping[str, str]  # which tensor is also which other
 
     def __call__(self, read: Reader) -> Tensors:
         stored = self.weights.tensors(read)
         for key, tensor in quantization.dequantized(stored, self.scales, self.source, self.kept):
-            may_grow = self.grows and key in (EMBEDDINGS, HEAD)
+            is_table = key in (EMBEDDINGS, HEAD)
+            if is_table:
+                _check_rows(key, tensor, self.stored_rows, self.source)
+                tensor = tensor[: self.rows]
+            may_grow = is_table and self.stored_rows < self.rows
             merged = merge_into(tensor, self.changes.get(key, ()), may_grow)
-            _check_rows(key, merged.shape, self.config.vocab_size, self.source)
             yield key, merged
-            if key == EMBEDDINGS and self.config.tie_word_embeddings:
-                yield HEAD, merged
+            if key in self.copies:
+                yield self.copies[key], merged
+
+
+def _copies(config: LlamaConfig, stored: Collection[str]) -> dict[str, str]:
+    """Return which tensor stands for which other that is not stored, where the two may be one."""
+    if not config.tie_word_embeddings or {EMBEDDINGS, HEAD} <= set(stored):
+        return {}  # transformers 5 too lets two that are stored be two
+    return {HEAD: EMBEDDINGS} if HEAD in stored else {EMBEDDINGS: HEAD}
 
 
 def find_llm_folder(path: str | Path) -> ModelFolder:
@@ -186,6 +205,8 @@ def read_description(
 ) -> tuple[LlamaConfig, Vocabulary, dict[str, Any]]:
     """Return a model's sizes, its vocabulary, and all that its config.json says.
 
+    The sizes have a row for each token id, however many rows the weights have.
+
     Args:
         folder: the model's.
         grows: whether weights with fewer token ids than the vocabulary will get the rest.
@@ -196,14 +217,18 @@ def read_description(
     fields = folder.read_json(CONFIG_FILE)
     config = LlamaConfig.from_dict(fields)
     vocab = read_vocabulary(folder)
-    if grows and config.vocab_size < vocab.size:
-        config = replace(config, vocab_size=vocab.size)
-    if vocab.size != config.vocab_size:
+    rows = config.vocab_size
+    if not (is_padded(rows, vocab.size) or (grows and rows < vocab.size)):
         raise CheckpointError(
             f"{folder.path}: the vocabulary files have {vocab.size} token ids, the model's config.json "
-            f"{config.vocab_size}. Use tokenizer.model and added_tokens.json of the same model."
+            f"{rows}. Use tokenizer.model and added_tokens.json of the same model."
         )
-    return config, vocab, fields
+    return replace(config, vocab_size=vocab.size), vocab, fields
+
+
+def is_padded(rows: int, tokens: int) -> bool:
+    """Tell whether a table of so many rows is one for so many tokens, perhaps rounded up."""
+    return any(rows == -(-tokens // multiple) * multiple for multiple in _PADDED_TO)
 
 
 def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
@@ -237,9 +262,9 @@ def _common_scales(
 
 
 def _changes(
-    adapters: Sequence[Adapter], config: LlamaConfig, source: Path
+    adapters: Sequence[Adapter], config: LlamaConfig, has_one_table: bool, source: Path
 ) -> dict[str, list[Change]]:
-    if adapters and config.tie_word_embeddings:
+    if adapters and has_one_table:
         raise CheckpointError(
             f"{source} has one table for embeddings and head, and adapters are merged into models "
             "that have two, as SEED-LLaMA does"
@@ -269,13 +294,14 @@ def read_vocabulary(folder: ModelFolder) -> Vocabulary:
     return Vocabulary(folder.read_bytes(pieces), folder.read_json(added), folder.path)
 
 
-def _check_rows(key: str, shape: Sequence[int], vocab_size: int, source: Path) -> None:
-    """Refuse a table of embeddings, or a head, that does not have one row a token id."""
-    if key in (EMBEDDINGS, HEAD) and tuple(shape[:1]) != (vocab_size,):
+def _check_rows(key: str, table: torch.Tensor, rows: int, source: Path) -> None:
+    """Refuse embeddings, or a head, that do not have as many rows as config.json says."""
+    assemble.check_stored(key, table, source)
+    if table.shape[:1] != (rows,):
         raise CheckpointError(
-            f"{source}: {key} {list(shape)} should have one row for each of the {vocab_size} token "
-            "ids of the vocabulary. The weights are those of a model that knows no pictures, or the "
-            f"vocabulary is another model's: use all files of one model, such as {LLM_LINK}"
+            f"{source}: {key} {list(table.shape)} should have one row for each of the {rows} token "
+            "ids of config.json. The weights are those of a model that knows no pictures, or the "
+            f"config is another model's: use all files of one model, such as {LLM_LINK}"
         )
 
 

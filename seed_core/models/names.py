@@ -10,6 +10,8 @@ from pathlib import Path
 
 SEED_MINI = "seed-mini"
 
+CONFIG_FILE = "config.json"
+
 _BUNDLED = Path(__file__).parents[1] / "weights" / SEED_MINI
 
 # Our names of the tokenizer's tensors to those in upstream's files, applied in this order.

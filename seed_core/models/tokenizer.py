@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..files import weights
+from ..files import foreign, weights
 from ..files.assemble import EmptyNetwork
 from ..files.folder import folder_around
 from ..tokenizer.config import TOKENIZER_LINK, TokenizerConfig
 from ..tokenizer.network import TokenizerModel
 from ..tokenizer.runtime import SeedTokenizer
 from . import names
+from .names import CONFIG_FILE
 from .opened import Opened
 
 EVA_VIT_LINK = (
@@ -45,9 +46,6 @@ _TOKENIZER_FILES = (
     "seed_tokenizer.safetensors",
     "seed_tokenizer.pth",
 )
-
-
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +161,7 @@ def _own_file(path: Path) -> Path:
     raise CheckpointError(
         f"the folder {path} holds no tokenizer: expected model.safetensors; seed_quantizer.pt from "
         f"{TOKENIZER_LINK}; or seed_tokenizer.pth and causal_qformer.pth from {SEED_1_LINK}; the "
-        f"published ones with eva_vit_g.pth from {EVA_VIT_LINK}"
+        f"published ones with eva_vit_g.pth from {EVA_VIT_LINK}.{foreign.explain_folder(path)}"
     )
 
 

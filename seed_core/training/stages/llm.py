@@ -26,7 +26,7 @@ from ...llm.config import LlamaConfig as NetworkConfig
 from ...llm.prompt import VICUNA, PromptTemplate
 from ...llm.vocab import VOCABULARY_FILES, Vocabulary
 from ...models import names
-from ...models.llm import find_llm_folder, read_vocabulary, template_of
+from ...models.llm import find_llm_folder, is_padded, read_vocabulary, template_of
 from ..data import documents, sources
 from ..data.examples import collate
 from ..loop import train
@@ -150,7 +150,7 @@ def model_folder(path: str) -> ModelFolder:
 
 def read_template(path: str) -> PromptTemplate:
     """Return the template in which the model of a folder converses."""
-    return template_of(NetworkConfig.from_dict(model_folder(path).read_json("config.json")))
+    return template_of(NetworkConfig.from_dict(model_folder(path).read_json(names.CONFIG_FILE)))
 
 
 def load_start(path: str, dtype: torch.dtype, vocab: Vocabulary) -> LlamaForCausalLM:
@@ -159,20 +159,20 @@ def load_start(path: str, dtype: torch.dtype, vocab: Vocabulary) -> LlamaForCaus
     Args:
         path: ``seed-mini``, or a folder.
         dtype: of the weights.
-        vocab: of the model; embeddings and head grow if they have fewer rows.
+        vocab: of the model; embeddings and head get as many rows.
 
     Raises:
         CheckpointError: the folder is missing, holds another model, or has the larger vocabulary.
     """
     folder = model_folder(path)
-    rows = NetworkConfig.from_dict(folder.read_json("config.json")).vocab_size
-    if rows > vocab.size:
+    rows = NetworkConfig.from_dict(folder.read_json(names.CONFIG_FILE)).vocab_size
+    if rows > vocab.size and not is_padded(rows, vocab.size):
         raise CheckpointError(
             f"{folder.path} has {rows} token ids and the vocabulary {vocab.size}; use the "
             "vocabulary files of the same model"
         )
     model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder.path, dtype=dtype)
-    if rows < vocab.size:
+    if rows != vocab.size:
         # Drawn like the rows of a new network, as the reference did, not like those that are there.
         model.resize_token_embeddings(vocab.size, mean_resizing=False)
     return model

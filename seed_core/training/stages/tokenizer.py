@@ -21,7 +21,7 @@ from torch import nn
 from ...compute import precision
 from ...errors import CheckpointError, OptionError
 from ...files import assemble, weights
-from ...models.tokenizer import CONFIG_FILE
+from ...models.names import CONFIG_FILE
 from ...tokenizer.config import TokenizerConfig
 from ...tokenizer.network import TokenizerModel
 from ...tokenizer.qformer import QFormer

@@ -23,6 +23,7 @@ from ...compute import precision
 from ...errors import OptionError
 from ...llm.config import LlamaConfig
 from ...models.llm import read_vocabulary
+from ...models.names import CONFIG_FILE
 from ..data.examples import collate
 from ..loop import train
 from ..processes import is_first_process
@@ -94,7 +95,7 @@ def run(recipe: Recipe, output: Path) -> None:
     template = read_template(recipe.start)
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
 
-    own = LlamaConfig.from_dict(model_folder(recipe.start).read_json("config.json")).vocab_size
+    own = LlamaConfig.from_dict(model_folder(recipe.start).read_json(CONFIG_FILE)).vocab_size
     if own < vocab.size and "embeddings" not in recipe.trained_in_full:
         raise OptionError(
             f"the vocabulary has {vocab.size - own} tokens that {recipe.start} lacks; an adapter "

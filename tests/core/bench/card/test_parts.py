@@ -43,7 +43,7 @@ def test_a_part_that_crashes_or_hangs_takes_no_other_with_it(setting):
         setting,
         part("crash", FOUND + "import os; os.kill(os.getpid(), 9)"),
         part("error", FOUND + "raise MemoryError('no room')"),
-        part("hang", FOUND + "import time\ndef asleep(): time.sleep(99)\nasleep()", limit=3),
+        part("hang", FOUND + "import time\ndef asleep(): time.sleep(99)\nasleep()", limit=10),
         part("good", FOUND),
     )
     statuses = {name: outcome.status for name, outcome in found.items()}
