@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file
-    except Exception as error:  # of the system, of torch for want of memory, and of ours
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # ours among them
         raise unreadable(path, error) from error
 
 
@@ -189,7 +189,7 @@ def _check_spans(fields: Mapping[str, Any], length: int) -> None:
                 raise ValueError(f"its header says of {key!r:.80} what cannot be read")
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
             raise ValueError(f"its header has sizes of {key!r:.80} that cannot be")
-        known = _STORED_AS.get(dtype)
+        known = STORED_AS.get(dtype)
         strides = math.prod(max(number, 1) for number in shape)
         if strides >= 2**62 or (known and math.prod(shape) * known.itemsize != end - begin):
             raise ValueError(f"its header has a shape of {key!r:.80} that does not fit its bytes")
