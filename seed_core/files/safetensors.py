@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file
-    except Exception as error:  # of the system, of torch for want of memory, and of ours
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # ours among them
         raise unreadable(path, error) from error
 
 

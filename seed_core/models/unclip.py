@@ -276,7 +276,8 @@ def _prompt(folder: ModelFolder, width: int) -> empty_prompt.FolderPrompt | _Kno
     """Return the empty prompt of a decoder; zeros ``[1, 1, width]`` without a text encoder."""
     if folder.kind is not None:
         return _KnownPrompt(_stored_prompt(folder).float())
-    if folder.has(empty_prompt.CONFIG_FILE):
+    listed = folder.read_json("model_index.json").get("text_encoder")  # [null, null] of none
+    if folder.has(empty_prompt.CONFIG_FILE) or listed not in (None, [None, None]):
         return empty_prompt.FolderPrompt(folder)
     return _KnownPrompt(torch.zeros(1, 1, width))
 

@@ -203,6 +203,19 @@ def test_without_a_text_encoder_the_empty_prompt_is_zeros(folder):
     assert torch.equal(read(folder).module.text, torch.zeros(1, 1, 32))
 
 
+@pytest.mark.parametrize("lost", ["text_encoder/config.json", "text_encoder"])
+def test_a_text_encoder_that_the_pipeline_lists_must_be_there(text_folder, lost):
+    """Pictures would be painted from zeros instead, without a word."""
+    file = text_folder / "model_index.json"
+    index = json.loads(file.read_text("utf-8"))
+    file.write_text(
+        json.dumps(index | {"text_encoder": ["transformers", "CLIPTextModel"]}), "utf-8"
+    )
+    shutil.move(text_folder / lost, text_folder / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"decoder lacks text_encoder/config\.json"):
+        read(text_folder)
+
+
 def test_the_empty_prompt_is_what_the_text_encoder_makes_of_it(text_folder):
     """One begin token, then nothing but end tokens."""
     from transformers import CLIPTextModel
