@@ -20,6 +20,9 @@ from .chat import Part
 
 VOCABULARY_FILES = ("tokenizer.model", "added_tokens.json")
 
+# Rows that tables of tokens are filled up to a multiple of, so that products fit cards well.
+_PADDED_TO = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
+
 # Text that is changed by a file which was cut before the rules at its end.
 _LOSSLESS = "a  b"
 
@@ -144,6 +147,11 @@ class Vocabulary:
         if decoded := self._text.decode(text):
             parts.append(decoded)
         text.clear()
+
+
+def is_padded(rows: int, tokens: int) -> bool:
+    """Tell whether a table of so many rows is one for so many tokens, perhaps filled up."""
+    return any(rows == -(-tokens // multiple) * multiple for multiple in _PADDED_TO)
 
 
 def _whole(text: str) -> str:

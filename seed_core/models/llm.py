@@ -27,7 +27,7 @@ from ..llm.llama import Llama
 from ..llm.lora import Replacement
 from ..llm.prompt import LLAMA_2, VICUNA, PromptTemplate
 from ..llm.runtime import SeedLLM
-from ..llm.vocab import VOCABULARY_FILES, Vocabulary
+from ..llm.vocab import VOCABULARY_FILES, Vocabulary, is_padded
 from . import names, quantization
 from .lora import Adapter, Change, changes_by_key, merge_into
 from .names import CONFIG_FILE
@@ -35,9 +35,6 @@ from .opened import Opened
 
 LLM_LINK = "https://huggingface.co/AILab-CVC/seed-llama-8b-sft"
 VOCABULARY_LINK = "https://huggingface.co/AILab-CVC/seed-tokenizer-2"
-
-# Rows that other programs round a vocabulary up to a multiple of, for the speed of products.
-_PADDED_TO = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 # Depth of SEED-LLaMA-14B, the only published size with the LLaMA-2 template.
 _LAYERS_14B = 40
@@ -224,11 +221,6 @@ def read_description(
             f"{rows}. Use tokenizer.model and added_tokens.json of the same model."
         )
     return replace(config, vocab_size=vocab.size), vocab, fields
-
-
-def is_padded(rows: int, tokens: int) -> bool:
-    """Tell whether a table of so many rows is one for so many tokens, perhaps rounded up."""
-    return any(rows == -(-tokens // multiple) * multiple for multiple in _PADDED_TO)
 
 
 def matrix_products(config: LlamaConfig) -> dict[str, tuple[str, ...]]:

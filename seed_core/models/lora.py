@@ -17,6 +17,7 @@ from ..files import assemble, weights
 from ..llm.config import LlamaConfig
 from ..llm.layout import WeightPart, parts_in_file
 from ..llm.lora import LoraAdapter, LowRankProduct, Replacement
+from ..llm.vocab import is_padded
 from . import lora_names, names
 from .lora_config import CONFIG_FILE, EMBEDDINGS, HEAD, AdapterConfig
 from .lora_names import ALPHA, DOWN, FULL, TABLE_DOWN, TABLE_UP, TOKENS, UP
@@ -30,8 +31,6 @@ _WEIGHT_STEMS = ("adapter_model",)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
-# Tables of tokens are filled up to a multiple of one of these, so that matrices fit cards well.
-_PADDED_TO = tuple(2**power for power in range(3, 11))
 _TABLES = (EMBEDDINGS, HEAD)
 
 # Bytes of files that are read for a number of the model: none is larger in float64, and a file of
@@ -281,8 +280,7 @@ class _Reader:
         if module not in _TABLES or part is None or rows.dim() != 2:
             return rows
         count = part.shape[0]
-        is_padded = any(len(rows) == -(-count // block) * block for block in _PADDED_TO)
-        return rows[:count] if is_padded else rows
+        return rows[:count] if is_padded(len(rows), count) else rows
 
     def _part(self, module: str, shape: torch.Size) -> WeightPart:
         part = self.parts.get(f"{module}.weight")

@@ -227,7 +227,7 @@ class _ByModule:
     """A number that patterns may say differently for some modules."""
 
     def __init__(self, config: AdapterConfig, field: str, usual: Any) -> None:
-        self._config, self._field, self._usual = config, field, usual
+        self._usual = usual
         patterns = config.fields.get(field) or {}
         if not isinstance(patterns, dict):
             raise config.unreadable(field, "it should map names of modules to numbers")
@@ -241,10 +241,7 @@ class _ByModule:
 
     def of(self, module: str) -> Any:
         """Return the number of one module."""
-        try:
-            found = self._table.find(module)
-        except PatternError as error:
-            raise self._config.unreadable(self._field, error) from error
+        found = self._table.find(module)
         return self._usual if found is None else self._values[found]
 
 

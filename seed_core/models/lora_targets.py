@@ -131,10 +131,7 @@ class _Chosen:
             return None
         if self._pattern is None:
             return any(end in self.names for end in _ends(module))
-        try:
-            return self._pattern.matches(module)
-        except PatternError:
-            return None
+        return self._pattern.matches(module)
 
 
 def _matches(pattern: str, name: str) -> bool | None:

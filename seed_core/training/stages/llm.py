@@ -24,9 +24,9 @@ from ...errors import CheckpointError, OptionError
 from ...files.folder import ModelFolder
 from ...llm.config import LlamaConfig as NetworkConfig
 from ...llm.prompt import VICUNA, PromptTemplate
-from ...llm.vocab import VOCABULARY_FILES, Vocabulary
+from ...llm.vocab import VOCABULARY_FILES, Vocabulary, is_padded
 from ...models import names
-from ...models.llm import find_llm_folder, is_padded, read_vocabulary, template_of
+from ...models.llm import find_llm_folder, read_vocabulary, template_of
 from ..data import documents, sources
 from ..data.examples import collate
 from ..loop import train

@@ -29,22 +29,10 @@ def pythons(text, name):
         *("layers.[0-9].self_attn.q_proj", "(0|1)", "(0|1).mlp.up_proj", ".*", ".+proj", ""),
         *("^model.layers.1.self_attn.q_proj", "^layers.1.mlp", "^lm_head$", "lm_head$", "^", "$"),
         *(r"layers\.\d+\.mlp\..*", r"layers\.\d{2}\..*", r"layers.(?:7|3\d?).self_attn.[qk]_proj"),
-        *("^q_proj|k_proj", "q_proj$|^lm_head", "[^.]*_proj", r"[\w-]+", "[a-z_]*?", "(a|b|)"),
-        *(
-            r"\S+\W\d\D+",
-            "[]x]-1",
-            "[-x]-?1",
-            "a.{1,3}",
-            "(?:q|k){1}_proj",
-            "layers.[0-9]{1,2}.mlp.*",
-        ),
-        *(
-            ".*layers.*1.*",
-            "(.*)",
-            "((((q))))_proj",
-            "model.(embed_tokens|norm)",
-            "a{0}lm_head"[4:],
-        ),
+        *("[^.]*_proj", r"[\w-]+", "[a-z_]*?", "(a|b|)", "(?:.*mlp)?.up_proj", "q_proj|lm_head"),
+        *("^q_proj|k_proj", "q_proj$|^lm_head", "[|]|a", r"\(|\)|norm"),
+        *(r"\S+\W\d\D+", "[]x]-1", "[-x]-?1", "a.{1,3}", "layers.[0-9]{1,2}.mlp.*"),
+        *(".*layers.*1.*", "(.*)", "((((q))))_proj", "model.(embed_tokens|norm)"),
     ],
 )
 def test_a_pattern_means_what_peft_makes_of_it(text):
@@ -70,16 +58,21 @@ def random_pattern(chance, depth=0):
 
 
 def test_thousands_of_random_patterns_mean_what_peft_makes_of_them():
-    chance, found = random.Random(1), 0
-    for _ in range(3000):
+    chance, read, found = random.Random(1), 0, 0
+    for _ in range(6000):
         text = random_pattern(chance)
         text = chance.choice(["", "", "^"]) + text + chance.choice(["", "", "$"])
-        pattern = NamePattern(text, after_dot=True)
+        try:
+            pattern = NamePattern(text, after_dot=True)
+        except PatternError:
+            continue
+        read += 1
         for _ in range(8):
             name = "".join(chance.choice("ab1..") for _ in range(chance.randint(0, 9)))
             assert pattern.matches(name) == pythons(text, name), (text, name)
             found += pattern.matches(name)
-    assert 3000 < found < 20_000
+    assert read > 4000
+    assert found > 3000
 
 
 def test_without_enclosing_names_the_whole_name_has_to_match():
@@ -92,58 +85,26 @@ def test_without_enclosing_names_the_whole_name_has_to_match():
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "(",
-            ")",
-            "a)",
-            "(?",
-            "(?i)q",
-            "(?=q)",
-            "(?!q)q",
-            "(?P<n>q)",
-            r"(q)\1",
-            r"\bq",
-            r"q\Z",
-            "\\",
-        ),
-        *(
-            "*",
-            "a**",
-            "a*+",
-            "(a*)*",
-            "(a+b)+",
-            "((a|b?)c)*",
-            "q{9}",
-            ".{a}",
-            ".{3,1}",
-            ".{",
-            ".{,}",
-        ),
-        *(
-            ".{9999}",
-            "[",
-            "[a",
-            "[z-a]",
-            r"[a-\d]",
-            "a^b",
-            "(^a)",
-            "a$b",
-            "(a$)",
-            "(" * 50 + ")" * 50,
-        ),
-        *("a" * 2000, "[" + "a" * 20_000 + "]", "(.a){900}", "{2}", "]", "}"),
+        *("(", ")", "a)", "(?", "(?i)q", "(?=q)", "(?!q)q", "(?P<n>q)", r"(q)\1", r"\bq", r"q\Z"),
+        *("\\", "*", "a**", "a*+", "(a*)*", "(a+b)+", "((a|b?)c)*", "(a|b){2}", ".{a}", ".{3,1}"),
+        *(".{", ".{,}", ".{9999}", "[", "[a", "[z-a]", "a^b", "(^a)", "a$b", "(a$)", "{2}", "]"),
+        *("a" * 2000, "a b", "a\nb"),
     ],
 )
 def test_other_forms_are_refused_by_what_they_say(text):
     with pytest.raises(PatternError) as caught:
         NamePattern(text)
-    assert repr(text)[1:20] in str(caught.value) or text[:2] in str(caught.value)
+    assert repr(text)[1:20] in str(caught.value)
 
 
-def test_eleven_times_anything_is_read_like_once():
-    name = "model.layers.0.self_attn.q_proj" * 3
-    for text in (".*" * 11 + "x", "(.*.*.*)" * 10 + "x", "(a|a|aa)?" * 100 + "x", ".?" * 400 + "x"):
-        assert not NamePattern(text, after_dot=True).matches(name)
+@pytest.mark.parametrize(
+    "text",
+    [".*" * 11, "(.*.*.*)" * 10, "(a|a|aa)?" * 50, ".?" * 400, "(.|.)" * 20, "a{0,9}" * 9],
+)
+def test_what_could_fit_in_too_many_ways_is_refused(text):
+    """Python's matcher would try all of them."""
+    with pytest.raises(PatternError, match="too much work"):
+        NamePattern(text, after_dot=True)
 
 
 def test_the_first_pattern_that_matches_counts():
@@ -154,11 +115,8 @@ def test_the_first_pattern_that_matches_counts():
     assert table.find("lm_head") is None
 
 
-def test_patterns_without_number_are_refused_and_so_is_endless_work():
+def test_patterns_without_number_are_refused_and_so_is_much_work_together():
     with pytest.raises(PatternError, match="1,001 patterns"):
         PatternTable([str(number) for number in range(1001)])
-    chance = random.Random(1)
-    table = PatternTable([".*a.{400}x"])
-    names = ["".join(chance.choice("ab") for _ in range(200)) for _ in range(1000)]
     with pytest.raises(PatternError, match="too much work"):
-        list(map(table.find, names))
+        PatternTable([f".*a.*b.*{number}" for number in range(3)])
