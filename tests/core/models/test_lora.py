@@ -354,6 +354,7 @@ def test_shards_that_hold_the_same_tensor_are_refused(llm, tensors, save_adapter
     folder = save_adapter(tensors)
     for number in (1, 2):
         shutil.copy(folder / "adapter_model.safetensors", folder / f"part-{number}.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
     table = {key: f"part-{number % 2 + 1}.safetensors" for number, key in enumerate(tensors)}
     index = folder / "adapter_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": table}), encoding="utf-8")
