@@ -18,6 +18,7 @@ from .diffusers_networks import network_config, without_weights
 CONFIG_FILE = "text_encoder/config.json"
 
 _STEMS = ("model", "pytorch_model")
+_WORDS = "tokenizer/vocab.json"
 
 # What transformers 4 and published files put before every name; transformers 5 may leave it out.
 _PREFIX = "text_model."
@@ -108,6 +109,10 @@ def _tokens(folder: ModelFolder, length: int) -> list[int]:
         if tokenizer.model_max_length != length:  # its config is damaged, and may pad otherwise too
             raise ValueError(f"{length} tokens are encoded, {tokenizer.model_max_length} made")
         ids: list[int] = tokenizer("", padding="max_length", max_length=length).input_ids
+        known = folder.read_json(_WORDS) if folder.has(_WORDS) else None
+        made = {tokenizer.convert_ids_to_tokens(i): i for i in ids}
+        if known is not None and not made.items() <= known.items():
+            raise ValueError(f"{_WORDS} lacks {' or '.join(made)}")  # transformers would add them
     except Exception as error:  # of any kind: tokenizers raises nothing narrower
         raise CheckpointError(
             f"{words}, the tokenizer of text_encoder, cannot be read: {error!r:.200}"

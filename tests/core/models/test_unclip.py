@@ -249,6 +249,14 @@ def test_an_incomplete_text_encoder_is_refused_by_what_it_lacks(text_folder, par
         read(text_folder)
 
 
+def test_a_vocabulary_without_the_tokens_of_the_prompt_is_refused(text_folder):
+    """transformers would add them under other ids."""
+    file = text_folder / "tokenizer" / "vocab.json"
+    file.write_text('{"a</w>": 0, "a": 1}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"vocab\.json lacks <\|startoftext\|>"):
+        read(text_folder)
+
+
 def test_a_text_encoder_without_its_vocabulary_is_refused(text_folder):
     """transformers would make an empty vocabulary, and every picture would be a little wrong."""
     for name in ("vocab.json", "merges.txt"):
