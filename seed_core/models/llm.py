@@ -212,7 +212,10 @@ def read_description(
         CheckpointError: a file is missing, damaged or another model's.
     """
     fields = folder.read_json(CONFIG_FILE)
-    config = LlamaConfig.from_dict(fields)
+    try:
+        config = LlamaConfig.from_dict(fields)
+    except CheckpointError as error:
+        raise CheckpointError(f"{CONFIG_FILE} of {folder.path}: {error}") from error
     vocab = read_vocabulary(folder)
     rows = config.vocab_size
     if not (is_padded(rows, vocab.size) or (grows and rows < vocab.size)):

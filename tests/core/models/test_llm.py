@@ -231,3 +231,9 @@ def test_a_vocabulary_of_another_model_is_refused_with_both_sizes(folder):
     change_json(folder / "config.json", vocab_size=40194)
     with pytest.raises(CheckpointError, match="1538 token ids.*40194"):
         read(folder)
+
+
+def test_a_config_of_something_else_is_named_with_its_folder(folder):
+    (folder / "config.json").write_text('{"do_sample": true}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"config\.json of {folder}: .* None model"):
+        load_llm(folder)
