@@ -25,6 +25,7 @@ from .network import UnclipModel
 from .noising import noised_labels
 from .options import DecodeOptions
 from .painter import Painter
+from .rehearsal import rehearse
 
 # How often a UNet's call multiplies each weight, for each position of one latent of a pair. Most
 # weights see maps of a few positions. Counted in seed-mini's: 0.42.
@@ -51,6 +52,7 @@ class SeedDecoder(LoadedCore):
         self.module = module
         self.scheduler = scheduler
         self.noising_scheduler = noising_scheduler
+        self._rehearsed: set[int] = set()  # numbers of steps that the scheduler can make
         self.device = device
         self.dtype = dtype
         self.embedding_dim = module.mean.shape[-1]  # width of the image embedding it takes
@@ -156,12 +158,22 @@ class SeedDecoder(LoadedCore):
     def _scheduler(self, steps: int) -> Any:
         """Return a copy of the scheduler with its time steps set."""
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(steps)
-        if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
+        try:
+            scheduler.set_timesteps(steps)
+            is_beyond = int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps
+            if not is_beyond and steps not in self._rehearsed:
+                rehearse(scheduler, steps)
+        except Exception as error:  # of any kind: diffusers checks little
+            raise OptionError(
+                f"{steps} steps do not work with this decoder's {type(scheduler).__name__}: "
+                f"{error!r:.200}. Use another number, such as 20"
+            ) from error
+        if is_beyond:
             raise OptionError(
                 f"{steps} steps are too many for this decoder's scheduler, which was trained with "
                 f"{scheduler.config.num_train_timesteps}; use fewer"
             )
+        self._rehearsed.add(steps)
         return scheduler
 
     def _negatives(self, negative: torch.Tensor | None, rows: int) -> torch.Tensor | None:
