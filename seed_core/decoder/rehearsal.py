@@ -15,8 +15,11 @@ import torch
 from .denoiser import diffuse
 
 # Schedulers that paint end 0.06 at most from the answer, with the noise of the first time step left.
-# The others end at the noise, whose deviation is 1, or beyond.
+# The others end at the noise, whose deviation is 1, or beyond. Likewise for the factor: 1.3, or more
+# than 3.
 _FARTHEST = 0.3
+_LARGEST_FACTOR = 2.0
+_SEEN = 0.01  # share of noise in latents from which on it can be told from the answer
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -25,16 +28,20 @@ _SHAPE = (1, 4, 4, 4)  # of latents; some schedulers look at the number of chann
 _TINY = 1e-8
 
 
-def rehearse(scheduler: Any, steps: int) -> torch.Tensor:
-    """Return the latents that a number of steps ends with; raises what the scheduler raises.
+def rehearse(scheduler: Any, steps: int) -> tuple[torch.Tensor, float]:
+    """Go a number of steps with a network that knows the answer; raises what the scheduler raises.
 
-    In the network's place stands one that knows the answer.
+    Returns:
+        The latents at the end; and by which factor, at most, the noise that the network saw was more
+        or less than that of the time step which it was told; infinite if it never saw any.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(_SHAPE, generator=generator)
-    return diffuse(scheduler, first, generator, _Oracle(scheduler), lambda done: None)
+    oracle = _Oracle(scheduler)
+    latents = diffuse(scheduler, first, generator, oracle, lambda done: None)
+    return latents, max(oracle.factors, default=np.inf)
 
 
 def misfit(scheduler: Any) -> str:
@@ -46,11 +53,13 @@ def misfit(scheduler: Any) -> str:
     try:
         with torch.random.fork_rng(devices=[]):  # some draw from the global generator
             steps = min(_STEPS, scheduler.config.num_train_timesteps)
-            once, again = (rehearse(scheduler, steps) for _ in range(2))
+            (once, factor), (again, _) = (rehearse(scheduler, steps) for _ in range(2))
     except Exception as error:  # noqa: BLE001 - of any kind: diffusers checks little
         return f"its steps fail with {error!r:.200}"
     if not (once - _answer()).square().mean().sqrt() <= _FARTHEST:
         return "its steps do not lead to a picture"
+    if not factor <= _LARGEST_FACTOR:
+        return "its time steps are not those of the noise in what it gives the network"
     if not torch.equal(once, again):
         return "it draws random numbers of its own, so a seed would not give the same picture again"
     return ""
@@ -95,6 +104,7 @@ class _Oracle:
         signal = scheduler.alphas_cumprod.double().clamp(_TINY, 1 - _TINY).numpy()
         self._log_odds = np.log(signal / (1 - signal))
         self._kind = _prediction_type(scheduler)
+        self.factors: list[float] = []
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         # A time step may lie between two of the training's.
@@ -102,6 +112,9 @@ class _Oracle:
         signal = float(1 / (1 + np.exp(-log_odds)))
         answer = _answer()
         noise: torch.Tensor = (sample - signal**0.5 * answer) / (1 - signal) ** 0.5
+        factor = float(noise.square().mean().sqrt())
+        if 1 - signal > _SEEN:
+            self.factors.append(max(factor, 1 / max(factor, _TINY)))
         velocity: torch.Tensor = signal**0.5 * noise - (1 - signal) ** 0.5 * answer
         predictions = (noise, answer, velocity)
         return predictions[PREDICTION_TYPES.index(self._kind)]

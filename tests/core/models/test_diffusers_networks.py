@@ -37,7 +37,6 @@ PAINT = {
     "PNDMScheduler",
     "SASolverScheduler",
     "TCDScheduler",
-    "UnCLIPScheduler",
     "UniPCMultistepScheduler",
 }
 
@@ -151,6 +150,14 @@ def test_all_three_predictions_and_spacings_are_read(name, kind, spacing, read):
         (config_of("DDIMInverseScheduler"), "lead to a picture"),
         (config_of("DPMSolverSDEScheduler"), "DPMSolverSDEScheduler"),
         (config_of("RePaintScheduler"), "steps fail"),
+        (
+            config_of(
+                "EulerDiscreteScheduler",
+                timestep_type="continuous",
+                prediction_type="v_prediction",
+            ),
+            "time steps are not those of the noise",
+        ),
         (config_of("TheirOwnScheduler"), "diffusers .* lacks"),
         (config_of("SchedulerMixin"), "lacks"),
         ({**SD, "_class_name": ["custom", "Scheduler"]}, "lacks"),
