@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from importlib import import_module
@@ -356,3 +357,13 @@ def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
     downloads = pack.seed_core.fetching.downloads.DOWNLOADS.values()
     folders = {download.folder.partition("/")[0] for download in downloads}
     assert folders == {kind.folder for kind in kinds}
+
+
+def test_a_loader_says_what_to_type_in_any_folder_and_where_its_model_will_lie(pack, models):
+    """With the paths of this machine, for a Python that imports nothing from where it is started."""
+    told = pack.kinds.LLM.check("gone")
+    (line,) = [line for line in told.splitlines() if " fetch " in line]
+    words = shlex.split(line)
+    assert words[0] == sys.executable
+    assert (Path(words[1]) / "__main__.py").is_file()
+    assert words[2:] == ["fetch", "seed-llama-8b-sft", "--into", str(models / "seed_llm")]
