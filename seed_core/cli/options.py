@@ -99,7 +99,8 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     )
     helps = {
         "max_new_tokens": "longest reply; a picture takes 34 (default: %(default)s)",
-        "temperature": "0 always gives the same reply, more is wilder (default: %(default)s)",
+        "temperature": "0 always gives the same reply and is best for questions; more is wilder "
+        "(default: %(default)s)",
         "top_p": "choose among the likeliest words that together reach this (default: %(default)s)",
         "top_k": "choose among this many words; 0 for all (default: %(default)s)",
     }
