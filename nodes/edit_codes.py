@@ -32,7 +32,7 @@ class SeedPreviewCodes(io.ComfyNode):
 
     @classmethod
     def execute(cls, codes: SeedCodes) -> io.NodeOutput:
-        """Draw the first of them, and say how many there are. Codes without a picture draw nothing."""
+        """Draw the first of them and say how many there are. Empty codes draw nothing."""
         if len(codes) > MOST_SHOWN:
             host.show_text(f"{len(codes)} pictures; the first {MOST_SHOWN} are shown")
         picture = ui.PreviewImage(draw_codes(codes, MOST_SHOWN), cls=cls) if len(codes) else None

@@ -94,8 +94,8 @@ def _check_room(needed: int) -> None:
         room += comfy.model_management.get_total_memory(main)
     if needed > room:
         raise OptionError(
-            f"this needs {needed / 2**30:.1f} GiB of working memory, and there are {room / 2**30:.1f}: "
-            "choose fewer variations, fewer tokens or smaller pictures"
+            f"this needs {needed / 2**30:.1f} GiB of working memory, and there are "
+            f"{room / 2**30:.1f}: choose fewer variations, fewer tokens or smaller pictures"
         )
 
 

@@ -59,8 +59,8 @@ def codes_from_text(text: str, family: str | None = None, unnamed: str | None = 
     """
     if len(text) > LONGEST_TEXT:
         raise CodesError(
-            f"the text has {len(text)} characters, and {MOST_PICTURES} pictures, which are the most, "
-            f"need fewer than {LONGEST_TEXT}. {_FORMS}"
+            f"the text has {len(text)} characters, and {MOST_PICTURES} pictures, which are the "
+            f"most, need fewer than {LONGEST_TEXT}. {_FORMS}"
         )
     unnamed = unnamed or family
     text = text.removeprefix("\ufeff").strip()  # the mark that some editors begin files with

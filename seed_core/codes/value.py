@@ -33,8 +33,8 @@ def check_count(count: int, most: int, what: str) -> None:
     """
     if count > most:
         raise CodesError(
-            f"{what} {count} pictures, and {most} is the most: take fewer, such as some at a time with "
-            "SEED Select Codes"
+            f"{what} {count} pictures, and {most} is the most: take fewer, such as some at a time "
+            "with SEED Select Codes"
         )
 
 

@@ -1,6 +1,6 @@
 """Schedulers tried without a network: what one does is known by where its steps arrive.
 
-diffusers has some fifty. Many are for other kinds of model: what they call time steps are none, or
+diffusers has some fifty. Many are for other kinds of model: their time steps mean something else, or
 they want other arguments, and the picture is noise or an error.
 """
 
@@ -14,9 +14,9 @@ import torch
 
 from .denoiser import diffuse
 
-# Schedulers that paint end 0.06 at most from the answer, with the noise of the first time step left.
-# The others end at the noise, whose deviation is 1, or beyond. Likewise for the factor: 1.3, or more
-# than 3.
+# Schedulers that paint end 0.06 at most from the answer, as the noise of the first time step is left.
+# The others end at the noise, whose deviation is 1, or beyond. Likewise the factor: up to 1.3, or
+# above 3.
 _FARTHEST = 0.3
 _LARGEST_FACTOR = 2.0
 _SEEN = 0.01  # share of noise in latents from which on it can be told from the answer

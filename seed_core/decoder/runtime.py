@@ -135,9 +135,9 @@ class SeedDecoder(LoadedCore):
         width, height = self._pixel_size(options)
         if pictures > MOST_AT_ONCE or pictures * width * height > _MOST_PIXELS:
             raise OptionError(
-                f"{pictures} pictures of {width} x {height} are too many at once: up to {MOST_AT_ONCE} "
-                f"pictures and {_MOST_PIXELS:,} pixels in all are painted together. Paint fewer, such "
-                "as some at a time with SEED Select Codes, or smaller ones"
+                f"{pictures} pictures of {width} x {height} are too many at once: up to "
+                f"{MOST_AT_ONCE} pictures and {_MOST_PIXELS:,} pixels in all are painted together. "
+                "Paint fewer, such as some at a time with SEED Select Codes, or smaller ones"
             )
 
     def memory_required(self, width: int = 0, height: int = 0) -> int:

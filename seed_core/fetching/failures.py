@@ -45,26 +45,27 @@ def explained(source: Source, folder: Path) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise DownloadError(f"{_refusal(source, error)} {by_hand(source, folder)}") from error
     except broken as error:
-        if name := getattr(error, "filename", None):
-            raise DownloadError(
-                f"{name} cannot be used: {getattr(error, 'strerror', error)}. {_settings()}If that is "
-                f"the disk of {folder}, choose another with --models"
-            ) from error
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise DownloadError(
                 f"the disk of {folder} is full. Make room, then run the same command again: it goes "
                 "on where this one ended"
             ) from error
+        if name := getattr(error, "filename", None):
+            raise DownloadError(
+                f"{name} cannot be used: {getattr(error, 'strerror', error)}. {_settings()}If that "
+                f"is the disk of {folder}, choose another with --models"
+            ) from error
         raise DownloadError(
-            f"no connection to {source.page} ({_reason(error)}). {_settings()}Run the same command again when there is "
-            f"one: it goes on where this one ended. {by_hand(source, folder)}"
+            f"no connection to {source.page} ({_reason(error)}). {_settings()}Run the same command "
+            f"again when there is one: it goes on where this one ended. {by_hand(source, folder)}"
         ) from error
     except Exception as error:
         # An address, a proxy or a token that the HTTP client cannot even read.
         if not (_settings() or isinstance(error, ValueError)):
             raise
         raise DownloadError(
-            f"{source.page} cannot be asked: {_reason(error)}. {_settings()}{by_hand(source, folder)}"
+            f"{source.page} cannot be asked: {_reason(error)}. {_settings()}"
+            f"{by_hand(source, folder)}"
         ) from error
 
 

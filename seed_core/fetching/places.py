@@ -24,7 +24,7 @@ def find_folder(place: str, models: Path | None, into: Path | None, pack: Path =
     """Return the folder of a model.
 
     Args:
-        place: the kind's folder and the model's own below it, such as ``seed_llm/seed-llama-8b-sft``.
+        place: the kind's folder and the model's own below it: ``seed_llm/seed-llama-8b-sft``.
         models: a folder such as ComfyUI's ``models``, if one is given.
         into: the folder of the kind, such as ``models/seed_llm``, if that is given.
         pack: the folder of this pack, as ComfyUI names it.

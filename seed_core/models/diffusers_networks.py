@@ -47,8 +47,8 @@ _FILLS = {torch.Tensor.fill_, torch.Tensor.zero_}
 SCHEDULERS = ("scheduler", "image_noising_scheduler")
 
 _ADVICE = (
-    "Put the scheduler_config.json there that came with the decoder, or give it the _class_name of a "
-    "scheduler of Stable Diffusion, such as DDIMScheduler or EulerDiscreteScheduler, with the "
+    "Put the scheduler_config.json there that came with the decoder, or give it the _class_name of "
+    "a scheduler of Stable Diffusion, such as DDIMScheduler or EulerDiscreteScheduler, with the "
     "beta_start, beta_end, beta_schedule and prediction_type that the decoder was trained with; for "
     "image_noising_scheduler, DDPMScheduler"
 )
