@@ -11,4 +11,4 @@ if __name__ == "__main__":
     module = "seed_core"
     if sys.argv[1:2] == ["training"]:
         module = f"seed_core.{sys.argv.pop(1)}"
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__")  # its help names the command as it was typed

@@ -12,6 +12,8 @@ from pathlib import Path
 # Not resolved: behind a link, the folder that ComfyUI knows is the one that lies beside its models.
 PACK = Path(os.path.abspath(__file__)).parents[1]
 
+_BY_NAME = "python -m seed_core"
+
 _PLAIN = re.compile(r"[\w.:\\/+=-]+")  # needs no quotes in cmd.exe and in PowerShell
 
 
@@ -24,6 +26,12 @@ def command_line(*words: str) -> str:
     here = str(PACK) if (PACK / "__main__.py").is_file() else None
     program = [sys.executable or "python", *([here] if here else ["-m", "seed_core"])]
     return quoted([*program, *words], os.name == "nt")
+
+
+def started_as() -> str:
+    """Return how the command line was started, for its own help."""
+    by_path = len(sys.argv[0]) > 0 and os.path.isdir(sys.argv[0])
+    return quoted(["python", sys.argv[0]], os.name == "nt") if by_path else _BY_NAME
 
 
 def quoted(words: Sequence[str], is_windows: bool) -> str:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 
 from .. import DecodeOptions, GenerationOptions
+from ..command import started_as
 from ..llm.sampling import REPLIES
 from ..models.lora import SEED_MINI_NIGHT
 from ..models.names import SEED_MINI
@@ -22,6 +23,7 @@ def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], examples: str
 ) -> argparse.ArgumentParser:
     """Add a command, described by the docstring of what it runs."""
+    examples = examples.replace("python -m seed_core", started_as())
     command = commands.add_parser(
         name,
         help=run.__doc__,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from seed_core.__main__ import main
 from seed_core.command import PACK, command_line, quoted
 
 
@@ -38,6 +39,19 @@ def test_windows_needs_quotes_around_spaces_and_powershell_a_sign_before_them(wo
 def test_other_shells_read_the_words_back():
     words = ["/opt/my python/bin/python", "/home/it's/seed-llama", "fetch", "$HOME"]
     assert shlex.split(quoted(words, is_windows=False)) == words
+
+
+def test_help_names_the_command_as_it_was_started(monkeypatch, capsys):
+    for started, named in (
+        (str(PACK), f"python {PACK}"),
+        ("/x/__main__.py", "python -m seed_core"),
+    ):
+        monkeypatch.setattr("sys.argv", [started, "fetch", "--help"])
+        with pytest.raises(SystemExit):
+            main(["fetch", "--help"])
+        told = capsys.readouterr().out
+        assert f"usage: {named} fetch" in told
+        assert f"  {named} fetch seed-tokenizer-2" in told
 
 
 def test_without_the_pack_around_it_the_library_is_run_by_name(monkeypatch, tmp_path):
