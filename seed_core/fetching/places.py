@@ -52,10 +52,13 @@ def find_comfyui(pack: Path = PACK) -> Path:
     typed = Path(os.environ.get("PWD", pack))  # a shell knows the links it went through
     places = [pack, *(here for here in (typed, *typed.parents) if _is_same(here, pack))]
     for custom_nodes in [place.parent for place in (*places, pack.resolve())]:
+        models = custom_nodes.parent / "models"
+        if models.is_symlink() and not models.exists():
+            raise DownloadError(f"{models} is a link to {os.readlink(models)}, which is not there")
         is_comfyui = (
             custom_nodes.name == "custom_nodes" or (custom_nodes.parent / "main.py").exists()
         )
-        if is_comfyui and (custom_nodes.parent / "models").is_dir():
+        if is_comfyui and models.is_dir():
             return custom_nodes.parent
     raise DownloadError(f"{pack} is not in the custom_nodes of a ComfyUI. {_ELSE}")
 

@@ -78,6 +78,13 @@ def test_a_link_to_a_comfyui_and_to_its_models_is_followed(comfyui, tmp_path):
     assert found(tmp_path / "link").resolve() == moved / "seed_llm" / "seed-llama-8b-sft"
 
 
+def test_a_link_to_a_disk_that_is_not_there_is_named(comfyui, tmp_path):
+    (comfyui / "models").rmdir()
+    (comfyui / "models").symlink_to(tmp_path / "disk")
+    with pytest.raises(DownloadError, match="models is a link to .*disk, which is not there"):
+        found(comfyui)
+
+
 def test_given_folders_come_first_and_must_be_there(comfyui, tmp_path):
     (tmp_path / "llms").mkdir()
     (tmp_path / "file").touch()
