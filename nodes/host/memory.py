@@ -86,19 +86,6 @@ class LoadedModel(Generic[Core]):
         return changed
 
 
-def _check_room(needed: int) -> None:
-    """Refuse work that no memory here could hold, before the system ends the process for it."""
-    device, main = comfy.model_management.get_torch_device(), torch.device("cpu")
-    room = comfy.model_management.get_total_memory(device)
-    if device != main:  # some drivers go on in main memory
-        room += comfy.model_management.get_total_memory(main)
-    if needed > room:
-        raise OptionError(
-            f"this needs {needed / 2**30:.1f} GiB of working memory, and there are "
-            f"{room / 2**30:.1f}: choose fewer variations, fewer tokens or smaller pictures"
-        )
-
-
 def _patch_key(part: Any) -> Any:
     """The host's name of a weight, or of some rows of it."""
     return part.weight if part.rows is None else (part.weight, (0, *part.rows))
@@ -136,6 +123,19 @@ def _fits_whole(core: LoadedCore, work: int) -> bool:
     device = comfy.model_management.get_torch_device()
     room = comfy.model_management.get_total_memory(device)
     return needed < room - comfy.model_management.minimum_inference_memory()
+
+
+def _check_room(needed: int) -> None:
+    """Refuse work that no memory here could hold, before the system ends the process for it."""
+    device, main = comfy.model_management.get_torch_device(), torch.device("cpu")
+    room = comfy.model_management.get_total_memory(device)
+    if device != main:  # some drivers go on in main memory
+        room += comfy.model_management.get_total_memory(main)
+    if needed > room:
+        raise OptionError(
+            f"this needs {needed / 2**30:.1f} GiB of working memory, and there are "
+            f"{room / 2**30:.1f}: choose fewer variations, fewer tokens or smaller pictures"
+        )
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):

@@ -330,6 +330,16 @@ def test_the_host_can_make_a_second_copy(mini):
         assert type(copy.model) is type(patcher.model)
 
 
+def test_a_loader_says_what_to_type_in_any_folder_and_where_its_model_will_lie(pack, models):
+    """With the paths of this machine, for a Python that imports nothing from where it is started."""
+    told = pack.kinds.LLM.check("gone")
+    (line,) = [line for line in told.splitlines() if " fetch " in line]
+    words = shlex.split(line)
+    assert words[0] == sys.executable
+    assert (Path(words[1]) / "__main__.py").is_file()
+    assert words[2:] == ["fetch", "seed-llama-8b-sft", "--into", str(models / "seed_llm")]
+
+
 @pytest.mark.parametrize(("spare", "kind"), [(1, "WholePatcher"), (0, "DynamicPatcher")])
 def test_a_language_model_that_fits_is_kept_whole_on_the_card(pack, run, monkeypatch, spare, kind):
     """The host's dynamic memory fetches a layer at each call, and there are hundreds a second."""
@@ -357,13 +367,3 @@ def test_what_the_command_fetch_brings_lies_where_the_loaders_look(pack):
     downloads = pack.seed_core.fetching.downloads.DOWNLOADS.values()
     folders = {download.folder.partition("/")[0] for download in downloads}
     assert folders == {kind.folder for kind in kinds}
-
-
-def test_a_loader_says_what_to_type_in_any_folder_and_where_its_model_will_lie(pack, models):
-    """With the paths of this machine, for a Python that imports nothing from where it is started."""
-    told = pack.kinds.LLM.check("gone")
-    (line,) = [line for line in told.splitlines() if " fetch " in line]
-    words = shlex.split(line)
-    assert words[0] == sys.executable
-    assert (Path(words[1]) / "__main__.py").is_file()
-    assert words[2:] == ["fetch", "seed-llama-8b-sft", "--into", str(models / "seed_llm")]
