@@ -27,14 +27,15 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
     command.add_argument(
         "name", nargs="?", choices=DOWNLOADS, help="the model; leave it out to list them all"
     )
-    command.add_argument(
+    place = command.add_mutually_exclusive_group()
+    place.add_argument(
         "--models",
         type=Path,
         metavar="FOLDER",
         help="ComfyUI's models folder; default: that of the ComfyUI around this pack, or what its "
         "extra_model_paths.yaml names",
     )
-    command.add_argument(
+    place.add_argument(
         "--into",
         type=Path,
         metavar="FOLDER",

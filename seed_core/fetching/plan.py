@@ -117,9 +117,9 @@ def check_lengths(folder: Path, files: Sequence[File], most: int | None = None) 
 
 
 def longest_path() -> int:
-    """Return the most characters of a path here."""
+    """Return the most characters of a path on this Windows; elsewhere, no limit that matters."""
     if sys.platform != "win32":
-        return 4096
+        return sys.maxsize
     import winreg
 
     with contextlib.suppress(OSError):
