@@ -136,6 +136,7 @@ def paint(
 ) -> torch.Tensor:
     """IMAGE [B, H, W, 3] of codes."""
     require_match(tokenizer, decoder, codes, negative_codes)
+    decoder.core.check_work(len(codes), options)
     embedding = embed(tokenizer, codes)
     negative = None if negative_codes is None else embed(tokenizer, negative_codes)
     core = decoder.ready(decoder.core.memory_required(options.width, options.height))

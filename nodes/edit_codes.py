@@ -5,8 +5,10 @@ from comfy_api.latest import io, ui
 from ..seed_core import NUM_CODES, SeedCodes, seeded_generators
 from ..seed_core.codes.edits import MIX_MODES, join_codes, mix_codes, select_codes
 from ..seed_core.codes.picture import draw_codes
+from . import host
 from .io_types import CATEGORY, SeedCodesWire, random_seed_input
 
+MOST_SHOWN = 64  # pictures in a node
 MAX_PICTURES = 4096  # the host's own limit when it picks pictures from a batch
 
 
@@ -30,8 +32,10 @@ class SeedPreviewCodes(io.ComfyNode):
 
     @classmethod
     def execute(cls, codes: SeedCodes) -> io.NodeOutput:
-        """Draw them. Codes without a picture draw nothing."""
-        picture = ui.PreviewImage(draw_codes(codes), cls=cls) if len(codes) else None
+        """Draw the first of them and say how many there are. Empty codes draw nothing."""
+        if len(codes) > MOST_SHOWN:
+            host.show_text(f"{len(codes)} pictures; the first {MOST_SHOWN} are shown")
+        picture = ui.PreviewImage(draw_codes(codes, MOST_SHOWN), cls=cls) if len(codes) else None
         return io.NodeOutput(codes, ui=picture)
 
 
@@ -97,7 +101,9 @@ class SeedMixCodes(io.ComfyNode):
         amount: float,
         seed: int,
     ) -> io.NodeOutput:
-        generators = seeded_generators(seed, max(len(codes_a), len(codes_b)))
+        pictures = max(len(codes_a), len(codes_b))
+        # One after the other: each takes five thousand bytes.
+        generators = (seeded_generators(seed + row, 1)[0] for row in range(pictures))
         return io.NodeOutput(mix_codes(codes_a, codes_b, start, end, mode, amount, generators))
 
 

@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import SeedCodes, SeedTokenizer
+from ..seed_core.codes.value import MOST_AT_ONCE, check_count
 from ..seed_core.decoder.embeddings import (
     BLEND_MODES,
     blend_embeddings,
@@ -32,6 +33,7 @@ def embed(
     """Embeddings [B, ...] of codes; `check` refuses a tokenizer whose embeddings have no use here."""
     if len(codes) == 0:
         raise CodesError(NO_PICTURES)
+    check_count(len(codes), MOST_AT_ONCE, "these are")
     codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "This tokenizer")
     check(tokenizer.core.embedding_shape, tokenizer.core.family)
     core = tokenizer.ready(tokenizer.core.memory_required(1), tokenizer.core.module.embedder)

@@ -6,9 +6,12 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import GenerationOptions, SeedChat, SeedCodes, SeedLLM, seeded_generators
+from ..seed_core.errors import OptionError
 from ..seed_core.llm.sampling import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
+
+MOST_VARIATIONS = 64
 
 
 def _context_inputs() -> list[Any]:
@@ -45,7 +48,7 @@ def _reply_inputs() -> list[Any]:
             "variations",
             default=1,
             min=1,
-            max=64,
+            max=MOST_VARIATIONS,
             tooltip="How many replies to the same prompt. Reply i uses seed + i.",
         ),
         io.Int.Input(
@@ -141,6 +144,9 @@ class SeedGenerate(io.ComfyNode):
         codes: SeedCodes | None = None,
         chat: SeedChat | None = None,
     ) -> io.NodeOutput:
+        # A number that arrives by wire may be any.
+        if not 1 <= variations <= MOST_VARIATIONS:
+            raise OptionError(f"variations must lie in 1..{MOST_VARIATIONS}; got {variations}")
         options = GenerationOptions(
             reply=reply,
             max_new_tokens=max_new_tokens,

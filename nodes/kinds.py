@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..seed_core.command import command_line
 from ..seed_core.errors import CheckpointError
 from ..seed_core.files.folder import ModelFolder
 from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
@@ -134,8 +135,9 @@ class ModelKind:
         by_hand = f"Put {self.advice}, into {host.model_folders(self.folder)[0]}."
         if not self.download:
             return by_hand
-        command = f"python -m seed_core fetch {self.download}"
-        return f"In a terminal in this pack's folder, run {command}. Or by hand: {by_hand}"
+        folder = host.model_folders(self.folder)[0]
+        command = command_line("fetch", self.download, "--into", folder)
+        return f"In a terminal, run\n{command}\nOr by hand: {by_hand}"
 
     def with_advice(self, error: CheckpointError) -> CheckpointError:
         """The error with a sentence on where a whole model comes from."""

@@ -18,6 +18,7 @@ import torch
 from ...seed_core import LoadedCore, LoraAdapter
 from ...seed_core.compute import graphs
 from ...seed_core.compute.precision import LLM_PRECISIONS
+from ...seed_core.errors import OptionError
 
 Core = TypeVar("Core", bound=LoadedCore)
 
@@ -53,9 +54,13 @@ class LoadedModel(Generic[Core]):
         """Have the weights on the device, with room for the work, and return the core object.
 
         `only` is the one network that the work needs, if not all.
+
+        Raises:
+            OptionError: the machine has less memory in all than the work needs.
         """
         if self._may_capture():
             memory_required += graphs.CAPTURE_BYTES
+        _check_room(memory_required)
         needed = [patcher for patcher in self.patchers if only in (None, patcher.model)]
         comfy.model_management.load_models_gpu(needed, memory_required=memory_required)
         return self.core
@@ -129,6 +134,19 @@ def _fits_whole(core: LoadedCore, work: int) -> bool:
     device = comfy.model_management.get_torch_device()
     room = comfy.model_management.get_total_memory(device)
     return needed < room - comfy.model_management.minimum_inference_memory()
+
+
+def _check_room(needed: int) -> None:
+    """Refuse work that no memory here could hold, before the system ends the process for it."""
+    device, main = comfy.model_management.get_torch_device(), torch.device("cpu")
+    room = comfy.model_management.get_total_memory(device)
+    if device != main:  # some drivers go on in main memory
+        room += comfy.model_management.get_total_memory(main)
+    if needed > room:
+        raise OptionError(
+            f"this needs {needed / 2**30:.1f} GiB of working memory, and there are "
+            f"{room / 2**30:.1f}: choose fewer variations, fewer tokens or smaller pictures"
+        )
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):

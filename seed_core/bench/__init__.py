@@ -53,9 +53,9 @@ class BenchOptions:
     peers: str = ALL_PEERS
 
     def __post_init__(self) -> None:
-        for name in ("repeat", "tokens", "steps"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name, most in (("repeat", 1000), ("tokens", 4096), ("steps", 1000)):
+            if not 1 <= getattr(self, name) <= most:
+                raise OptionError(f"{name} must lie in 1..{most}; got {getattr(self, name)}")
         if self.size not in SIZES:
             raise OptionError(f"size must be one of {', '.join(SIZES)}; got {self.size!r}")
         if self.peers not in COMPARED_WITH:

@@ -12,6 +12,7 @@ import torch
 from .. import SeedCodes, SeedTokenizer, load_decoder, load_tokenizer, seeded_generators
 from ..codes.edits import join_codes, select_codes
 from ..codes.file import CODES_SUFFIXES, TEXT_SUFFIX, read_codes_file, save_codes_file
+from ..codes.value import MOST_AT_ONCE, check_count
 from ..decoder.embeddings import require_image_embedding
 from ..errors import OptionError
 from ..files.pictures import is_picture_file, is_picture_name, read_picture, save_pictures
@@ -79,9 +80,11 @@ def embed(codes: SeedCodes, tokenizer: SeedTokenizer) -> torch.Tensor:
     """Return the embeddings ``[B, D]`` that a decoder paints from.
 
     Raises:
+        CodesError: there are more pictures than `MOST_AT_ONCE`.
         EmbeddingError: this tokenizer makes text conditions.
     """
     require_image_embedding(tokenizer.embedding_shape, tokenizer.family)
+    check_count(len(codes), MOST_AT_ONCE, "these are")
     return tokenizer.embed(codes)
 
 

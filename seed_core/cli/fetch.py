@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -26,11 +27,19 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
     command.add_argument(
         "name", nargs="?", choices=DOWNLOADS, help="the model; leave it out to list them all"
     )
-    command.add_argument(
+    place = command.add_mutually_exclusive_group()
+    place.add_argument(
         "--models",
         type=Path,
         metavar="FOLDER",
-        help="ComfyUI's models folder; default: that of the ComfyUI around this pack",
+        help="ComfyUI's models folder; default: that of the ComfyUI around this pack, or what its "
+        "extra_model_paths.yaml names",
+    )
+    place.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="in place of --models, the folder for this kind of model, such as models/seed_llm",
     )
     command.add_argument("--revision", help="a commit, branch or tag in place of the pinned commit")
     command.add_argument("--yes", action="store_true", help="fetch without asking")
@@ -39,13 +48,16 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Fetch a published model into ComfyUI's models folder; no other command goes online."""
-    from ..fetching import describe, fetch, plan
+    # Another program's way to download, which cannot go on where it stopped, and may not be there.
+    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)
+    from ..fetching import describe, fetch, places, plan
 
     if args.name is None:
         for line in describe.describe_all():
             say(line)
         return
-    wanted = plan.make_plan(args.name, plan.find_models_folder(args.models), args.revision)
+    folder = places.find_folder(DOWNLOADS[args.name].folder, args.models, args.into)
+    wanted = plan.make_plan(args.name, folder, args.revision)
     for line in describe.describe(wanted):
         say(line)
     fetch.check_disk(wanted)

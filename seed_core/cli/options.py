@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import torch
 
 from .. import DecodeOptions, GenerationOptions
+from ..command import started_as
 from ..llm.sampling import REPLIES
 from ..models.lora import SEED_MINI_NIGHT
 from ..models.names import SEED_MINI
@@ -22,6 +23,7 @@ def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], examples: str
 ) -> argparse.ArgumentParser:
     """Add a command, described by the docstring of what it runs."""
+    examples = examples.replace("python -m seed_core", started_as())
     command = commands.add_parser(
         name,
         help=run.__doc__,
@@ -68,32 +70,14 @@ def add_decoder(command: argparse.ArgumentParser) -> None:
         default=SEED_MINI,
         help="an unCLIP folder of diffusers, or a converted file (default: %(default)s)",
     )
-    group.add_argument(
-        "--steps",
-        type=int,
-        default=defaults.num_inference_steps,
-        help="diffusion steps; more take longer (default: %(default)s)",
-    )
-    group.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=defaults.guidance_scale,
-        help="how strongly the codes are followed (default: %(default)s); seed-mini is at its best "
-        "with 2",
-    )
-    group.add_argument(
-        "--noise-level",
-        type=int,
-        default=defaults.noise_level,
-        help="0..999; more strays further from the codes (default: %(default)s)",
-    )
-    for side in ("width", "height"):
-        group.add_argument(
-            f"--{side}",
-            type=int,
-            default=getattr(defaults, side),
-            help="in pixels, a multiple of 8; 0, the default, is the decoder's own",
-        )
+    helps = {
+        "steps": "diffusion steps; more take longer (default: %(default)s)",
+        "guidance_scale": "how strongly the codes are followed (default: %(default)s); seed-mini is "
+        "at its best with 2",
+        "noise_level": "0..999; more strays further from the codes (default: %(default)s)",
+    }
+    side = "in pixels, a multiple of 8; 0, the default, is the decoder's own"
+    _add_numbers(group, defaults, {**helps, "width": side, "height": side})
 
 
 def decode_options(args: argparse.Namespace) -> DecodeOptions:
@@ -115,30 +99,14 @@ def add_generation(command: argparse.ArgumentParser) -> None:
         default=defaults.reply,
         help="image: begin with a picture; text: only words; auto, the default: as the model likes",
     )
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=defaults.max_new_tokens,
-        help="longest reply; a picture takes 34 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults.temperature,
-        help="0 always gives the same reply, more is wilder (default: %(default)s)",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults.top_p,
-        help="choose among the likeliest words that together reach this (default: %(default)s)",
-    )
-    group.add_argument(
-        "--top-k",
-        type=int,
-        default=defaults.top_k,
-        help="choose among this many words; 0 for all (default: %(default)s)",
-    )
+    helps = {
+        "max_new_tokens": "longest reply; a picture takes 34 (default: %(default)s)",
+        "temperature": "0 always gives the same reply and is best for questions; more is wilder "
+        "(default: %(default)s)",
+        "top_p": "choose among the likeliest words that together reach this (default: %(default)s)",
+        "top_k": "choose among this many words; 0 for all (default: %(default)s)",
+    }
+    _add_numbers(group, defaults, helps)
 
 
 def generation_options(args: argparse.Namespace) -> GenerationOptions:
@@ -172,6 +140,18 @@ def add_lora(command: argparse.ArgumentParser) -> None:
         metavar="PATH[:STRENGTH]",
         help=f"a peft adapter, or {SEED_MINI_NIGHT!r}; may be given several times",
     )
+
+
+def _add_numbers(
+    group: argparse._ArgumentGroup,
+    defaults: DecodeOptions | GenerationOptions,
+    helps: Mapping[str, str],  # by the name of a field, or "steps"
+) -> None:
+    """Add an option for each field, whose default tells its type."""
+    for name, help_text in helps.items():
+        default = getattr(defaults, "num_inference_steps" if name == "steps" else name)
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=type(default), default=default, help=help_text)
 
 
 def _device(name: str) -> torch.device:

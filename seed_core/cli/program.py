@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from ..command import started_as
 from ..errors import SeedError
 from . import bench, chat, convert, decode, demo, encode, fetch
 
@@ -15,10 +16,10 @@ COMMANDS = (demo, encode, decode, chat, convert, bench, fetch)
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = argparse.ArgumentParser(
-        prog="python -m seed_core",
+        prog=started_as(),
         description="Pictures as 32 codes, a language model that reads and draws them, and a decoder "
         "that paints them. Everything starts with the bundled model, seed-mini.",
-        epilog="python -m seed_core COMMAND --help shows the options and examples of a command.",
+        epilog=f"{started_as()} COMMAND --help shows the options and examples of a command.",
     )
     parser.add_argument("--verbose", action="store_true", help="log what is read and ignored")
     commands = parser.add_subparsers(

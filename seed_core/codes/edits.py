@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from ..errors import CodesError, OptionError
-from .value import NUM_CODES, SeedCodes
+from .value import MOST_PICTURES, NUM_CODES, SeedCodes, check_count
 
 MIX_MODES = ("splice", "random")
 
@@ -19,7 +19,7 @@ def mix_codes(
     end: int,
     mode: str,
     amount: float,
-    generators: Sequence[torch.Generator],
+    generators: Iterable[torch.Generator],
 ) -> SeedCodes:
     """Return ``a`` with codes of ``b`` in the positions ``start .. end - 1``.
 
@@ -72,9 +72,10 @@ def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:
     """Return the pictures of one or more batches in one batch, in order.
 
     Raises:
-        CodesError: the families differ.
+        CodesError: the families differ, or the pictures are more than `MOST_PICTURES`.
     """
     _check_one_family(batches)
+    check_count(sum(map(len, batches)), MOST_PICTURES, "together these are")
     values = torch.cat([codes.values for codes in batches])
     distances = torch.cat([codes.distances for codes in batches])
     return SeedCodes(values, batches[0].family, batches[0].codebook_size, distances)

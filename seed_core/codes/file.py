@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import CodesError
-from .text import codes_from_text, codes_to_json, codes_to_text_file
-from .value import NUM_CODES, SeedCodes
+from .text import LONGEST_TEXT, codes_from_text, codes_to_json, codes_to_text_file
+from .value import MOST_PICTURES, NUM_CODES, SeedCodes, check_count
 
 CODES_SUFFIX = ".safetensors"
 TEXT_SUFFIX = ".txt"
@@ -70,7 +70,9 @@ def read_codes_file(path: Path, unnamed: str | None = None) -> SeedCodes:
     try:
         if _is_safetensors(path):
             return _read(path)
-        return codes_from_text(path.read_text(encoding="utf-8"), unnamed=unnamed)
+        # One byte more is enough for a text that is too long to be noticed as such.
+        with path.open(encoding="utf-8") as file:
+            return codes_from_text(file.read(LONGEST_TEXT + 1), unnamed=unnamed)
     except CodesError as error:
         raise CodesError(f"{path}: {error}") from error
     except FileNotFoundError as error:
@@ -93,6 +95,7 @@ def _read(path: Path) -> SeedCodes:
         for name in names:
             if len(shape := file.get_slice(name).get_shape()) != 2:
                 raise CodesError(f"{name} are stored as [pictures, {NUM_CODES}]; these are {shape}")
+            check_count(shape[0], MOST_PICTURES, "the file holds")
         if not re.fullmatch("[0-9]{1,9}", header[_SIZE]):
             raise CodesError(f"{header[_SIZE]!r:.40} is not a codebook size")
         # Copies: what is read may be a view of the file, which can change under it.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .edits import select_codes
 from .familiarity import FAMILIAR_DISTANCE, describe_distances
 from .value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
 
@@ -42,18 +43,23 @@ def _signs(count: int) -> list[int]:
 _SIGNS = _signs(max(CODEBOOK_SIZES.values()))
 
 
-def draw_codes(codes: SeedCodes) -> torch.Tensor:
-    """Return one picture of the codes of each picture.
+MOST_DRAWN = 256  # 0.6 GB
+
+
+def draw_codes(codes: SeedCodes, most: int = MOST_DRAWN) -> torch.Tensor:
+    """Return one picture of the codes of each picture, of the first ``most`` of them.
 
     In a batch, a cell is framed if another picture has the same code in the same place.
 
     Returns:
-        float32 ``[B, H, W, 3]`` in 0..1 on the CPU, codes in reading order.
+        float32 ``[min(B, most), H, W, 3]`` in 0..1 on the CPU, codes in reading order.
     """
+    count = len(codes)
+    shared = _shared(codes.values.cpu(), most)
+    codes = select_codes(codes, 0, min(count, most)) if count else codes
     height, width = ROWS * CELL_HEIGHT + FOOTER_HEIGHT, COLUMNS * CELL_WIDTH
     pictures = np.empty((len(codes), height, width, 3), dtype=np.float32)
     values = codes.values.cpu()
-    shared = ((values[:, None] == values[None]).sum(1) > 1).tolist()  # [B, 32]
     distances, limit = codes.distances.tolist(), FAMILIAR_DISTANCE.get(codes.family)
     for i, (row, fit) in enumerate(zip(values.tolist(), describe_distances(codes), strict=True)):
         picture = Image.new("RGB", (width, height), _PAPER)
@@ -64,12 +70,24 @@ def draw_codes(codes: SeedCodes) -> torch.Tensor:
             if limit:
                 _draw_bar(draw, left, top, distances[i][position], limit)
         title = f"{codes.family}, {NUM_CODES} codes"
-        if len(codes) > 1:
-            title = f"{codes.family}, picture {i + 1}: {sum(shared[i])} of {NUM_CODES} codes shared"
+        if count > 1:
+            number = f"{i + 1} of {count}" if count > most else f"{i + 1}"
+            title = (
+                f"{codes.family}, picture {number}: {sum(shared[i])} of {NUM_CODES} codes shared"
+            )
         for line, text in enumerate((title, fit)):
             _write(draw, (10, ROWS * CELL_HEIGHT + 4 + line * _LINE), text, 16, _INK)
         pictures[i] = np.asarray(picture, dtype=np.float32) / 255
     return torch.from_numpy(pictures)
+
+
+def _shared(values: torch.Tensor, most: int) -> list[list[bool]]:
+    """Return which codes of the pictures to be drawn ``[B, 32]`` another picture has as well."""
+    rows = []
+    for column in values.T:  # one position of all pictures
+        _, which, times = column.unique(return_inverse=True, return_counts=True)
+        rows.append(times[which[:most]] > 1)
+    return torch.stack(rows, dim=1).tolist()
 
 
 def colour_of(code: int) -> str:

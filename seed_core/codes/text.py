@@ -13,13 +13,24 @@ import numpy as np
 import torch
 
 from ..errors import CodesError
-from .value import BEGIN_IMAGE, CODEBOOK_SIZES, END_IMAGE, NUM_CODES, SeedCodes, image_token
+from .value import (
+    BEGIN_IMAGE,
+    CODEBOOK_SIZES,
+    END_IMAGE,
+    MOST_PICTURES,
+    NUM_CODES,
+    SeedCodes,
+    check_count,
+    image_token,
+)
 
 _IMAGE_TOKEN = re.compile(r"<img_([0-9]{5})>")  # what `image_token` writes
 _PICTURE = re.compile(rf"{BEGIN_IMAGE}((?:\s*<img_[0-9]{{5}}>)*)\s*{END_IMAGE}")
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # with a sign, so that -5 is told the range of codes
 _TITLE = re.compile(r"#[ \t]*([\w-]+)(?:[ \t]+([0-9]{1,9}))?[ \t\r]*(?:\n|$)")  # "# seed-mini 512"
+
+LONGEST_TEXT = 400 * MOST_PICTURES  # characters; a line of image tokens has 363
 
 _FORMS = (
     f"Codes can be written as {BEGIN_IMAGE}{image_token(12)}...{END_IMAGE} with one line a picture, "
@@ -43,9 +54,14 @@ def codes_from_text(text: str, family: str | None = None, unnamed: str | None = 
         unnamed: whose codes they are where the text names nobody; `family` by default.
 
     Raises:
-        CodesError: the text has another form or another family, names none though it has to, or has
-            codes out of range.
+        CodesError: the text has another form or another family, names none though it has to, is
+            longer than `LONGEST_TEXT`, or has codes out of range.
     """
+    if len(text) > LONGEST_TEXT:
+        raise CodesError(
+            f"the text has {len(text)} characters, and {MOST_PICTURES} pictures, which are the "
+            f"most, need fewer than {LONGEST_TEXT}. {_FORMS}"
+        )
     unnamed = unnamed or family
     text = text.removeprefix("\ufeff").strip()  # the mark that some editors begin files with
     if not text:
@@ -55,6 +71,7 @@ def codes_from_text(text: str, family: str | None = None, unnamed: str | None = 
         _check_family(codes.family, family)
         return codes
     rows, named, size = _read_lines(text, unnamed)
+    check_count(len(rows), MOST_PICTURES, "the text has")
     _check_family(named, family)
     return SeedCodes.from_rows(rows, named, size or CODEBOOK_SIZES.get(named, 0))
 
@@ -140,6 +157,10 @@ def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
     Raises:
         CodesError: the text is not such JSON, or its codes or distances are out of range.
     """
+    # Counted before the library makes an object of each.
+    lists = text.count("[") + text.count("{")
+    if lists > 2 * MOST_PICTURES + 3:  # codes and distances, the lists of them, the whole
+        raise CodesError(f"the JSON has {lists} lists, more than {MOST_PICTURES} pictures need")
     try:
         record = json.loads(text)
         if family is not None and isinstance(record, list):
@@ -148,6 +169,7 @@ def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
             record = {"family": family, "codebook_size": size, "codes": codes}
         rows = [[_integer(code) for code in _list(row)] for row in _list(record["codes"])]
         named, codebook_size = str(record["family"]), _integer(record["codebook_size"])
+        check_count(len(rows), MOST_PICTURES, "the JSON has")
         distances = _distances(record["distances"]) if "distances" in record else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CodesError(

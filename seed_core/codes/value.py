@@ -18,6 +18,26 @@ CODEBOOK_SIZES = {"seed-1": 8192, "seed-2": 8192, "seed-mini": 512}
 """The published families and the number of different codes each one has."""
 
 
+MOST_PICTURES = 100_000
+"""Most pictures of a text, a file or a batch: what a person makes, and a second's work to read."""
+
+MOST_AT_ONCE = 4096
+"""Most pictures that are embedded or painted in one go; ComfyUI's own limit of a batch."""
+
+
+def check_count(count: int, most: int, what: str) -> None:
+    """Check how many pictures there are, before anything is made of each.
+
+    Raises:
+        CodesError: there are more than ``most``; the message begins with ``what``.
+    """
+    if count > most:
+        raise CodesError(
+            f"{what} {count} pictures, and {most} is the most: take fewer, such as some at a time "
+            "with SEED Select Codes"
+        )
+
+
 def language_family(codebook_size: int) -> str:
     """Return the family of a language model, by the number of codes in its vocabulary.
 

@@ -15,6 +15,27 @@ import torch
 from ..compute.graphs import GraphedCalls, can_capture
 
 
+def diffuse(
+    scheduler: Any,  # its time steps set
+    noise: torch.Tensor,  # standard normal
+    generator: torch.Generator,  # from which some schedulers draw at each step
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],  # from a sample and a time step
+    step_done: Callable[[int], None],  # called with the number of predictions so far
+) -> torch.Tensor:
+    """Return the latents that a scheduler's steps lead to."""
+    scheduler.set_timesteps(scheduler.num_inference_steps)  # forgets the picture before
+    taken = inspect.signature(scheduler.step).parameters
+    # As diffusers' pipeline has it; eta is the noise that some add anew, each with its own default.
+    offered = {"generator": generator, "eta": 0.0}
+    extra = {name: value for name, value in offered.items() if name in taken}
+    latents: torch.Tensor = noise * scheduler.init_noise_sigma
+    for done, timestep in enumerate(scheduler.timesteps, start=1):
+        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+        step_done(done)
+    return latents
+
+
 class Denoiser:
     """Guided diffusion of one picture after another, all of one size."""
 
@@ -33,7 +54,6 @@ class Denoiser:
         self._scheduler = scheduler
         self._labels, self._latents = labels, latents
         self._guidance_scale = guidance_scale
-        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         pair, device = labels.shape[1], latents.device
         self._text = text.to(latents).expand(pair, -1, -1)
         self._label = labels.new_empty(labels.shape[1:])
@@ -51,21 +71,21 @@ class Denoiser:
         Some schedulers draw from ``generator`` at each step. ``step_done`` is called with the
         number of UNet calls so far; what it raises ends the steps.
         """
-        scheduler = self._scheduler
-        scheduler.set_timesteps(scheduler.num_inference_steps)  # forgets the picture before
-        extra = {"generator": generator} if self._takes_generator else {}
         self._label.copy_(self._labels[row])
-        latents: torch.Tensor = self._latents[row : row + 1] * scheduler.init_noise_sigma
-        for done, timestep in enumerate(scheduler.timesteps, start=1):
-            self._sample.copy_(scheduler.scale_model_input(latents, timestep))  # to both of a pair
+
+        def predict(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            self._sample.copy_(sample)  # to both of a pair
             self._timestep.fill_(timestep)
             self._calls("unet", self._predict)
             # The next call writes over the prediction, and some schedulers keep the last few.
-            prediction = self._prediction.clone()
-            latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+            return self._prediction.clone()
+
+        def paced(done: int) -> None:
             self._pace.step()
             step_done(done)
-        return latents
+
+        noise = self._latents[row : row + 1]
+        return diffuse(self._scheduler, noise, generator, predict, paced)
 
     def close(self) -> None:
         """Free what captured calls hold."""

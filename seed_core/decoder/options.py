@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import OptionError
 
+LONGEST_SIDE = 4096  # pixels of a picture
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -18,7 +20,7 @@ class DecodeOptions:
     num_inference_steps: int = 20  # diffusion steps; some schedulers call the network once more
     guidance_scale: float = 10.0  # how strongly the embedding is followed; up to 1: unguided
     noise_level: int = 0  # noise added to the embedding, 0..999; level 0 still adds a trace
-    width: int = 0  # pixels, a multiple of 8; 0 is the decoder's own
+    width: int = 0  # pixels, a multiple of 8 up to 4096; 0 is the decoder's own
     height: int = 0  # likewise
 
     def __post_init__(self) -> None:
@@ -29,7 +31,8 @@ class DecodeOptions:
         if not 0 <= self.noise_level <= 999:
             raise OptionError(f"noise_level must lie in 0..999; got {self.noise_level}")
         for name, side in (("width", self.width), ("height", self.height)):
-            if side < 0 or side % 8:
+            if not 0 <= side <= LONGEST_SIDE or side % 8:
                 raise OptionError(
-                    f"{name} must be 0 (the decoder's own) or a multiple of 8 pixels; got {side}"
+                    f"{name} must be 0 (the decoder's own) or a multiple of 8 pixels up to "
+                    f"{LONGEST_SIDE}; got {side}"
                 )

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..codes.value import MOST_AT_ONCE
 from ..compute.threads import threads_for
 from ..core import LoadedCore
 from ..errors import OptionError
@@ -25,10 +26,14 @@ from .network import UnclipModel
 from .noising import noised_labels
 from .options import DecodeOptions
 from .painter import Painter
+from .rehearsal import rehearse
 
 # How often a UNet's call multiplies each weight, for each position of one latent of a pair. Most
 # weights see maps of a few positions. Counted in seed-mini's: 0.42.
 _TIMES = 0.4
+
+# Of all pictures together, which are kept until the last is painted, in float32: 3.2 GB.
+_MOST_PIXELS = 2**28
 
 # diffusers' blocks that can double a map to the odd size that its counterpart had.
 _FIT_ODD_SIZES = {"CrossAttnUpBlock2D", "UpBlock2D"}
@@ -51,6 +56,7 @@ class SeedDecoder(LoadedCore):
         self.module = module
         self.scheduler = scheduler
         self.noising_scheduler = noising_scheduler
+        self._rehearsed: set[int] = set()  # numbers of steps that the scheduler can make
         self.device = device
         self.dtype = dtype
         self.embedding_dim = module.mean.shape[-1]  # width of the image embedding it takes
@@ -87,16 +93,18 @@ class SeedDecoder(LoadedCore):
             float32 ``[B, 3, H, W]`` in 0..1, on the decoder's device.
 
         Raises:
-            OptionError: widths or counts do not match, or there are too many steps or noise levels.
+            OptionError: widths or counts do not match, or there are too many steps, noise levels,
+                pictures or pixels.
             GenerationError: a picture holds numbers that are not finite in any precision.
         """
         options = options or DecodeOptions()
+        self.check_work(len(image_embedding), options)
+        width, height = self._pixel_size(options)
         positives = self._rows(image_embedding)
         generators = _row_generators(generator, len(positives))
         negatives = self._negatives(negative, len(positives))
         self._check_noise_level(options.noise_level)
         scheduler = self._scheduler(options.num_inference_steps)
-        width, height = self._pixel_size(options)
         *noise, latents = self._draws(generators, negatives is not None, width, height)
         times = _TIMES * latents.shape[-2:].numel()
         with threads_for(self.device, self.module.unet, times):
@@ -117,6 +125,20 @@ class SeedDecoder(LoadedCore):
         with threads_for(self.device, unet, times):
             self._painter.mend(pixels, finished, make_room)
         return pixels.div_(2).add_(0.5).clamp_(0, 1)
+
+    def check_work(self, pictures: int, options: DecodeOptions) -> None:
+        """Check, before memory is taken, that so many pictures can be painted at once.
+
+        Raises:
+            OptionError: there are too many, or too large ones, or their sides do not fit.
+        """
+        width, height = self._pixel_size(options)
+        if pictures > MOST_AT_ONCE or pictures * width * height > _MOST_PIXELS:
+            raise OptionError(
+                f"{pictures} pictures of {width} x {height} are too many at once: up to "
+                f"{MOST_AT_ONCE} pictures and {_MOST_PIXELS:,} pixels in all are painted together. "
+                "Paint fewer, such as some at a time with SEED Select Codes, or smaller ones"
+            )
 
     def memory_required(self, width: int = 0, height: int = 0) -> int:
         """Return the bytes of working memory one picture needs; 0 is the decoder's own size."""
@@ -156,12 +178,22 @@ class SeedDecoder(LoadedCore):
     def _scheduler(self, steps: int) -> Any:
         """Return a copy of the scheduler with its time steps set."""
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(steps)
-        if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
+        try:
+            scheduler.set_timesteps(steps)
+            is_beyond = int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps
+            if not is_beyond and steps not in self._rehearsed:
+                rehearse(scheduler, steps)
+        except Exception as error:  # of any kind: diffusers checks little
+            raise OptionError(
+                f"{steps} steps do not work with this decoder's {type(scheduler).__name__}: "
+                f"{error!r:.200}. Use another number, such as 20"
+            ) from error
+        if is_beyond:
             raise OptionError(
                 f"{steps} steps are too many for this decoder's scheduler, which was trained with "
                 f"{scheduler.config.num_train_timesteps}; use fewer"
             )
+        self._rehearsed.add(steps)
         return scheduler
 
     def _negatives(self, negative: torch.Tensor | None, rows: int) -> torch.Tensor | None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 
 from ..errors import DownloadError
 from .downloads import DOWNLOADS, HubSource, Source, WebSource
-from .failures import by_hand, explained
+from .failures import by_hand, check_online, explained
 
 UNFINISHED = ".unfinished"
 """Folder of unfinished files, inside the model's own, so that moving one takes no time."""
 
+_DIGITS = 8  # of the names of unfinished files
 _WHOLE_COMMIT = 40  # digits
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
 
@@ -30,8 +35,10 @@ class File:
 
     def unfinished(self, folder: Path) -> Path:
         """Return where it lies until it is complete."""
-        # Another version of the file has another place, and is never continued by mistake.
-        return folder / UNFINISHED / str(self.sha256 or self.commit) / self.name
+        # Another version of the file has another name, and is never continued by mistake. It is
+        # short, because a path of Windows has 259 characters.
+        version = f"{self.sha256 or self.commit} {self.name}"
+        return folder / UNFINISHED / sha256(version.encode()).hexdigest()[:_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -62,39 +69,20 @@ class Plan:
         return shutil.disk_usage(there).free
 
 
-def find_models_folder(given: Path | None, pack: Path | None = None) -> Path:
-    """Return ComfyUI's models folder: the given one, or that of the ComfyUI this pack lies in.
-
-    Raises:
-        DownloadError: the folder does not exist, or this pack lies outside a ComfyUI.
-    """
-    if given is not None:
-        if given.is_dir():
-            return given.resolve()
-        raise DownloadError(f"--models: the folder {given} does not exist")
-    pack = pack or Path(__file__).resolve().parents[2]
-    comfyui = pack.parent.parent  # over custom_nodes
-    if (comfyui / "main.py").is_file() and (comfyui / "models").is_dir():
-        return comfyui / "models"
-    raise DownloadError(
-        f"{pack} is not in the custom_nodes of a ComfyUI; say where its models are with "
-        "--models /path/to/ComfyUI/models"
-    )
-
-
-def make_plan(name: str, models: Path, revision: str | None = None) -> Plan:
+def make_plan(name: str, folder: Path, revision: str | None = None) -> Plan:
     """Ask the servers for the files of a model, and look which of them are there.
 
     Args:
         name: a key of ``DOWNLOADS``.
-        models: ComfyUI's models folder.
+        folder: the model's own.
         revision: a commit, branch or tag of the model's own repository, in place of the pinned one.
 
     Raises:
-        DownloadError: a server cannot be reached or refuses, or another file is in the way.
+        DownloadError: a server cannot be reached or refuses, another file is in the way, or the
+            system has no room for the longest path.
     """
+    check_online()
     download = DOWNLOADS[name]
-    folder = models / download.folder
     files: list[tuple[Source, File]] = []
     for source in download.sources:
         own = revision if source is download.sources[0] else None
@@ -105,9 +93,41 @@ def make_plan(name: str, models: Path, revision: str | None = None) -> Plan:
         )
         files += [(source, file) for file in found]
     files.sort(key=lambda entry: -entry[1].size)
+    check_lengths(folder, [file for _, file in files])
     for _, file in files:
         check_nothing_in_the_way(folder / file.name, file.size)
     return Plan(name, folder, tuple(files))
+
+
+def check_lengths(folder: Path, files: Sequence[File], most: int | None = None) -> None:
+    """Check that the system has paths as long as those of a model's files.
+
+    Raises:
+        DownloadError: a path is too long for Windows.
+    """
+    most = most or longest_path()
+    paths = [str(folder.absolute() / file.name) for file in files]
+    path = max([*paths, *(str(file.unfinished(folder.absolute())) for file in files)], key=len)
+    if len(path) > most:
+        raise DownloadError(
+            f"{path} has {len(path)} characters, and this Windows allows {most}. Choose a shorter "
+            "folder with --models and name it in ComfyUI's extra_model_paths.yaml, or switch long "
+            "paths on: https://learn.microsoft.com/windows/win32/fileio/maximum-file-path-limitation"
+        )
+
+
+def longest_path() -> int:
+    """Return the most characters of a path on this Windows; elsewhere, no limit that matters."""
+    if sys.platform != "win32":
+        return sys.maxsize
+    import winreg
+
+    with contextlib.suppress(OSError):
+        where = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, where) as key:
+            if winreg.QueryValueEx(key, "LongPathsEnabled")[0]:
+                return 32_767
+    return 259
 
 
 def check_nothing_in_the_way(path: Path, size: int) -> None:

@@ -30,6 +30,10 @@ from .vocab import Vocabulary
 
 log = logging.getLogger(__name__)
 
+_LONGEST_PROMPT = (
+    1_000_000  # characters, far more than any model's tokens; they are cut in a second
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Reply:
@@ -142,7 +146,7 @@ class SeedLLM(CodesCore):
             generators: CPU generators, one a variation; without any, one seeded with 0.
 
         Raises:
-            PromptError: the prompt is empty, or has marks without pictures.
+            PromptError: the prompt is empty or endless, or has marks without pictures.
             CodesError: the codes are out of range or of another family.
             GenerationError: the prompt leaves too little room for the reply.
         """
@@ -203,6 +207,11 @@ class SeedLLM(CodesCore):
         self, prompt: str, codes: torch.Tensor | SeedCodes | None, chat: SeedChat | None
     ) -> SeedChat:
         """Return the conversation with the prompt appended."""
+        if len(prompt) > _LONGEST_PROMPT:
+            raise PromptError(
+                f"the prompt has {len(prompt)} characters, and {_LONGEST_PROMPT} are the most; this "
+                f"model reads {self.config.max_position_embeddings} tokens"
+            )
         values = torch.empty(0, NUM_CODES, dtype=torch.int64)
         if codes is not None:
             who = "This language model"

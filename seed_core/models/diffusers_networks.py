@@ -5,13 +5,14 @@ These libraries check little, so numbers are checked here before anything is bui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..decoder.rehearsal import misfit, misfit_of_noising
 from ..errors import CheckpointError
 from ..files.folder import ModelFolder
 from ..ranges import Range, check_number
@@ -44,6 +45,13 @@ _FILLS = {torch.Tensor.fill_, torch.Tensor.zero_}
 
 
 SCHEDULERS = ("scheduler", "image_noising_scheduler")
+
+_ADVICE = (
+    "Put the scheduler_config.json there that came with the decoder, or give it the _class_name of "
+    "a scheduler of Stable Diffusion, such as DDIMScheduler or EulerDiscreteScheduler, with the "
+    "beta_start, beta_end, beta_schedule and prediction_type that the decoder was trained with; for "
+    "image_noising_scheduler, DDPMScheduler"
+)
 
 
 def network_config(folder: ModelFolder, network: str) -> dict[str, Any]:
@@ -123,27 +131,54 @@ def without_weights(make: Callable[[], Any], failure: str) -> Any:
         raise CheckpointError(f"{failure} from its config.json: {error!r:.200}") from error
 
 
-def read_scheduler(folder: ModelFolder, scheduler: str) -> Any:
-    """Return one of the `SCHEDULERS` of a folder; `CheckpointError` if that fails."""
-    name = f"{scheduler}/scheduler_config.json"
-    return make_scheduler(folder.read_json(name), f"{name} of {folder.path}")
+def read_schedulers(folder: ModelFolder) -> tuple[Any, Any]:
+    """Return the `SCHEDULERS` of a folder; see `make_schedulers`."""
+    names = [f"{scheduler}/scheduler_config.json" for scheduler in SCHEDULERS]
+    configs = [folder.read_json(name) for name in names]
+    return make_schedulers(configs, [f"{name} of {folder.path}" for name in names])
 
 
-def make_scheduler(config: dict[str, Any], where: str) -> Any:
-    """Return the scheduler that a config names; ``where`` is what the config is, for messages."""
+def make_schedulers(configs: Sequence[dict[str, Any]], where: Sequence[str]) -> tuple[Any, Any]:
+    """Return the scheduler of diffusion, and that of the noise added to embeddings.
+
+    Args:
+        configs: of the two.
+        where: what each config is, for messages.
+
+    Raises:
+        CheckpointError: diffusers has no such scheduler, or it does not fit a decoder.
+    """
+    made = _make_scheduler(configs[0], where[0]), _make_scheduler(configs[1], where[1])
+    why_not = misfit(made[0]), misfit_of_noising(made[1])
+    for config, source, why in zip(configs, where, why_not, strict=True):
+        if why:
+            raise CheckpointError(
+                f"{source} names {config['_class_name']}, which does not fit this decoder: {why}. "
+                + _ADVICE
+            )
+    return made
+
+
+def _make_scheduler(config: dict[str, Any], where: str) -> Any:
     import diffusers
 
     _check_sizes(config, where)
-    name = str(config.get("_class_name"))
-    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if kind is None:
-        raise CheckpointError(f"{where} names the scheduler {name!r}, which diffusers lacks")
+    if "_class_name" not in config:
+        raise CheckpointError(f"{where} names no scheduler: _class_name is missing. {_ADVICE}")
+    name = str(config["_class_name"])
     try:
-        scheduler = kind.from_config(config)
+        kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        scheduler = None if kind is None else kind.from_config(config)
     except Exception as error:  # of any kind: diffusers checks little
         raise CheckpointError(
-            f"diffusers cannot make a {name} from {where}: {error!r:.200}"
+            f"diffusers cannot make a {name} from {where}: {error!r:.200}. {_ADVICE}"
         ) from error
-    steps = scheduler.config.num_train_timesteps
-    check_number(f"num_train_timesteps in {where}", steps, (1, 2**16))
+    if scheduler is None:
+        raise CheckpointError(
+            f"{where} names the scheduler {name!r:.80}, which diffusers {diffusers.__version__} "
+            f"lacks. {_ADVICE}"
+        )
+    if "num_train_timesteps" in scheduler.config:
+        steps = scheduler.config.num_train_timesteps
+        check_number(f"num_train_timesteps in {where}", steps, (1, 2**16))
     return scheduler

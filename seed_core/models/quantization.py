@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..command import command_line
 from ..compute import fp8
 from ..errors import CheckpointError
 from ..files import assemble, weights
@@ -24,9 +25,8 @@ LAYER = {"format": FORMAT}
 
 _WEIGHT = ".weight"
 
-HOW_TO_CONVERT = (
-    "in a terminal, in the folder of this pack: "
-    "python -m seed_core convert FOLDER -o NEW_FILE.safetensors --precision fp8"
+HOW_TO_CONVERT = "in a terminal: " + command_line(
+    *("convert", "FOLDER", "-o", "NEW_FILE.safetensors", "--precision", "fp8")
 )
 
 

@@ -25,9 +25,9 @@ from . import empty_prompt, names, sd21
 from .diffusers_networks import (
     SCHEDULERS,
     build_network,
-    make_scheduler,
+    make_schedulers,
     network_config,
-    read_scheduler,
+    read_schedulers,
 )
 from .opened import Opened
 
@@ -120,7 +120,7 @@ def _open_single_file(path: Path, dtype: torch.dtype) -> OpenedDecoder:
         yield _PROMPT, _meta(single.prompt.shape) if read is look else single.encode_prompt(read)
 
     schedulers = (sd21.SCHEDULER, sd21.NOISING_SCHEDULER)
-    scheduler, noising = (make_scheduler(config, str(path)) for config in schedulers)
+    scheduler, noising = make_schedulers(schedulers, (str(path),) * 2)
     configs = {"unet": sd21.UNET, "vae": sd21.VAE}
     return OpenedDecoder(
         kind="decoder",
@@ -156,7 +156,7 @@ def _open_folder(folder: ModelFolder, dtype: torch.dtype) -> OpenedDecoder:
     small = ["model_index.json", *(f"{network}/config.json" for network in _NETWORKS)]
     small += [f"{scheduler}/scheduler_config.json" for scheduler in SCHEDULERS]
     files = [file for each in (*weights.values(), normalizer) for file in each.files]
-    scheduler, noising = (read_scheduler(folder, name) for name in SCHEDULERS)
+    scheduler, noising = read_schedulers(folder)
     return OpenedDecoder(
         kind="decoder",
         source=folder.path,

@@ -5,6 +5,7 @@ import importlib
 import json
 import mmap
 import os
+import shlex
 import shutil
 import sys
 from importlib import import_module
@@ -328,6 +329,16 @@ def test_the_host_can_make_a_second_copy(mini):
         copy = make(*arguments, disable_dynamic=True)
         assert copy.model is not patcher.model
         assert type(copy.model) is type(patcher.model)
+
+
+def test_a_loader_says_what_to_type_in_any_folder_and_where_its_model_will_lie(pack, models):
+    """With the paths of this machine, for a Python that imports nothing from where it is started."""
+    told = pack.kinds.LLM.check("gone")
+    (line,) = [line for line in told.splitlines() if " fetch " in line]
+    words = shlex.split(line)
+    assert words[0] == sys.executable
+    assert (Path(words[1]) / "__main__.py").is_file()
+    assert words[2:] == ["fetch", "seed-llama-8b-sft", "--into", str(models / "seed_llm")]
 
 
 @pytest.mark.parametrize(("spare", "kind"), [(1, "WholePatcher"), (0, "DynamicPatcher")])

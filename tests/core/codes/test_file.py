@@ -241,3 +241,16 @@ def test_a_file_in_the_way_is_replaced_and_its_neighbours_stay(tmp_path, encoded
     assert torch.equal(read_codes_file(tmp_path / "a.safetensors").values, codes.values)
     assert (tmp_path / "a.unfinished").read_text("utf-8") == "mine"
     assert (tmp_path / "a.json").read_text("utf-8") == "mine"
+
+
+def test_a_file_of_more_pictures_than_anyone_makes_is_refused(path):
+    save_file({"codes": torch.zeros(100_001, 32, dtype=torch.int64)}, path, HEADER)
+    with pytest.raises(CodesError, match="holds 100001 pictures, and 100000 is the most"):
+        read_codes_file(path)
+
+
+def test_a_text_without_end_is_refused_after_what_pictures_can_take(tmp_path):
+    for name, content in (("a.txt", "1 " * 25_000_000), ("a.json", "[" + "1," * 25_000_000)):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        with pytest.raises(CodesError, match=f"{name}: the text has 40000001 characters"):
+            read_codes_file(tmp_path / name)

@@ -106,3 +106,15 @@ def test_a_longer_bar_is_a_greater_distance():
     bars = [int((cell != plain).any(-1).sum()) for cell in with_bars]
     assert 0 < bars[0] < bars[1] < bars[2] < bars[3] < bars[4] <= 48 * 3
     assert set(bars[5:]) == {0}
+
+
+def test_of_very_many_pictures_the_first_are_drawn_as_in_the_whole_batch(peak_memory):
+    values = torch.arange(20_000 * 32).view(20_000, 32) % 8192
+    values[0] = values[-1]  # which is not drawn, and shared
+    codes = codes_of(values)
+    pictures = draw_codes(codes, 2)
+    assert len(pictures) == 2
+    alone = draw_codes(codes_of(values[:2]))
+    framed = (cells(pictures[0]) - cells(alone[0])).abs().amax((1, 2, 3)) > 0.1
+    assert framed.all()
+    assert peak_memory(lambda: draw_codes(codes, 2)) < 2**28

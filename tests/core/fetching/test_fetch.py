@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -12,9 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from seed_core.__main__ import main
-from seed_core.errors import DownloadError
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
-from seed_core.fetching.plan import UNFINISHED, find_models_folder
+from seed_core.fetching.plan import UNFINISHED, File
 
 COMMIT = "a" * 40
 WEIGHTS = bytes(range(256)) * 400
@@ -193,7 +193,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(hub, models, capsys, name
 def test_an_unfinished_file_that_is_too_long_starts_anew(hub, models):
     """Older versions of the library append the whole file when a server cannot go on in one."""
     folder = models / "seed_tokenizer"
-    begun = folder / UNFINISHED / sha256(TOWER) / "eva_vit_g.pth"
+    begun = File("eva_vit_g.pth", len(TOWER), sha256(TOWER), "", None).unfinished(folder)
     begun.parent.mkdir(parents=True)
     begun.write_bytes(TOWER + b"more")
     assert run(models) == 0
@@ -358,6 +358,65 @@ def test_a_disk_that_fills_up_is_no_broken_connection(hub, models, monkeypatch, 
     assert "connection" not in error
 
 
+def gone(name):
+    return FileNotFoundError(2, "No such file or directory", name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error"),
+    [
+        ("HTTPS_PROXY", "foo://x", ValueError("Unknown scheme for proxy URL 'foo://x'")),
+        ("ALL_PROXY", "socks5://x", ImportError("Using SOCKS proxy, but 'socksio' is missing")),
+        ("SSL_CERT_FILE", "/gone", gone("/gone")),
+        ("REQUESTS_CA_BUNDLE", "/gone", OSError("Could not find a TLS CA bundle: /gone")),
+        ("HF_TOKEN", "\u00fc", UnicodeEncodeError("ascii", "\u00fc", 0, 1, "not in range")),
+        ("HF_ENDPOINT", "http://[", ValueError("Invalid IPv6 URL")),
+    ],
+)
+def test_settings_of_the_terminal_that_break_a_connection_are_named(
+    hub, models, monkeypatch, capsys, setting, value, error
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", fail)
+    monkeypatch.setenv(setting, value)
+    assert run(models) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert setting in line
+    assert line.startswith("error: ")
+
+
+def test_a_terminal_that_forbids_downloads_is_obeyed(hub, models, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(models) == 1
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+    assert hub.asked == []
+
+
+def test_another_way_to_download_is_not_taken(hub, models, monkeypatch):
+    """hf_transfer cannot go on where it stopped, and old libraries fail where it is not installed."""
+    monkeypatch.setenv("HF_HUB_ENABLE_HF_TRANSFER", "1")
+    assert run(models) == 0
+    assert "HF_HUB_ENABLE_HF_TRANSFER" not in os.environ
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(hub, models, monkeypatch, capsys):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    assert run(models) == 1
+    error = capsys.readouterr().err
+    assert "cannot be used: Permission denied" in error
+    assert "--models" in error
+
+
+def test_into_names_the_folder_of_the_kind_itself(hub, models):
+    assert main(["fetch", NAME, "--into", str(models), "--yes"]) == 0
+    assert (models / "eva_vit_g.pth").read_bytes() == TOWER
+
+
 def test_stopping_it_is_no_crash(hub, models, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -381,19 +440,7 @@ def test_a_file_of_another_content_never_takes_its_place(hub, models, capsys, na
     assert (models / "seed_tokenizer" / name).read_bytes() == good
 
 
-# --- folders ---
-
-
-def test_the_models_folder_is_that_of_the_comfyui_around_the_pack(tmp_path):
-    pack = tmp_path / "ComfyUI" / "custom_nodes" / "seed-llama"
-    pack.mkdir(parents=True)
-    with pytest.raises(DownloadError, match="--models"):
-        find_models_folder(None, pack)
-    (tmp_path / "ComfyUI" / "main.py").touch()
-    (tmp_path / "ComfyUI" / "models").mkdir()
-    assert find_models_folder(None, pack) == tmp_path / "ComfyUI" / "models"
-    with pytest.raises(DownloadError, match="gone does not exist"):
-        find_models_folder(tmp_path / "gone", pack)
+# --- the list ---
 
 
 def test_the_list_needs_no_connection_and_names_every_model(capsys, monkeypatch):

@@ -299,9 +299,10 @@ def network_target(folder, text, part, cases):
 
 def scheduler_target(folder, texts):
     def run(content):
-        (folder / "scheduler").mkdir(exist_ok=True)
-        (folder / "scheduler" / "scheduler_config.json").write_bytes(content)
-        unclip_folder.read_scheduler(ModelFolder(folder), "scheduler")
+        for part in unclip_folder.SCHEDULERS:
+            (folder / part).mkdir(exist_ok=True)
+            (folder / part / "scheduler_config.json").write_bytes(content)
+        unclip_folder.read_schedulers(ModelFolder(folder))
 
     return Target(4_000, lambda chance: damage_json(chance, chance.choice(texts)), run)
 

@@ -15,7 +15,7 @@ from seed_core.models.llm import open_llm
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
-COMMAND = "python -m seed_core convert FOLDER -o NEW_FILE.safetensors --precision fp8"
+COMMAND = "convert FOLDER -o NEW_FILE.safetensors --precision fp8"
 
 
 @pytest.fixture
