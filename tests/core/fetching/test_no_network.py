@@ -103,6 +103,9 @@ def test_every_other_command_works_without_sockets(tmp_path):
     }
 
 
+WORDS = {"a": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "llm", "decoder"])
 def test_no_loader_looks_elsewhere_for_a_file_that_is_missing(part, tmp_path, mini_folder):
     """Each file of the model is taken away in turn, beside a text encoder for the decoder."""
@@ -118,7 +121,7 @@ if {part == "decoder"}:
     sizes["max_position_embeddings"] = 12
     CLIPTextModel(CLIPTextConfig(vocab_size=4, **sizes)).save_pretrained(copy / "text_encoder")
     (copy / "tokenizer").mkdir()
-    (copy / "tokenizer" / "vocab.json").write_text({json.dumps({"a": 0, "<|endoftext|>": 1})!r})
+    (copy / "tokenizer" / "vocab.json").write_text({json.dumps(WORDS)!r})
     (copy / "tokenizer" / "merges.txt").write_text("#version: 0.2\\n")
     (copy / "tokenizer" / "tokenizer_config.json").write_text('{{"model_max_length": 12}}')
 load = seed_core.load_{part}
