@@ -658,7 +658,7 @@ def test_damaged_pictures_are_passed_over(
         changed += not (torch.equal(pixels, others) and caption == other_caption)
     assert changed == 2
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("7.png is passed over: this file is damaged, or not a picture")
+    assert line.startswith("7.png is passed over: this is a text, not a picture")
     for path in folder.glob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(PictureError, match="100 pictures in a row are damaged"):
