@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ..errors import PictureError, SeedError
+from ..errors import PictureError, SeedError, in_one_line
 
 Mode = Literal["RGB", "RGBA"]
 
@@ -67,11 +67,6 @@ def orientation(picture: Image.Image) -> object:
         return picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - damaged data makes Pillow raise almost anything
         return None
-
-
-def in_one_line(text: str) -> str:
-    """Return a text with escapes in place of letters that a console does not show, or obeys."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager

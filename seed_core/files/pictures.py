@@ -11,8 +11,8 @@ from typing import IO
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..compute.looks import Mode, as_it_looks, in_one_line, in_our_words, orientation
-from ..errors import OptionError, PictureError
+from ..compute.looks import Mode, as_it_looks, in_our_words, orientation
+from ..errors import OptionError, PictureError, in_one_line
 from .heard import pillow_warnings
 from .impostors import HEAD, begins_as_picture, what_it_is
 from .writer import check_output
@@ -52,7 +52,7 @@ def read_picture(path: Path, mode: Mode = "RGB") -> Image.Image:
     Raises:
         PictureError: the file is missing, or no picture can be read from it.
     """
-    name = in_one_line(str(path))
+    name = in_one_line(path)
     try:
         if path.is_dir():
             raise PictureError("this is a folder; name the pictures in it")
