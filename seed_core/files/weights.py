@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ FORMATS = (
         ".bin",
         pickled.read_stand_ins,
         pickled.copied_tensors,
-        pickled.whole_stand_ins,
+        partial(pickled.read_stand_ins, is_mapped=False),
         pickled.whole_tensors,
     ),
 )
