@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..compute.looks import Mode, as_it_looks, in_our_words, orientation
 from ..errors import OptionError, PictureError, in_one_line
-from .heard import pillow_warnings
 from .impostors import HEAD, begins_as_picture, what_it_is
+from .pillow_warnings import pillow_warnings
 from .writer import check_output
 
 log = logging.getLogger(__name__)
