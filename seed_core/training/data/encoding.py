@@ -7,10 +7,8 @@ filter, as in the reference.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +23,7 @@ from ...errors import OptionError, PictureError, in_one_line
 from ...tokenizer.runtime import SeedTokenizer
 from ..claims import claim
 from .archives import read_archive
-from .json_lines import MANIFEST_FILE
+from .json_lines import MANIFEST_FILE, matching
 from .passed_over import BLANK_TEXTS, EMPTY_SHARDS, UNREADABLE, WITHOUT_TEXT, PassedOver
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures
 
@@ -89,10 +87,9 @@ def _listed(pictures: Sequence[PictureFile], passed: PassedOver) -> Iterable[Pic
 def _expand(inputs: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for each in inputs:
-        found = [each] if os.path.exists(each) else sorted(glob.glob(each, recursive=True))
-        if not found:
+        if not (found := matching(each)):
             raise OptionError(f"{each} is missing; give folders, archives, or patterns of them")
-        paths += map(Path, found)
+        paths += found
     return paths
 
 
