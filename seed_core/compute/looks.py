@@ -88,7 +88,7 @@ def in_our_words() -> Iterator[None]:
             raise
         why = in_one_line(str(error)[:200]) or type(error).__name__  # may quote the file
         raise PictureError(
-            f"it is damaged or not whole ({why}); get it anew, or save it again"
+            f"it is damaged or not whole ({why}); get it again, or save it again"
         ) from error
 
 

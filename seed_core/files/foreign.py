@@ -28,11 +28,11 @@ _IN_PLACE = (
      f"{_DOWNLOAD}"),
 )  # fmt: skip
 _DEEPSPEED = (
-    "is a checkpoint of DeepSpeed in the middle of a training. Make weights of it with "
+    "is a checkpoint of DeepSpeed in the middle of a training run. Make weights of it with "
     "zero_to_fp32.py, which DeepSpeed puts beside it."
 )
 _FSDP = (
-    "is a checkpoint of FSDP in the middle of a training. Make weights of it with accelerate "
+    "is a checkpoint of FSDP in the middle of a training run. Make weights of it with accelerate "
     "merge-weights."
 )
 _GGUF = (
@@ -66,7 +66,7 @@ _FILES = {
             "*.unfinished",
             "*.!qB",
         ),
-        "is a download that did not finish. Go on with it, or delete it and start again.",
+        "is a download that did not finish. Resume it, or delete it and start again.",
     ),
 }
 

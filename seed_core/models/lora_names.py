@@ -51,7 +51,7 @@ _OTHER_KINDS = {
     "vera_lambda": "is a VeRA adapter; only plain LoRA can be loaded",
     "ia3_l": "is an IA3 adapter; only plain LoRA can be loaded",
     "oft_": "is an OFT adapter; only plain LoRA can be loaded",
-    "prompt_embeddings": "is a prompt that was tuned; only plain LoRA can be loaded",
+    "prompt_embeddings": "is a tuned prompt; only plain LoRA can be loaded",
 }
 
 Found = dict[str, dict[str, str]]
