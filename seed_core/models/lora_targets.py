@@ -89,9 +89,10 @@ class _Targets:
             if wanted.lower() == "all-linear":
                 return None if module == HEAD else module != EMBEDDINGS
             return _matches(wanted, module)
+        is_chosen = _is_chosen(wanted, module)
         # Layers do not count for a module that is named as a whole.
-        if self._layers is None or module in wanted or not _is_chosen(wanted, module):
-            return _is_chosen(wanted, module)
+        if not is_chosen or self._layers is None or module in wanted:
+            return is_chosen
         steps = module.split(".")
         number = steps[2] if steps[:2] == ["model", "layers"] else ""
         return self._counts_layers and number.isdecimal() and int(number) in self._layers
