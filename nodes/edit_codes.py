@@ -5,11 +5,11 @@ from comfy_api.latest import io, ui
 from ..seed_core import NUM_CODES, SeedCodes, seeded_generators
 from ..seed_core.codes.edits import MIX_MODES, join_codes, mix_codes, select_codes
 from ..seed_core.codes.picture import draw_codes
+from ..seed_core.codes.value import MOST_AT_ONCE
 from . import host
 from .io_types import CATEGORY, SeedCodesWire, random_seed_input
 
 MOST_SHOWN = 64  # pictures in a node
-MAX_PICTURES = 4096  # the host's own limit when it picks pictures from a batch
 
 
 class SeedPreviewCodes(io.ComfyNode):
@@ -159,15 +159,15 @@ class SeedSelectCodes(io.ComfyNode):
                 io.Int.Input(
                     "index",
                     default=0,
-                    min=-MAX_PICTURES,
-                    max=MAX_PICTURES,
+                    min=-MOST_AT_ONCE,
+                    max=MOST_AT_ONCE,
                     tooltip="Which picture: 0 is the first, 1 the second; -1 is the last.",
                 ),
                 io.Int.Input(
                     "length",
                     default=1,
                     min=1,
-                    max=MAX_PICTURES,
+                    max=MOST_AT_ONCE,
                     tooltip="How many pictures, from index on. There must be that many.",
                 ),
             ],

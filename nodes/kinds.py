@@ -132,10 +132,10 @@ class ModelKind:
 
     def how_to_get(self) -> str:
         """What to type, or what to put where by hand."""
-        by_hand = f"Put {self.advice}, into {host.model_folders(self.folder)[0]}."
+        folder = host.model_folders(self.folder)[0]
+        by_hand = f"Put {self.advice}, into {folder}."
         if not self.download:
             return by_hand
-        folder = host.model_folders(self.folder)[0]
         command = command_line("fetch", self.download, "--into", folder)
         return f"In a terminal, run\n{command}\nOr by hand: {by_hand}"
 

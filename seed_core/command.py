@@ -21,7 +21,7 @@ def command_line(*words: str) -> str:
     """Return what to type in any folder to run a command such as ``fetch``.
 
     It names Python and this pack by their paths. The Python of ComfyUI's portable version imports
-    nothing from the folder that it is started in, and seldom is on the search path.
+    nothing from the folder that it is started in, and is seldom on the search path.
     """
     here = str(PACK) if (PACK / "__main__.py").is_file() else None
     program = [sys.executable or "python", *([here] if here else ["-m", "seed_core"])]

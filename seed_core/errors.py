@@ -5,6 +5,11 @@ from the built-in error a Python caller would expect.
 """
 
 
+def in_one_line(text: object) -> str:
+    """Return a text or a path with escapes for characters that a console hides or obeys."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 class SeedError(Exception):
     """Base of every error raised on purpose by this library."""
 

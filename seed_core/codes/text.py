@@ -20,7 +20,6 @@ from .value import (
     MOST_PICTURES,
     NUM_CODES,
     SeedCodes,
-    check_count,
     image_token,
 )
 
@@ -71,7 +70,6 @@ def codes_from_text(text: str, family: str | None = None, unnamed: str | None = 
         _check_family(codes.family, family)
         return codes
     rows, named, size = _read_lines(text, unnamed)
-    check_count(len(rows), MOST_PICTURES, "the text has")
     _check_family(named, family)
     return SeedCodes.from_rows(rows, named, size or CODEBOOK_SIZES.get(named, 0))
 
@@ -169,7 +167,6 @@ def codes_from_json(text: str, family: str | None = None) -> SeedCodes:
             record = {"family": family, "codebook_size": size, "codes": codes}
         rows = [[_integer(code) for code in _list(row)] for row in _list(record["codes"])]
         named, codebook_size = str(record["family"]), _integer(record["codebook_size"])
-        check_count(len(rows), MOST_PICTURES, "the JSON has")
         distances = _distances(record["distances"]) if "distances" in record else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CodesError(

@@ -33,7 +33,7 @@ def check_count(count: int, most: int, what: str) -> None:
     """
     if count > most:
         raise CodesError(
-            f"{what} {count} pictures, and {most} is the most: take fewer, such as some at a time "
+            f"{what} {count} pictures, and {most} is the most: take fewer, some at a time "
             "with SEED Select Codes"
         )
 
@@ -158,8 +158,10 @@ class SeedCodes:
         """Return the codes in ``rows``, one row a picture.
 
         Raises:
-            CodesError: a row has another length, or the family does not have these codes.
+            CodesError: there are more than `MOST_PICTURES`, a row has another length, or the family
+                does not have these codes.
         """
+        check_count(len(rows), MOST_PICTURES, "these are")
         for i, row in enumerate(rows):
             if len(row) != NUM_CODES:
                 raise CodesError(f"a picture has exactly {NUM_CODES} codes; row {i} has {len(row)}")

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ..errors import PictureError, SeedError
+from ..errors import PictureError, SeedError, in_one_line
 
 Mode = Literal["RGB", "RGBA"]
 
@@ -69,11 +69,6 @@ def orientation(picture: Image.Image) -> object:
         return None
 
 
-def in_one_line(text: str) -> str:
-    """Return a text with escapes in place of letters that a console does not show, or obeys."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 @contextmanager
 def in_our_words() -> Iterator[None]:
     """Turn what Pillow raises into a `PictureError`; what the system refuses stays an `OSError`."""
@@ -93,7 +88,7 @@ def in_our_words() -> Iterator[None]:
             raise
         why = in_one_line(str(error)[:200]) or type(error).__name__  # may quote the file
         raise PictureError(
-            f"it is damaged or not whole ({why}); get it anew, or save it again"
+            f"it is damaged or not whole ({why}); get it again, or save it again"
         ) from error
 
 

@@ -23,6 +23,8 @@ _SEEN = 0.01  # share of noise in latents from which on it can be told from the 
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
+_OTHER_KIND = "it is for models of another kind than Stable Diffusion, such as flow matching"
+
 _STEPS = 10
 _SHAPE = (1, 4, 4, 4)  # of latents; some schedulers look at the number of channels
 _TINY = 1e-8
@@ -47,7 +49,7 @@ def rehearse(scheduler: Any, steps: int) -> tuple[torch.Tensor, float]:
 def misfit(scheduler: Any) -> str:
     """Return why a decoder cannot paint with a scheduler; an empty text if it can."""
     if not _has_betas(scheduler):
-        return "it is for models of another kind than Stable Diffusion, such as flow matching"
+        return _OTHER_KIND
     if (kind := _prediction_type(scheduler)) not in PREDICTION_TYPES:
         return f"prediction_type is {kind!r:.40} and not one of {', '.join(PREDICTION_TYPES)}"
     try:
@@ -68,7 +70,7 @@ def misfit(scheduler: Any) -> str:
 def misfit_of_noising(scheduler: Any) -> str:
     """Return why a scheduler cannot add noise to image embeddings; an empty text if it can."""
     if not _has_betas(scheduler):
-        return "it is for models of another kind than Stable Diffusion, such as flow matching"
+        return _OTHER_KIND
     one, nothing = torch.ones(2, 4), torch.zeros(2, 4)
     try:
         levels = torch.tensor([0, scheduler.config.num_train_timesteps - 1])

@@ -137,7 +137,7 @@ class SeedDecoder(LoadedCore):
             raise OptionError(
                 f"{pictures} pictures of {width} x {height} are too many at once: up to "
                 f"{MOST_AT_ONCE} pictures and {_MOST_PIXELS:,} pixels in all are painted together. "
-                "Paint fewer, such as some at a time with SEED Select Codes, or smaller ones"
+                "Paint fewer, some at a time with SEED Select Codes, or smaller ones"
             )
 
     def memory_required(self, width: int = 0, height: int = 0) -> int:

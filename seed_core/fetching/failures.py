@@ -111,7 +111,7 @@ def _refusal(source: Source, error: Any) -> str:
         )
     if status in (401, 403):
         return (
-            f"{source.page} is closed, or no longer there, or a token of yours has run out (answer "
+            f"{source.page} is closed, or no longer there, or your token has expired (answer "
             f"{status}). {_settings()}".strip()
         )
     if status == 404:

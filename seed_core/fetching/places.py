@@ -17,7 +17,7 @@ from ..errors import DownloadError
 
 _EXTRA = "extra_model_paths.yaml"
 _DESKTOP = "extra_models_config.yaml"
-_ELSE = "Say where the models are with --models /path/to/ComfyUI/models"
+_ADVICE = "Say where the models are with --models /path/to/ComfyUI/models"
 
 
 def find_folder(place: str, models: Path | None, into: Path | None, pack: Path = PACK) -> Path:
@@ -60,7 +60,7 @@ def find_comfyui(pack: Path = PACK) -> Path:
         )
         if is_comfyui and models.is_dir():
             return custom_nodes.parent
-    raise DownloadError(f"{pack} is not in the custom_nodes of a ComfyUI. {_ELSE}")
+    raise DownloadError(f"{pack} is not in the custom_nodes of a ComfyUI. {_ADVICE}")
 
 
 def _is_same(a: Path, b: Path) -> bool:
@@ -112,10 +112,10 @@ def _sections(file: Path) -> Iterator[tuple[Path | None, Mapping[str, Any]]]:
 
         sections = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except ImportError as error:
-        raise DownloadError(f"{file} cannot be read without PyYAML. {_ELSE}") from error
+        raise DownloadError(f"{file} cannot be read without PyYAML. {_ADVICE}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise DownloadError(f"{file} cannot be read: {reason}. {_ELSE}") from error
+        raise DownloadError(f"{file} cannot be read: {reason}. {_ADVICE}") from error
     for section in sections.values() if isinstance(sections, dict) else ():
         if not isinstance(section, dict):
             continue

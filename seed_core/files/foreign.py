@@ -27,33 +27,32 @@ _IN_PLACE = (
     (rb"<\?xml[^>]*>\s*<error", "an answer of a server that was saved in place of the file; "
      f"{_DOWNLOAD}"),
 )  # fmt: skip
+_DEEPSPEED = (
+    "is a checkpoint of DeepSpeed in the middle of a training run. Make weights of it with "
+    "zero_to_fp32.py, which DeepSpeed puts beside it."
+)
+_FSDP = (
+    "is a checkpoint of FSDP in the middle of a training run. Make weights of it with accelerate "
+    "merge-weights."
+)
 _GGUF = (
     "is in llama.cpp's format GGUF, which this cannot read. Get the same model as safetensors in "
     "16 bits."
 )
 
-_MODEL_TEXT = f"is a text, not weights; {_DOWNLOAD}"
+_TEXT = f"is a text, not weights; {_DOWNLOAD}"
 
 # Names of files that other programs leave, to what they are and what to do.
 _FILES = {
-    "*.gguf": _GGUF,
-    "*.ggml": _GGUF,
+    **dict.fromkeys(("*.gguf", "*.ggml"), _GGUF),
     "consolidated*.pth": "is in the layout of LLaMA's first release. Convert the folder with "
     "transformers' convert_llama_weights_to_hf.py.",
     "tf_model*": "is TensorFlow's. Get the same model as safetensors.",
     "flax_model*": "is Flax's. Get the same model as safetensors.",
     "*.onnx": "is in the format ONNX. Get the same model as safetensors.",
     "openvino_model*": "is OpenVINO's. Get the same model as safetensors.",
-    "global_step*": "is a checkpoint of DeepSpeed in the middle of a training. Make weights of it "
-    "with zero_to_fp32.py, which DeepSpeed puts beside it.",
-    "*zero_pp_rank_*": "is a checkpoint of DeepSpeed in the middle of a training. Make weights of "
-    "it with zero_to_fp32.py, which DeepSpeed puts beside it.",
-    "mp_rank_*": "is a checkpoint of DeepSpeed in the middle of a training. Make weights of it with "
-    "zero_to_fp32.py, which DeepSpeed puts beside it.",
-    "pytorch_model_fsdp*": "is a checkpoint of FSDP in the middle of a training. Make weights of it "
-    "with accelerate merge-weights.",
-    "*.distcp": "is a checkpoint of FSDP in the middle of a training. Make weights of it with "
-    "accelerate merge-weights.",
+    **dict.fromkeys(("global_step*", "*zero_pp_rank_*", "mp_rank_*"), _DEEPSPEED),
+    **dict.fromkeys(("pytorch_model_fsdp*", "*.distcp"), _FSDP),
     "checkpoint-*": "is a checkpoint of a training run. Choose that folder.",
     "adapter_model*": "is a LoRA adapter, which changes a model but is not one. Load it with Load "
     "SEED LoRA (--lora in a terminal).",
@@ -67,7 +66,7 @@ _FILES = {
             "*.unfinished",
             "*.!qB",
         ),
-        "is a download that did not finish. Go on with it, or delete it and start again.",
+        "is a download that did not finish. Resume it, or delete it and start again.",
     ),
 }
 
@@ -90,9 +89,10 @@ _QUANTISED = {
 }
 FULL_PRECISION = "Use the model in 16 or 32 bits"
 
-# What programs put before or into names when they wrap a network.
-_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-_AROUND = ("module.", "_forward_module.")
+WRAPPED_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What programs put into names where they wrap a part of a network."""
+WRAPPED_AROUND = ("module", "_forward_module")
+"""What they put before names when they wrap all of it."""
 _DOUBLED = "model."  # around a whole model, whose own names begin so too
 
 
@@ -135,7 +135,7 @@ def _what_it_is(start: bytes, is_text: bool) -> str:
     if what := in_place_of_a_file(start):
         return f"is {what}"
     is_printable = all(byte >= 32 or byte in b"\t\r\n" for byte in start[:64])
-    return _MODEL_TEXT if is_printable and not is_text and len(start) > 8 else ""
+    return _TEXT if is_printable and not is_text and len(start) > 8 else ""
 
 
 def explain_folder(folder: Path) -> str:
@@ -170,8 +170,8 @@ def explain_names(unknown: Iterable[str]) -> str | None:
 def unwrapped(table: Mapping[str, Value]) -> dict[str, Value]:
     """Return a table of tensors without what wrappers of networks put into all of its names."""
     names = {name: name for name in table}
-    for inside in _INSIDE:
-        names = {name: own.replace(inside, "") for name, own in names.items()}
+    for inside in WRAPPED_INSIDE:
+        names = {name: own.replace(f"{inside}.", "") for name, own in names.items()}
     while around := _wrapper(names.values()):
         names = {name: own.removeprefix(around) for name, own in names.items()}
     if len(set(names.values())) < len(names):  # these are two networks in one file
@@ -181,7 +181,7 @@ def unwrapped(table: Mapping[str, Value]) -> dict[str, Value]:
 
 def _wrapper(names: Collection[str]) -> str:
     """Return what stands before every name and is not part of it."""
-    for around in _AROUND:
+    for around in (f"{wrapper}." for wrapper in WRAPPED_AROUND):
         if names and all(name.startswith(around) for name in names):
             return around
     is_doubled = any(name.startswith(_DOUBLED * 2) for name in names)

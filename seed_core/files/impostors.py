@@ -43,22 +43,21 @@ def what_it_is(head: bytes) -> str:
     if not head:
         return "this file is empty"
     if not head.strip(b"\0"):
-        return "this file holds only zeros, as a download leaves that did not finish; get it anew"
+        return "this file holds only zeros, as an unfinished download does; download it again"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if what := in_place_of_a_file(head):
         return f"this is {what}"
     for pattern, words in _KINDS:
-        flags = re.DOTALL | re.IGNORECASE
-        if re.match(pattern, head, flags) or re.match(pattern, text, flags):
+        if any(re.match(pattern, start, re.DOTALL | re.IGNORECASE) for start in (head, text)):
             return f"this is {words}"
     if formats := _formats_that_begin_so(head):
         return (
             f"it begins as {formats[0]} pictures do, but is damaged or of a kind that Pillow "
-            "cannot read; get it anew, or save it again as PNG or JPEG"
+            "cannot read; get it again, or save it as PNG or JPEG"
         )
     if words := _words(text):
         return f'this is a text, not a picture; it begins with "{words}"'
-    return "its content is of no picture format that can be read here; save it as PNG or JPEG"
+    return "this is in no picture format that can be read here; save it as PNG or JPEG"
 
 
 def _formats_that_begin_so(head: bytes) -> list[str]:
@@ -67,7 +66,7 @@ def _formats_that_begin_so(head: bytes) -> list[str]:
 
 
 def _words(text: bytes) -> str:
-    """Return the beginning of a text in one line, or nothing if it is no text."""
+    """Return the beginning of a text in one line, or nothing if it is not a text."""
     try:  # the last letter may be cut
         words = codecs.getincrementaldecoder("utf-8")().decode(text[:60])
     except UnicodeDecodeError:

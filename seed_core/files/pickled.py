@@ -24,9 +24,9 @@ _TABLES = ("model", "state_dict", "model_state_dict", "module")
 _MAPPED_AT_ONCE = 512 * 2**20
 
 
-def read_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read_stand_ins(path: Path, is_mapped: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield names, number formats and shapes, as tensors on the meta device."""
-    for key, tensor in _read_pickled(path).items():
+    for key, tensor in _read_pickled(path, is_mapped).items():
         yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
@@ -80,12 +80,6 @@ class _Copies:
             self._shared[last] = storage
         form = tensor.storage_offset(), tensor.shape, tensor.stride()
         return torch.empty(0, dtype=tensor.dtype).set_(storage, *form)
-
-
-def whole_stand_ins(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what `read_stand_ins` does, of a file that may change meanwhile."""
-    for key, tensor in _read_pickled(path, is_mapped=False).items():
-        yield key, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def whole_tensors(

@@ -11,10 +11,10 @@ from typing import IO
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..compute.looks import Mode, as_it_looks, in_one_line, in_our_words, orientation
-from ..errors import OptionError, PictureError
-from .heard import pillow_warnings
+from ..compute.looks import Mode, as_it_looks, in_our_words, orientation
+from ..errors import OptionError, PictureError, in_one_line
 from .impostors import HEAD, begins_as_picture, what_it_is
+from .pillow_warnings import pillow_warnings
 from .writer import check_output
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def read_picture(path: Path, mode: Mode = "RGB") -> Image.Image:
     Raises:
         PictureError: the file is missing, or no picture can be read from it.
     """
-    name = in_one_line(str(path))
+    name = in_one_line(path)
     try:
         if path.is_dir():
             raise PictureError("this is a folder; name the pictures in it")

@@ -186,13 +186,15 @@ def _check_spans(fields: Mapping[str, Any], length: int) -> None:
             case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
                 numbers = [*shape, begin, end]
             case _:
-                raise ValueError(f"its header says of {key!r:.80} what cannot be read")
+                raise ValueError(f"its header has an entry for {key!r:.80} that cannot be read")
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-            raise ValueError(f"its header has sizes of {key!r:.80} that cannot be")
+            raise ValueError(f"its header gives impossible sizes for {key!r:.80}")
         known = STORED_AS.get(dtype)
         strides = math.prod(max(number, 1) for number in shape)
         if strides >= 2**62 or (known and math.prod(shape) * known.itemsize != end - begin):
-            raise ValueError(f"its header has a shape of {key!r:.80} that does not fit its bytes")
+            raise ValueError(
+                f"its header gives a shape for {key!r:.80} that does not fit its bytes"
+            )
         spans.append((begin, end))
     spans.sort()
     ends = [0, *(end for _, end in spans)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ FORMATS = (
         ".bin",
         pickled.read_stand_ins,
         pickled.copied_tensors,
-        pickled.whole_stand_ins,
+        partial(pickled.read_stand_ins, is_mapped=False),
         pickled.whole_tensors,
     ),
 )
@@ -76,8 +77,9 @@ def read_tensors(
         prefix: only tensors whose names begin with it are read.
         joined: names of tensors that a network joins to one. Where they are neighbours in a
             safetensors file, they become neighbours in memory and are joined without a copy.
-        is_mapped: whether a file may be mapped into memory. Without a map, tensors are in memory of
-            their own, and a pickled file is read as a whole.
+        is_mapped: whether a file may be mapped into memory. A mapped file that is cut short while
+            the tensors are in use ends the process, as does a network drive that is lost. Without a
+            map, tensors are in memory of their own, and a pickled file is read as a whole.
 
     Raises:
         CheckpointError: the file is missing, damaged, of an unknown format or holds program code.

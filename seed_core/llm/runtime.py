@@ -30,9 +30,8 @@ from .vocab import Vocabulary
 
 log = logging.getLogger(__name__)
 
-_LONGEST_PROMPT = (
-    1_000_000  # characters, far more than any model's tokens; they are cut in a second
-)
+# Characters, far more than any model has tokens for; they are cut into tokens in a second.
+_LONGEST_PROMPT = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)

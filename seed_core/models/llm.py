@@ -73,8 +73,7 @@ def load_llm(
         dtype: float32, float16 or bfloat16; or float8_e4m3fn for a model that was converted to
             fp8, whose weights then stay so and everything else is bfloat16.
         operations: where layers come from, our own `layers` or a host's equivalent.
-        is_mapped: whether files may be mapped into memory. A mapped file that is cut short while the
-            model is in use ends the process, as does a network drive that is lost.
+        is_mapped: whether files may be mapped into memory; see `files.weights.read_tensors`.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, incomplete or another model's.

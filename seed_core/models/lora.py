@@ -54,7 +54,7 @@ def read_lora(path: str | Path, config: LlamaConfig) -> LoraAdapter:
             kind that cannot be added to weights.
     """
     files = lora_files(path)
-    parts = parts_in_file(config)
+    parts = {key.removesuffix(".weight"): part for key, part in parts_in_file(config).items()}
     _check_size(files, parts)
     looks = dict(weights.read_weights(files, read=lambda file, _: weights.copied_stand_ins(file)))
     found = lora_names.sort_names(files[0], looks)
@@ -156,16 +156,14 @@ class _Reader:
 
     file: Path  # for messages
     model: LlamaConfig
-    parts: Mapping[str, WeightPart]
+    parts: Mapping[str, WeightPart]  # by module
     config: AdapterConfig
 
     def check_modules(self, found: lora_names.Found) -> None:
         """Hold the file against the config beside it."""
         in_full = {module for module, roles in found.items() if FULL in roles}
         products = {module for module, roles in found.items() if roles.keys() & {DOWN, TABLE_DOWN}}
-        modules = {
-            key.removesuffix(".weight"): len(part.shape) == 2 for key, part in self.parts.items()
-        }
+        modules = {module: len(part.shape) == 2 for module, part in self.parts.items()}
         check_modules(self.config, products, in_full, modules)
         tables = {module for module, roles in found.items() if TOKENS in roles}
         self.config.check_tokens(tables, self.model.tie_word_embeddings)
@@ -209,7 +207,7 @@ class _Reader:
         return Replacement(self._part(module, tensor.shape), tensor)
 
     def _rows(self, module: str, tensor: torch.Tensor) -> Replacement:
-        part = self.parts.get(f"{module}.weight")
+        part = self.parts.get(module)
         if module not in _TABLES or part is None or tensor.shape[1:] != part.shape[1:]:
             raise self._of_another_model(module, tensor.shape)
         ids = self.config.token_ids(module, len(tensor), part.shape[0])
@@ -260,7 +258,7 @@ class _Reader:
 
     def _are_turned(self, module: str, down: torch.Tensor, up: torch.Tensor) -> bool:
         """Tell matrices that would fit the weight if each were turned, and do not as they are."""
-        part = self.parts.get(f"{module}.weight")
+        part = self.parts.get(module)
         if part is None or down.dim() != 2 or up.dim() != 2 or down.shape[1] != len(up):
             return False
         return part.shape == (up.shape[1], len(down)) != (len(up), down.shape[1])
@@ -276,20 +274,20 @@ class _Reader:
 
     def _without_padding(self, module: str, rows: torch.Tensor) -> torch.Tensor:
         """Leave out the rows at the end of a table that belong to no token."""
-        part = self.parts.get(f"{module}.weight")
+        part = self.parts.get(module)
         if module not in _TABLES or part is None or rows.dim() != 2:
             return rows
         count = part.shape[0]
         return rows[:count] if is_padded(len(rows), count) else rows
 
     def _part(self, module: str, shape: torch.Size) -> WeightPart:
-        part = self.parts.get(f"{module}.weight")
+        part = self.parts.get(module)
         if part is None or part.shape != tuple(shape):
             raise self._of_another_model(module, shape)
         return part
 
     def _of_another_model(self, module: str, shape: torch.Size) -> CheckpointError:
-        part = self.parts.get(f"{module}.weight")
+        part = self.parts.get(module)
         has = f"is {list(part.shape)} here" if part else "this language model does not have"
         return CheckpointError(
             f"{self.file} belongs to another language model: it changes {module:.200} of shape "

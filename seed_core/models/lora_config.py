@@ -20,12 +20,13 @@ from .name_patterns import PatternError, PatternTable
 
 CONFIG_FILE = "adapter_config.json"
 
+_TOKENS = "trainable_token_indices"  # rows of tables that were trained in full
+
 _FOLLOWED = frozenset(
     (
         *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        *("modules_to_save", "trainable_token_indices", "init_lora_weights"),
-        "ensure_weight_tying",
+        *("modules_to_save", _TOKENS, "init_lora_weights", "ensure_weight_tying"),
     )
 )
 
@@ -171,21 +172,26 @@ class AdapterConfig:
         Raises:
             CheckpointError: the config does not say it, or of other rows than the file has.
         """
-        name = "trainable_token_indices"
-        said = self.fields.get(name)
-        if isinstance(said, dict):
-            said = next((ids for key, ids in said.items() if key and module.endswith(key)), None)
-        elif module != EMBEDDINGS:
-            said = None
+        said = next(
+            (ids for key, ids in self._tokens.items() if key and module.endswith(key)), None
+        )
         ids = said if isinstance(said, list) else []
         if any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
-            raise self.unreadable(name, f"token ids are whole numbers in 0..{vocab_size - 1}")
+            raise self.unreadable(_TOKENS, f"token ids are whole numbers in 0..{vocab_size - 1}")
         if len(ids) != rows or len(set(ids)) != rows:
             raise CheckpointError(
                 f"{self.file} has {rows} rows of {module} and {CONFIG_FILE} beside it names "
-                f"{len(set(ids))} tokens in {name}: it has to name one for each"
+                f"{len(set(ids))} tokens in {_TOKENS}: it has to name one for each"
             )
         return tuple(ids)
+
+    @cached_property
+    def _tokens(self) -> Mapping[str, Any]:
+        """Lists of token ids, by the end of the table's name."""
+        said = self.fields.get(_TOKENS)
+        if said is not None and not isinstance(said, list | dict):
+            raise self.unreadable(_TOKENS, "it should be a list of token ids")
+        return {EMBEDDINGS: said} if isinstance(said, list) else said or {}
 
     def check_tokens(self, modules: Collection[str], is_tied: bool) -> None:
         """Hold the tables that the file has rows of against those that the settings name.
@@ -193,20 +199,16 @@ class AdapterConfig:
         Raises:
             CheckpointError: rows are missing, or would belong to two tables at once.
         """
-        said = self.fields.get("trainable_token_indices")
-        if said is not None and not isinstance(said, list | dict):
-            raise self.unreadable("trainable_token_indices", "it should be a list of token ids")
-        said = {EMBEDDINGS: said} if isinstance(said, list) else said or {}
-        names = [name for name, ids in said.items() if ids]
+        names = [name for name, ids in self._tokens.items() if ids]
         if missing := [n for n in names if not any(module.endswith(n) for module in modules)]:
             raise CheckpointError(
                 f"{self.file} lacks the rows of {missing[0]!s:.80} that {CONFIG_FILE} beside it "
-                "names in trainable_token_indices: it is incomplete. Save or download it again."
+                f"names in {_TOKENS}: it is incomplete. Save or download it again."
             )
         if is_tied and (modules or self._flag("ensure_weight_tying")):
             raise CheckpointError(
                 f"{self.file} changes one table for embeddings and head (ensure_weight_tying or "
-                "trainable_token_indices); only adapters of models with two can be loaded"
+                f"{_TOKENS}); only adapters of models with two can be loaded"
             )
 
     def names(self, field: str) -> frozenset[str] | str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files.foreign import WRAPPED_AROUND, WRAPPED_INSIDE
 
 # What a tensor is for its module.
 DOWN, UP, ALPHA = "A", "B", "alpha"  # of a product: its matrices and its strength
@@ -20,12 +21,7 @@ UNUSED = "unused"
 _LONGEST = 500  # of names; those of a language model's have 100 characters at most
 
 # What wraps a module adds to its name, wherever it stands.
-_WRAPPERS = frozenset(
-    (
-        *("_orig_mod", "module", "_forward_module", "pretrained_model"),
-        *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
-    )
-)
+_WRAPPERS = frozenset((*WRAPPED_INSIDE, *WRAPPED_AROUND, "pretrained_model"))
 
 # What peft puts before every name; training scripts may wrap twice, or wrap what peft wrapped.
 _PREFIXES = (["base_model", "model"], ["model", "base_model", "model"])
@@ -55,7 +51,7 @@ _OTHER_KINDS = {
     "vera_lambda": "is a VeRA adapter; only plain LoRA can be loaded",
     "ia3_l": "is an IA3 adapter; only plain LoRA can be loaded",
     "oft_": "is an OFT adapter; only plain LoRA can be loaded",
-    "prompt_embeddings": "is a prompt that was tuned; only plain LoRA can be loaded",
+    "prompt_embeddings": "is a tuned prompt; only plain LoRA can be loaded",
 }
 
 Found = dict[str, dict[str, str]]

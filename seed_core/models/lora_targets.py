@@ -5,9 +5,8 @@ Source: how huggingface/peft chooses modules, 0.13 to 0.21.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from ..errors import CheckpointError
 from .lora_config import CONFIG_FILE, EMBEDDINGS, HEAD, AdapterConfig
@@ -58,12 +57,12 @@ class _Targets:
     """The modules that the settings name, as far as they can be told."""
 
     def __init__(self, config: AdapterConfig) -> None:
-        self._wanted = _Chosen.of(config, "target_modules")
-        self._excluded = _Chosen.of(config, "exclude_modules")
+        self._wanted = config.names("target_modules")
+        self._excluded = config.names("exclude_modules") or frozenset()
         self._layers = self._numbers(config)
         patterns = config.names("layers_pattern") or "layers"
         self._counts_layers = any(
-            _matches(pattern, "model.layers") is not False
+            _matches(pattern, "model.layers", after_dot=True) is not False
             for pattern in ((patterns,) if isinstance(patterns, str) else patterns)
         )
 
@@ -77,77 +76,48 @@ class _Targets:
 
     def has(self, module: str) -> bool | None:
         """Tell whether training put a product on a module; None if that cannot be told."""
-        if self._excluded.has(module):
+        is_excluded, found = _is_chosen(self._excluded, module), self._is_wanted(module)
+        if is_excluded:
             return False
-        found = self._is_wanted(module)
-        return None if found and self._excluded.is_unclear else found
+        return None if found and is_excluded is None else found
 
     def _is_wanted(self, module: str) -> bool | None:
-        if (self._wanted.text or "").lower() == "all-linear":
-            return None if module == HEAD else module != EMBEDDINGS
-        found = self._wanted.has(module)
-        if not found or self._layers is None or self._wanted.is_pattern:
-            return found
-        if module in self._wanted.names:  # by its whole name
-            return True
+        wanted = self._wanted
+        if wanted is None:
+            return None
+        if isinstance(wanted, str):
+            if wanted.lower() == "all-linear":
+                return None if module == HEAD else module != EMBEDDINGS
+            return _matches(wanted, module)
+        is_chosen = _is_chosen(wanted, module)
+        # Layers do not count for a module that is named as a whole.
+        if not is_chosen or self._layers is None or module in wanted:
+            return is_chosen
         steps = module.split(".")
         number = steps[2] if steps[:2] == ["model", "layers"] else ""
         return self._counts_layers and number.isdecimal() and int(number) in self._layers
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """A choice of modules: by names, which their ends have to be, or by one pattern."""
-
-    names: frozenset[str]
-    text: str | None
-    is_given: bool
-
-    @classmethod
-    def of(cls, config: AdapterConfig, field: str) -> _Chosen:
-        said = config.names(field)
-        if isinstance(said, str):
-            return cls(frozenset(), said, True)
-        return cls(said or frozenset(), None, said is not None)
-
-    @property
-    def is_pattern(self) -> bool:
-        return self.text is not None
-
-    @cached_property
-    def _pattern(self) -> NamePattern | None:
-        try:
-            return None if self.text is None else NamePattern(self.text)
-        except PatternError:
-            return None
-
-    @property
-    def is_unclear(self) -> bool:
-        return self.is_pattern and self._pattern is None
-
-    def has(self, module: str) -> bool | None:
-        """Tell whether a module is chosen; None if that cannot be told."""
-        if not self.is_given or self.is_unclear:
-            return None
-        if self._pattern is None:
-            return any(end in self.names for end in _ends(module))
-        return self._pattern.matches(module)
+def _is_chosen(choice: frozenset[str] | str, module: str) -> bool | None:
+    """Tell whether a module's name ends as one of several, or matches a pattern, as `_matches`."""
+    if isinstance(choice, str):
+        return _matches(choice, module)
+    steps = module.split(".")
+    return any(".".join(steps[at:]) in choice for at in range(len(steps)))
 
 
-def _matches(pattern: str, name: str) -> bool | None:
+def _matches(pattern: str, name: str, after_dot: bool = False) -> bool | None:
+    """Tell whether a pattern matches a name; None of a pattern that is not read here."""
+    read = _read_pattern(pattern, after_dot)
+    return None if read is None else read.matches(name)
+
+
+@lru_cache(maxsize=8)
+def _read_pattern(pattern: str, after_dot: bool) -> NamePattern | None:
     try:
-        return NamePattern(pattern, after_dot=True).matches(name)
+        return NamePattern(pattern, after_dot)
     except PatternError:
         return None
-
-
-def _ends(module: str) -> Iterator[str]:
-    """Yield a name, and it without the first, the first two and so on of its steps."""
-    while True:
-        yield module
-        _, dot, module = module.partition(".")
-        if not dot:
-            return
 
 
 def _is_saved(module: str, names: Collection[str]) -> bool:

@@ -73,8 +73,7 @@ def load_decoder(
         device: where to put the weights.
         dtype: float32, float16 or bfloat16.
         operations: where layers come from, ``torch.nn`` or a host's equivalent.
-        is_mapped: whether files may be mapped into memory. A mapped file that is cut short while the
-            model is in use ends the process, as does a network drive that is lost.
+        is_mapped: whether files may be mapped into memory; see `files.weights.read_tensors`.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, incomplete or another pipeline's.

@@ -648,7 +648,7 @@ def test_pictures_that_wait_do_not_fill_the_memory(archive, encode, monkeypatch,
     monkeypatch.setattr(archives, "_LARGEST_KEPT", 1000)
     large = PNG + bytes(2000)
     given = archive(("a.png", large), ("b.png", None), ("c.png", bytes(5000)), mode=mode)
-    monkeypatch.setattr(archives, "LARGEST_PICTURE", 4000 if mode == "w" else 6000)
+    monkeypatch.setattr(picture_sources, "LARGEST_PICTURE", 4000 if mode == "w" else 6000)
     found = {each.name: each for each in archives.read_archive(given, PassedOver())}
     kept = {name for name, each in found.items() if isinstance(each.read.args[0], bytes)}
     assert kept == ({"b.png"} if mode == "w:gz" else set())

@@ -10,7 +10,7 @@ import importlib
 import io
 import posixpath
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import PictureError
-from .passed_over import HIDDEN, OTHER_FILES, UNMATCHED_TEXTS, PassedOver
-from .picture_sources import LARGEST_PICTURE, PICTURE_SUFFIXES, PictureFile, is_hidden, suffix_of
+from .passed_over import HIDDEN, OTHER_FILES, PassedOver
+from .picture_sources import (
+    LARGEST_PICTURE,
+    PICTURE_SUFFIXES,
+    PictureFile,
+    check_size,
+    is_hidden,
+    kind_of_unmatched,
+    suffix_of,
+)
 from .texts import LARGEST_TEXT, TEXT_SUFFIXES, agreed, pair, texts_in
 
 _DAMAGED = "archives of which a part is lost"
@@ -65,8 +73,7 @@ def read_archive(archive: Path, passed: PassedOver) -> Iterator[PictureFile]:
         pictures = _pictures(archive, members, passed)
         paired, unmatched = pair([each.name for each in pictures], [each.name for each in texts])
         for name in unmatched:
-            kind = OTHER_FILES if suffix_of(name) == ".json" else UNMATCHED_TEXTS
-            passed.add(kind, f"{archive}: {name}")
+            passed.add(kind_of_unmatched(name), f"{archive}: {name}")
         contents: dict[str, list[bytes]] = defaultdict(list)
         with _noticing_damage(archive, passed):
             for text in texts:
@@ -237,9 +244,7 @@ def _sample(name: str) -> str:
 
 def _once(archive: Path, pictures: Sequence[_Member], passed: PassedOver) -> Iterator[_Member]:
     """Yield the pictures whose name occurs once; which of several is meant, nobody can tell."""
-    counts: dict[str, int] = defaultdict(int)
-    for each in pictures:
-        counts[_sample(each.name)] += 1
+    counts = Counter(_sample(each.name) for each in pictures)
     for each in pictures:
         if counts[_sample(each.name)] == 1:
             yield each
@@ -249,8 +254,6 @@ def _once(archive: Path, pictures: Sequence[_Member], passed: PassedOver) -> Ite
 
 def _reader(archive: Path, member: _Member, stream: BinaryIO) -> Callable[[], bytes]:
     """Return what reads a picture, in any thread and when the stream is closed."""
-    if member.size > LARGEST_PICTURE:
-        return partial(_refuse, f"it has {member.size:,} bytes, more than {LARGEST_PICTURE:,}")
     if _is_plain(stream) or member.size > _LARGEST_KEPT:
         return partial(_read_again, archive, member)
     content = member.read(stream)  # otherwise all before it would be unpacked again
@@ -258,6 +261,7 @@ def _reader(archive: Path, member: _Member, stream: BinaryIO) -> Callable[[], by
 
 
 def _read_again(archive: Path, member: _Member) -> bytes:
+    check_size(member.size)
     with _open(archive) as stream:
         try:
             return _whole(member.read(stream), member)
@@ -271,10 +275,6 @@ def _whole(content: bytes, member: _Member) -> bytes:
     if len(content) < member.size:
         raise PictureError("the archive ends within it")
     return content
-
-
-def _refuse(why: str) -> bytes:
-    raise PictureError(why)
 
 
 def _texts(own: dict[str, list[bytes]]) -> list[str]:

@@ -7,10 +7,8 @@ filter, as in the reference.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,19 +19,12 @@ from pathlib import Path
 
 import torch
 
-from ...errors import OptionError, PictureError
+from ...errors import OptionError, PictureError, in_one_line
 from ...tokenizer.runtime import SeedTokenizer
 from ..claims import claim
 from .archives import read_archive
-from .json_lines import MANIFEST_FILE
-from .passed_over import (
-    BLANK_TEXTS,
-    EMPTY_SHARDS,
-    UNREADABLE,
-    WITHOUT_TEXT,
-    PassedOver,
-    shown,
-)
+from .json_lines import MANIFEST_FILE, matching
+from .passed_over import BLANK_TEXTS, EMPTY_SHARDS, UNREADABLE, WITHOUT_TEXT, PassedOver
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures
 
 # Formats of a picture with a text; one without a text has the format ``picture``.
@@ -96,10 +87,9 @@ def _listed(pictures: Sequence[PictureFile], passed: PassedOver) -> Iterable[Pic
 def _expand(inputs: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for each in inputs:
-        found = [each] if os.path.exists(each) else sorted(glob.glob(each, recursive=True))
-        if not found:
+        if not (found := matching(each)):
             raise OptionError(f"{each} is missing; give folders, archives, or patterns of them")
-        paths += map(Path, found)
+        paths += found
     return paths
 
 
@@ -250,7 +240,7 @@ class Encoder:
             result = future.result()
         except PictureError as error:
             self._passed.add(UNREADABLE, name)
-            self._warn(shown(f"{name} is left out: {error}"))
+            self._warn(in_one_line(f"{name} is left out: {error}"))
             return None
         if result[1]:
             self._with_text += 1

@@ -124,11 +124,17 @@ def _expand(files: str) -> list[Path]:
     """Return the files that a name or a pattern stands for."""
     if os.path.isdir(files):
         raise OptionError(f"{files} is a folder; give its files, such as {Path(files) / '*.jsonl'}")
-    found = [files] if os.path.exists(files) else sorted(glob.glob(files, recursive=True))
+    found = matching(files)
     for each in found:
         if not os.path.isfile(each):
             log.warning("passed over: %s, which is not a file", each)
-    return [Path(each) for each in found if os.path.isfile(each)]
+    return [each for each in found if os.path.isfile(each)]
+
+
+def matching(name: str) -> list[Path]:
+    """Return what has a name, or else all that it stands for as a pattern, in order."""
+    found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    return [Path(each) for each in found]
 
 
 def _line_starts(path: Path) -> array[int]:
@@ -143,7 +149,7 @@ def _line_starts(path: Path) -> array[int]:
         while line := file.readline(_LARGEST_LINE + 1):
             if len(line) > _LARGEST_LINE:
                 raise OptionError(
-                    f"{path} has a line of more than {_LARGEST_LINE:,} bytes, behind {len(starts)} "
+                    f"{path} has a line of more than {_LARGEST_LINE:,} bytes, after {len(starts)} "
                     "shorter ones; JSON lines, one document on each, are needed"
                 )
             if not line.isspace():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
+
+from ...errors import in_one_line
 
 # Kinds that several readers share.
 EMPTY_SHARDS = "shards without a picture that can be read"
@@ -16,27 +19,22 @@ WITHOUT_TEXT = "pictures without a text among others that have one"
 _NAMED = 3
 
 
-def shown(name: object) -> str:
-    """Return a name that can be written anywhere, whatever characters a disk or an archive has."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
-
-
 class PassedOver:
     """Counts files by the reason for which they are passed over."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._names: dict[str, list[str]] = {}
+        self._counts = Counter[str]()
+        self._names = defaultdict[str, list[str]](list)
 
     def add(self, kind: str, name: str | Callable[[], str]) -> None:
         """Count one file; a name that takes long to make is only made where it is shown."""
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        if len(names := self._names.setdefault(kind, [])) < _NAMED:
-            names.append(shown(name if isinstance(name, str) else name()))
+        self._counts[kind] += 1
+        if len(names := self._names[kind]) < _NAMED:
+            names.append(in_one_line(name if isinstance(name, str) else name()))
 
     def count(self, kind: str) -> int:
         """Return how many files of one kind there were."""
-        return self._counts.get(kind, 0)
+        return self._counts[kind]
 
     def lines(self) -> list[str]:
         """Return a line about each kind, with its first names."""

@@ -68,6 +68,11 @@ def suffix_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
+def kind_of_unmatched(text: str) -> str:
+    """Return what a text counts as that belongs to no picture; a .json may be about anything."""
+    return OTHER_FILES if suffix_of(text) == ".json" else UNMATCHED_TEXTS
+
+
 def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
     """Return the pictures in a folder, its subfolders and the folders they link to, by name.
 
@@ -89,8 +94,7 @@ def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
     texts = [name for name in names if suffix_of(name) in TEXT_SUFFIXES]
     paired, unmatched = pair(pictures, texts)
     for name in unmatched:
-        kind = OTHER_FILES if suffix_of(name) == ".json" else UNMATCHED_TEXTS
-        passed.add(kind, f"{folder / name}")
+        passed.add(kind_of_unmatched(name), f"{folder / name}")
     known = {*pictures, *texts}
     for name in names:
         if name not in known and PurePosixPath(name).name.lower() not in METADATA_FILES:
@@ -141,9 +145,14 @@ def _listed(folder: Path, names: Sequence[str], pictures: Sequence[str]) -> dict
     return listed
 
 
-def _content(path: Path) -> bytes:
-    if (size := path.stat().st_size) > LARGEST_PICTURE:
+def check_size(size: int) -> None:
+    """Raise a `PictureError` for a file that is too large to be read."""
+    if size > LARGEST_PICTURE:
         raise PictureError(f"it has {size:,} bytes, more than {LARGEST_PICTURE:,}")
+
+
+def _content(path: Path) -> bytes:
+    check_size(path.stat().st_size)
     return path.read_bytes()
 
 

@@ -99,8 +99,8 @@ def _captioned(files: Sequence[PictureFile], passed: PassedOver) -> list[Picture
                 missing.add("pictures without a caption", file.name)
         except PictureError as error:
             passed.add("pictures whose caption cannot be read", f"{file.name}: {error}")
-    for line in missing.lines():
-        raise OptionError(f"this stage learns from captions; {line}")
+    if lines := missing.lines():
+        raise OptionError(f"this stage learns from captions; {lines[0]}")
     if not kept:
         raise PictureError(f"no picture has a caption that can be read: {passed.lines()[-1]}")
     return kept

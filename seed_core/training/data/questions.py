@@ -51,9 +51,8 @@ def _conversation(read: Fields, chance: random.Random) -> list[Turn]:
 def _text_to_image(read: Fields, chance: random.Random) -> list[Turn]:
     """Ask for a picture in one of twenty ways; the document may bring an answer of its own."""
     prompt, response = chance.choice(DRAW)
-    text = (
-        read.any_text("text", chance).rstrip().removesuffix(".")
-    )  # the question has its own punctuation
+    # The question has its own punctuation.
+    text = read.any_text("text", chance).rstrip().removesuffix(".")
     question = prompt.format(text)
     return _ask([question], [read.optional_text("response", response), read.picture("codes")])
 

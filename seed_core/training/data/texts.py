@@ -10,7 +10,7 @@ import codecs
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -137,7 +137,7 @@ def pair(pictures: Sequence[str], texts: Sequence[str]) -> tuple[dict[str, list[
 class _Names:
     """Pictures by their whole name and by their name without its ending."""
 
-    def __init__(self, pictures: Sequence[str], spelled: Any) -> None:
+    def __init__(self, pictures: Sequence[str], spelled: Callable[[str], str]) -> None:
         self._spelled = spelled
         self._whole: dict[str, list[str]] = defaultdict(list)
         self._short: dict[str, list[str]] = defaultdict(list)
