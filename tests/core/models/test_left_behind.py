@@ -126,6 +126,12 @@ READ = {
         {**tensors_of(f), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
         f / WEIGHTS,
     ),
+    "scales of a cache of keys and values": lambda f: save_file(
+        {**tensors_of(f), "model.layers.0.self_attn.k_scale": torch.ones(1)}, f / WEIGHTS
+    ),
+    "a head for rewards": lambda f: save_file(
+        {**tensors_of(f), "v_head.summary.weight": torch.ones(1, 32)}, f / WEIGHTS
+    ),
     "a padded vocabulary": pad,
     "a vocabulary padded to 8": lambda f: pad(f, 1544),
     "a vocabulary padded to 1024": lambda f: pad(f, 2048),
@@ -337,6 +343,22 @@ REFUSED = {
         "rope_parameters",
     ),
     "heads of another width": (lambda f: configure(f, head_dim=16), "head_dim is 16"),
+    "layers beyond those of the config": (
+        lambda f: configure(f, num_hidden_layers=1),
+        "holds model.layers.1.*different models",
+    ),
+    "biases that the config lacks": (
+        store(**{f"{PRODUCT}.bias": torch.ones(32)}),
+        f"holds {PRODUCT}.bias",
+    ),
+    "norms of another architecture": (
+        store(**{"model.layers.1.self_attn.q_norm.weight": torch.ones(8)}),
+        "q_norm.weight",
+    ),
+    "an adapter beside what it changes": (
+        store(**{f"{PRODUCT}.lora_A.default.weight": torch.ones(4, 32)}),
+        "LoRA adapter",
+    ),
     "another architecture": (lambda f: configure(f, model_type="qwen2"), "qwen2"),
 }
 
