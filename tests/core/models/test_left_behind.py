@@ -239,6 +239,18 @@ REFUSED = {
     "error in JSON": (replace_weights(b'{"error": "Access to model is restricted"}'), "a text"),
     "empty file": (replace_weights(b""), "is empty"),
     "GGUF by another name": (replace_weights(b"GGUF\x03\x00\x00\x00" + b"\x00" * 90), "GGUF"),
+    "pickled file by another name": (
+        lambda f: pickle_as(f, dict, WEIGHTS),
+        "content is that of a .bin file.*such as .bin",
+    ),
+    "old pickled file by another name": (
+        lambda f: pickle_as(f, dict, WEIGHTS, _use_new_zipfile_serialization=False),
+        "such as .bin",
+    ),
+    "safetensors by another name": (
+        lambda f: (f / WEIGHTS).rename(f / PICKLED),
+        "content is that of a .safetensors file.*such as .safetensors",
+    ),
     "file that was cut": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-5]),
         "download",
@@ -338,6 +350,15 @@ REFUSED = {
         lambda f: configure(f, rope_parameters={"rope_type": "yarn", "factor": 4.0}),
         "rope_parameters.*yarn",
     ),
+    "positions of several kinds": (
+        lambda f: configure(f, rope_parameters={"full_attention": {"rope_theta": 5e5}}),
+        "rope_parameters",
+    ),
+    "two bases of positions": (
+        lambda f: configure(f, rope_theta=1e4, rope_parameters={"rope_theta": 5e5}),
+        "rope_theta 10000.0 and 500000.0",
+    ),
+    "no architecture": (lambda f: configure(f, model_type=None), "model_type is missing"),
     "some of a head turned": (
         lambda f: configure(f, rope_parameters={"partial_rotary_factor": 0.5}),
         "rope_parameters",
@@ -369,6 +390,12 @@ def pad_to_too_few(folder):
         tensors[key] = tensors[key][:1500].clone()
     save_file(tensors, folder / WEIGHTS)
     configure(folder, vocab_size=1500)
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+def test_the_base_of_positions_is_read_where_transformers_writes_it(llm_folder, place):
+    configure(llm_folder, **{place: {"rope_type": "default", "rope_theta": 5e5}})
+    assert open_llm(llm_folder).config.rope_theta == 5e5
 
 
 @pytest.fixture
