@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...compute.looks import in_one_line
 from ...compute.precision import PRECISIONS
 from ...models.names import SEED_MINI
 from ...models.tokenizer import load_tokenizer
 from ..world import data as world_data
 from .encoding import KINDS, Encoder, claim_folder, find_shards
 from .metadata import METADATA_FILES
-from .passed_over import PassedOver, shown
+from .passed_over import PassedOver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,7 @@ def _run_encode(args: argparse.Namespace) -> None:
     for line in encoder.passed_over():
         _warn(f"passed over: {line}")
     encoder.check_result()
-    sys.stdout.write(f"{encoder.summary()} in {shown(args.output)}\n")
+    sys.stdout.write(f"{encoder.summary()} in {in_one_line(str(args.output))}\n")
 
 
 def _warn(line: str) -> None:

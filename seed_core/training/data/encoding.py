@@ -21,19 +21,13 @@ from pathlib import Path
 
 import torch
 
+from ...compute.looks import in_one_line
 from ...errors import OptionError, PictureError
 from ...tokenizer.runtime import SeedTokenizer
 from ..claims import claim
 from .archives import read_archive
 from .json_lines import MANIFEST_FILE
-from .passed_over import (
-    BLANK_TEXTS,
-    EMPTY_SHARDS,
-    UNREADABLE,
-    WITHOUT_TEXT,
-    PassedOver,
-    shown,
-)
+from .passed_over import BLANK_TEXTS, EMPTY_SHARDS, UNREADABLE, WITHOUT_TEXT, PassedOver
 from .picture_sources import ARCHIVE_SUFFIXES, PictureFile, find_pictures
 
 # Formats of a picture with a text; one without a text has the format ``picture``.
@@ -250,7 +244,7 @@ class Encoder:
             result = future.result()
         except PictureError as error:
             self._passed.add(UNREADABLE, name)
-            self._warn(shown(f"{name} is left out: {error}"))
+            self._warn(in_one_line(f"{name} is left out: {error}"))
             return None
         if result[1]:
             self._with_text += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...compute.looks import in_one_line
+
 # Kinds that several readers share.
 EMPTY_SHARDS = "shards without a picture that can be read"
 HIDDEN = "hidden files and files of the system"
@@ -14,11 +16,6 @@ BLANK_TEXTS = "pictures whose file of texts holds none, in JSON and CSV under te
 WITHOUT_TEXT = "pictures without a text among others that have one"
 
 _NAMED = 3
-
-
-def shown(name: object) -> str:
-    """Return a name that can be written anywhere, whatever characters a disk or an archive has."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 
 class PassedOver:
@@ -32,7 +29,7 @@ class PassedOver:
         """Count one file; a name that takes long to make is only made where it is shown."""
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if len(names := self._names.setdefault(kind, [])) < _NAMED:
-            names.append(shown(name if isinstance(name, str) else name()))
+            names.append(in_one_line(name if isinstance(name, str) else name()))
 
     def count(self, kind: str) -> int:
         """Return how many files of one kind there were."""
