@@ -7,6 +7,7 @@ ending. Nothing in such a file can run.
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -68,10 +69,11 @@ def read_codes_file(path: Path, unnamed: str | None = None) -> SeedCodes:
         CodesError: the file is missing, damaged or of another kind, or its codes are out of range.
     """
     try:
-        if _is_safetensors(path):
+        encoding = _encoding(path)
+        if encoding is None:
             return _read(path)
         # One byte more is enough for a text that is too long to be noticed as such.
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=encoding) as file:
             return codes_from_text(file.read(LONGEST_TEXT + 1), unnamed=unnamed)
     except CodesError as error:
         raise CodesError(f"{path}: {error}") from error
@@ -81,9 +83,14 @@ def read_codes_file(path: Path, unnamed: str | None = None) -> SeedCodes:
         raise CodesError(f"{path} cannot be read as a file of codes: {error}") from error
 
 
-def _is_safetensors(path: Path) -> bool:
+def _encoding(path: Path) -> str | None:
+    """Return how a text is encoded, which PowerShell's ``>`` may have written; None of no text."""
     with path.open("rb") as file:
-        return b"\0" in file.read(8)  # there the length of its header stands; text has no zeros
+        start = file.read(8)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # In safetensors the length of the header stands there; other text has no zeros.
+    return None if b"\0" in start else "utf-8"
 
 
 def _read(path: Path) -> SeedCodes:

@@ -27,6 +27,7 @@ class Format(NamedTuple):
     """How one kind of weight file is recognised and read."""
 
     suffixes: tuple[str, ...]  # in lower case
+    begins: bytes  # pattern of its first bytes
     in_folders: str  # the suffix that Hugging Face gives it
     stand_ins: Callable[[Path], Tensors]  # on the meta device
     tensors: Callable[[Path, IsWanted, Joined], Tensors]  # one at a time, on the CPU
@@ -39,6 +40,7 @@ class Format(NamedTuple):
 FORMATS = (
     Format(
         safetensors.SAFETENSORS_SUFFIXES,
+        rb".{5}\0\0\0\{",  # the length of the header, then the header
         ".safetensors",
         safetensors.read_stand_ins,
         safetensors.mapped_tensors,
@@ -47,6 +49,7 @@ FORMATS = (
     ),
     Format(
         pickled.PICKLED_SUFFIXES,
+        rb"PK\x03\x04|\x80\x02",
         ".bin",
         pickled.read_stand_ins,
         pickled.copied_tensors,
@@ -157,11 +160,24 @@ def _format(path: Path) -> Format:
     for each in FORMATS:
         if suffix in each.suffixes:
             foreign.check_content(path)
+            _check_ending(path, each)
             return each
     raise CheckpointError(
         f"{path} is not a weight file that this can read; known endings: "
         f"{', '.join(WEIGHT_SUFFIXES)}"
     )
+
+
+def _check_ending(path: Path, named: Format) -> None:
+    """Refuse a file that is of another format than its name says."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    for each in FORMATS:
+        if each is not named and re.match(each.begins, start, re.DOTALL):
+            raise CheckpointError(
+                f"{path} ends in {path.suffix}, but its content is that of a {each.in_folders} file. "
+                f"Give it the ending that it was published with, such as {each.in_folders}."
+            )
 
 
 def weight_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:

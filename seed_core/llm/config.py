@@ -68,10 +68,9 @@ class LlamaConfig:
         Raises:
             CheckpointError: they describe another architecture, scale positions, or lack a size.
         """
-        if fields.get("model_type") != "llama":
-            raise CheckpointError(
-                f"this is a {fields.get('model_type')!r} model; a SEED-LLaMA has model_type 'llama'"
-            )
+        if (kind := fields.get("model_type")) != "llama":
+            what = "model_type is missing" if kind is None else f"this is a {kind!r:.40} model"
+            raise CheckpointError(f"{what}; a SEED-LLaMA has model_type 'llama'")
         for name, value in _ONLY.items():
             given = fields.get(name, value)
             if given is not None and _SAME.get(str(given), given) != value:
@@ -81,10 +80,9 @@ class LlamaConfig:
                 )
         _check_quantisation(fields)
         _check_positions(fields)
-        rope = fields.get("rope_parameters") or {}  # as transformers 5 writes it
         try:
             heads = fields["num_attention_heads"]
-            key_heads, theta = fields.get("num_key_value_heads"), fields.get("rope_theta")
+            key_heads = fields.get("num_key_value_heads")
             config = cls(
                 vocab_size=fields["vocab_size"],
                 hidden_size=fields["hidden_size"],
@@ -94,7 +92,7 @@ class LlamaConfig:
                 num_key_value_heads=heads if key_heads is None else key_heads,
                 max_position_embeddings=fields["max_position_embeddings"],
                 rms_norm_eps=fields["rms_norm_eps"],
-                rope_theta=rope.get("rope_theta", 10000.0) if theta is None else theta,
+                rope_theta=_theta(fields),
                 tie_word_embeddings=fields.get("tie_word_embeddings", False) is True,
             )
         except KeyError as error:
@@ -122,6 +120,19 @@ def _check_quantisation(fields: Mapping[str, Any]) -> None:
         )
 
 
+def _theta(fields: Mapping[str, Any]) -> Any:
+    """Return the base of positions, which transformers 5 writes beside how they are scaled."""
+    places = (fields, fields.get("rope_parameters"), fields.get("rope_scaling"))
+    said = [place.get("rope_theta") for place in places if isinstance(place, dict)]
+    given = [theta for theta in said if theta is not None]
+    if others := [theta for theta in given[1:] if theta != given[0]]:
+        raise CheckpointError(
+            f"the language model's config.json says rope_theta {given[0]!r:.40} and "
+            f"{others[0]!r:.40}: use the one that came with the weights"
+        )
+    return given[0] if given else 10000.0
+
+
 def _check_positions(fields: Mapping[str, Any]) -> None:
     """Refuse scaled positions, in any of the forms in which transformers has written them."""
     for name in ("rope_scaling", "rope_parameters"):
@@ -130,7 +141,8 @@ def _check_positions(fields: Mapping[str, Any]) -> None:
             rope = {"type": rope}
         kind = rope.get("rope_type", rope.get("type", "default"))
         is_plain = kind == "default" or (kind in _BY_FACTOR and rope.get("factor") == 1)
-        if not is_plain or rope.get("partial_rotary_factor", 1) != 1:
+        is_by_layer = any(isinstance(value, dict) for value in rope.values())
+        if not is_plain or is_by_layer or rope.get("partial_rotary_factor", 1) != 1:
             raise CheckpointError(
                 f"the language model's config.json asks for scaled positions in {name} "
                 f"({kind!r:.40}); a SEED-LLaMA has none"

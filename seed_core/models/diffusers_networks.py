@@ -35,6 +35,9 @@ _NEEDED: dict[str, dict[str, Range]] = {
     "text_encoder": {"max_position_embeddings": (1, 4096)},
 }
 
+# What moves latents in models of other kinds; with it the decoder's would be painted wrongly.
+_NOT_SET = {"vae": ("shift_factor", "latents_mean", "latents_std")}
+
 _MOST_BLOCKS = 8
 _BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
 
@@ -66,6 +69,11 @@ def network_config(folder: ModelFolder, network: str) -> dict[str, Any]:
     _check_sizes(config, where)
     for field, allowed in _NEEDED[network].items():
         check_number(f"{field} in {where}", config.get(field), allowed)
+    if given := [field for field in _NOT_SET.get(network, ()) if config.get(field)]:
+        raise CheckpointError(
+            f"{where} sets {', '.join(given)}, which a Stable Diffusion 2.1 decoder does not have: it "
+            f"belongs to another kind of model. Use the decoder's own {network} with its config.json."
+        )
     return config
 
 

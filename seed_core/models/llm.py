@@ -6,6 +6,7 @@ Source: the files of AILab-CVC/seed-llama-8b-sft and -14b-sft and AILab-CVC/seed
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from ..codes.value import language_family
 from ..compute import fp8, layers
 from ..errors import CheckpointError, OptionError
-from ..files import assemble
+from ..files import assemble, foreign
 from ..files.assemble import EmptyNetwork
 from ..files.folder import ModelFolder, TensorFiles, folder_around
 from ..files.weights import Reader, Tensors, looks
@@ -46,6 +47,9 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 GENERATION_FILE = "generation_config.json"
 _WEIGHT_STEMS = ("model", "pytorch_model")
+
+# What a layer computes with; buffers of old releases and scales of caches are called otherwise.
+_OF_A_LAYER = re.compile(r"model\.layers\..*\.(weight|bias)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,8 @@ def open_llm(
     stored = quantization.read_scales(weights, look)
     products = matrix_products(config) if dtype == fp8.FP8 else {}
     scales = _common_scales(products, stored, source)
-    copies = _copies(config, {key for key, _ in weights.tensors(look)})
+    keys = {key for key, _ in weights.tensors(look)}
+    copies = _copies(config, keys)
     changes = _changes(adapters, config, bool(copies), source)
     rows = fields["vocab_size"]
     if rows < config.vocab_size:
@@ -132,6 +137,7 @@ def open_llm(
     network = EmptyNetwork(
         lambda layers: Llama(config, layers, **factory), operations, source, names_in_file, scales
     )
+    _check_all_used(keys - network.dtypes.keys(), source)
     return OpenedLlm(
         kind="llm",
         source=source,
@@ -275,6 +281,16 @@ def _check_new_rows(changes: Mapping[str, Sequence[Change]], source: Path) -> No
                 f"{source} has fewer token ids than the vocabulary beside it: it is not a "
                 f"SEED-LLaMA yet, and no adapter has all of {key} to make it one"
             )
+
+
+def _check_all_used(unused: Collection[str], source: Path) -> None:
+    """Refuse weights of layers that the network lacks: without them it is another model."""
+    if of_layers := sorted(key for key in unused if _OF_A_LAYER.fullmatch(key)):
+        what = foreign.explain_names(of_layers) or (
+            f"holds {of_layers[0]:.200}, which a model as its {CONFIG_FILE} describes it does not "
+            "have. The two belong to different models: use all files of one model."
+        )
+        raise CheckpointError(f"{source} {what}")
 
 
 def read_vocabulary(folder: ModelFolder) -> Vocabulary:

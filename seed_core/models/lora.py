@@ -87,7 +87,7 @@ def lora_files(path: str | Path) -> list[Path]:
             )
         else:
             raise
-        raise CheckpointError(f"{error}. {why}") from error
+        raise CheckpointError(f"{str(error).rstrip('.')}. {why}") from error
 
 
 def _may_be_weights(file: Path) -> bool:

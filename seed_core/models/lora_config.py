@@ -91,7 +91,9 @@ class AdapterConfig:
     def _check_kind(self, place: Path) -> None:
         kind = self.fields.get("peft_type") or "LORA"
         if str(kind).upper() != "LORA":
-            raise CheckpointError(f"{place} is of a {kind!s:.40} adapter; only LoRA can be loaded")
+            raise CheckpointError(
+                f"{place} is of an adapter of the kind {kind!s:.40}; only LoRA can be loaded"
+            )
         if others := [name for name in _OTHER_METHODS if self._is_on(name)]:
             raise CheckpointError(
                 f"{place} says {', '.join(others)}; only plain LoRA can be loaded"
@@ -163,7 +165,7 @@ class AdapterConfig:
     def unreadable(self, name: str, why: object) -> CheckpointError:
         """Return what to say of a setting of a form that is not read here."""
         return CheckpointError(
-            f"{CONFIG_FILE} beside {self.file} has a {name} that cannot be read: {why}"
+            f"{CONFIG_FILE} beside {self.file} has a field {name} that cannot be read: {why}"
         )
 
     def token_ids(self, module: str, rows: int, vocab_size: int) -> tuple[int, ...]:

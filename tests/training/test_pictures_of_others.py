@@ -615,13 +615,14 @@ def with_size(size: int) -> bytes:
         (with_size(10**13), 1, "is damaged, and the rest of it is lost: unexpected end"),
         (gzip.compress(with_size(10**13)), 1, "1.png has 10,000,000,000,000 bytes"),
         (with_size(-512), 1, "is damaged, and the rest of it is lost"),
-        (b"<!DOCTYPE html>" + b" " * 600, 0, "is damaged, and the rest of it is lost"),
+        (b"<!DOCTYPE html>" + b" " * 600, 0, "rest of it is lost: it is a web page that"),
+        (b"version https://git-lfs.github.com/spec/v1\n", 0, "lost: it is a Git LFS pointer"),
         (b"", 0, "is damaged, and the rest of it is lost: empty file"),
         (b"PK\x03\x04", 0, "is damaged, and the rest of it is lost"),
     ],
     ids=[
         *("no end mark", "cut", "cut gzip", "a bad header", "two joined", "a size beyond the end"),
-        *("a size beyond gzip", "a negative size", "html", "empty", "zip"),
+        *("a size beyond gzip", "a negative size", "html", "pointer", "empty", "zip"),
     ],
 )
 def test_an_archive_that_ends_early_is_noticed(tmp_path, encode, content, kept, why):

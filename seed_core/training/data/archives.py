@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import PictureError
+from ...files.foreign import in_place_of_a_file
 from .passed_over import HIDDEN, OTHER_FILES, PassedOver
 from .picture_sources import (
     LARGEST_PICTURE,
@@ -104,7 +105,15 @@ def _noticing_damage(archive: Path, passed: PassedOver) -> Iterator[None]:
     except Exception as error:
         if _is_of_the_system(error):
             raise
-        passed.add(_DAMAGED, f"{archive} is damaged, and the rest of it is lost: {error}")
+        why = _in_its_place(archive) or error
+        passed.add(_DAMAGED, f"{archive} is damaged, and the rest of it is lost: {why}")
+
+
+def _in_its_place(archive: Path) -> str:
+    """Return what was saved under the name of an archive, or nothing if that cannot be told."""
+    with archive.open("rb") as file:
+        what = in_place_of_a_file(file.read(_BLOCK))
+    return f"it is {what}" if what else ""
 
 
 def _is_of_the_system(error: Exception) -> bool:

@@ -254,3 +254,11 @@ def test_a_text_without_end_is_refused_after_what_pictures_can_take(tmp_path):
         (tmp_path / name).write_text(content, encoding="utf-8")
         with pytest.raises(CodesError, match=f"{name}: the text has 40000001 characters"):
             read_codes_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_is_read_as_windows_may_have_saved_it(tmp_path, encoding):
+    file = tmp_path / "a.txt"
+    file.write_text(" ".join(map(str, range(32))), encoding=encoding)
+    codes = read_codes_file(file, unnamed="seed-mini")
+    assert codes.values.tolist() == [list(range(32))]

@@ -126,6 +126,12 @@ READ = {
         {**tensors_of(f), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
         f / WEIGHTS,
     ),
+    "scales of a cache of keys and values": lambda f: save_file(
+        {**tensors_of(f), "model.layers.0.self_attn.k_scale": torch.ones(1)}, f / WEIGHTS
+    ),
+    "a head for rewards": lambda f: save_file(
+        {**tensors_of(f), "v_head.summary.weight": torch.ones(1, 32)}, f / WEIGHTS
+    ),
     "a padded vocabulary": pad,
     "a vocabulary padded to 8": lambda f: pad(f, 1544),
     "a vocabulary padded to 1024": lambda f: pad(f, 2048),
@@ -233,6 +239,18 @@ REFUSED = {
     "error in JSON": (replace_weights(b'{"error": "Access to model is restricted"}'), "a text"),
     "empty file": (replace_weights(b""), "is empty"),
     "GGUF by another name": (replace_weights(b"GGUF\x03\x00\x00\x00" + b"\x00" * 90), "GGUF"),
+    "pickled file by another name": (
+        lambda f: pickle_as(f, dict, WEIGHTS),
+        "content is that of a .bin file.*such as .bin",
+    ),
+    "old pickled file by another name": (
+        lambda f: pickle_as(f, dict, WEIGHTS, _use_new_zipfile_serialization=False),
+        "such as .bin",
+    ),
+    "safetensors by another name": (
+        lambda f: (f / WEIGHTS).rename(f / PICKLED),
+        "content is that of a .safetensors file.*such as .safetensors",
+    ),
     "file that was cut": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-5]),
         "download",
@@ -332,11 +350,36 @@ REFUSED = {
         lambda f: configure(f, rope_parameters={"rope_type": "yarn", "factor": 4.0}),
         "rope_parameters.*yarn",
     ),
+    "positions of several kinds": (
+        lambda f: configure(f, rope_parameters={"full_attention": {"rope_theta": 5e5}}),
+        "rope_parameters",
+    ),
+    "two bases of positions": (
+        lambda f: configure(f, rope_theta=1e4, rope_parameters={"rope_theta": 5e5}),
+        "rope_theta 10000.0 and 500000.0",
+    ),
+    "no architecture": (lambda f: configure(f, model_type=None), "model_type is missing"),
     "some of a head turned": (
         lambda f: configure(f, rope_parameters={"partial_rotary_factor": 0.5}),
         "rope_parameters",
     ),
     "heads of another width": (lambda f: configure(f, head_dim=16), "head_dim is 16"),
+    "layers beyond those of the config": (
+        lambda f: configure(f, num_hidden_layers=1),
+        "holds model.layers.1.*different models",
+    ),
+    "biases that the config lacks": (
+        store(**{f"{PRODUCT}.bias": torch.ones(32)}),
+        f"holds {PRODUCT}.bias",
+    ),
+    "norms of another architecture": (
+        store(**{"model.layers.1.self_attn.q_norm.weight": torch.ones(8)}),
+        "q_norm.weight",
+    ),
+    "an adapter beside what it changes": (
+        store(**{f"{PRODUCT}.lora_A.default.weight": torch.ones(4, 32)}),
+        "LoRA adapter",
+    ),
     "another architecture": (lambda f: configure(f, model_type="qwen2"), "qwen2"),
 }
 
@@ -347,6 +390,12 @@ def pad_to_too_few(folder):
         tensors[key] = tensors[key][:1500].clone()
     save_file(tensors, folder / WEIGHTS)
     configure(folder, vocab_size=1500)
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+def test_the_base_of_positions_is_read_where_transformers_writes_it(llm_folder, place):
+    configure(llm_folder, **{place: {"rope_type": "default", "rope_theta": 5e5}})
+    assert open_llm(llm_folder).config.rope_theta == 5e5
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ def test_every_setting_of_the_installed_peft_is_known():
         ({"trainable_token_indices": {"lm_head": [1]}}, "lacks the rows of lm_head"),
         ({"trainable_token_indices": 5}, "trainable_token_indices that cannot be read"),
         *(({"peft_type": kind}, kind) for kind in ("ADALORA", "LOHA", "IA3", "TRAINABLE_TOKENS")),
-        ({"peft_type": ["LORA"]}, "of a .* adapter"),
+        ({"peft_type": ["LORA"]}, "of the kind .*LORA"),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_not_followed_is_refused_by_its_name(llm, save, fields, named):

@@ -353,6 +353,20 @@ def test_what_diffusers_cannot_build_is_one_clear_error(folder, part, fields):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"shift_factor": 0.1}, "shift_factor"),
+        ({"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}, "latents_mean, latents_std"),
+    ],
+)
+def test_a_vae_that_moves_its_latents_is_of_another_kind(folder, fields, named):
+    """It would load, and paint in other colours."""
+    change_json(folder / "vae" / "config.json", **fields)
+    with pytest.raises(CheckpointError, match=f"vae/config.json of .* sets {named}, which"):
+        read(folder)
+
+
 @pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
 @pytest.mark.parametrize(
     "fields",
