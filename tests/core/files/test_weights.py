@@ -566,3 +566,15 @@ def test_a_healthy_file_is_not_to_be_downloaded_again(
     monkeypatch.setattr(safetensors, "_read_header", refuse)
     with pytest.raises(CheckpointError, match=advice):
         weights.read_keys(path)
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does_is_a_header(tmp_path):
+    """640 bytes: 80 02 hexadecimal."""
+    path = tmp_path / "model.safetensors"
+    for filler in range(400, 640):
+        save_file({"a": torch.ones(2)}, path, {"filler": "x" * filler})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    else:
+        pytest.fail("no header of 640 bytes was made")
+    assert torch.equal(dict(weights.read_tensors(path))["a"], torch.ones(2))
