@@ -19,8 +19,9 @@ from .writer import check_output
 
 log = logging.getLogger(__name__)
 
-# Formats that would run another program, that only Windows draws, or that do not say what white is.
-_NOT_READ = ("EPS", "WMF", "FITS")
+# Formats that would run another program, that only Windows draws, that do not say what white is, or
+# of which Pillow knows the beginning alone.
+_NOT_READ = ("EPS", "WMF", "FITS", "BUFR", "GRIB", "HDF5", "MPEG")
 # Formats of several pictures in which the first is the whole picture.
 _FIRST_IS_WHOLE = ("MPO", "PSD")
 
@@ -31,6 +32,13 @@ _SUBFILE_TYPE, _IS_PREVIEW = 254, 1
 def is_picture_name(path: Path) -> bool:
     """Return whether the file's ending is one of a picture format."""
     return path.suffix.lower() in Image.registered_extensions()
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """Return the endings, in lower case, of the picture files that can be read."""
+    known, read = Image.registered_extensions(), _formats()
+    return frozenset(suffix for suffix, name in known.items() if name in read)
 
 
 def is_picture_file(path: Path) -> bool:

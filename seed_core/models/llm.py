@@ -21,7 +21,7 @@ from ..errors import CheckpointError, OptionError
 from ..files import assemble, foreign
 from ..files.assemble import EmptyNetwork
 from ..files.folder import ModelFolder, TensorFiles, folder_around
-from ..files.weights import Reader, Tensors, looks
+from ..files.weights import WEIGHT_SUFFIXES, Reader, Tensors, looks
 from ..llm.config import LlamaConfig
 from ..llm.layout import names_in_file
 from ..llm.llama import Llama
@@ -120,6 +120,7 @@ def open_llm(
     language_family(vocab.codebook_size)  # refuses what belongs to no family
     files = folder.read_files((CONFIG_FILE, GENERATION_FILE, *VOCABULARY_FILES))
     weights, look = folder.weights(_WEIGHT_STEMS), looks()
+    _check_named(Path(path), weights)
     stored = quantization.read_scales(weights, look)
     products = matrix_products(config) if dtype == fp8.FP8 else {}
     scales = _common_scales(products, stored, source)
@@ -195,6 +196,16 @@ def find_llm_folder(path: str | Path) -> ModelFolder:
         raise CheckpointError(f"{place} does not exist; get a SEED-LLaMA from {LLM_LINK}")
     folder = folder_around(place) if place.is_file() else ModelFolder(place)
     return folder.require("llm")
+
+
+def _check_named(path: Path, weights: TensorFiles) -> None:
+    """Refuse a weight file that is given by name, but is not what its folder is read from."""
+    is_other = path.is_file() and all(not path.samefile(file) for file in weights.files)
+    if is_other and path.suffix.lower() in WEIGHT_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is not what the model in {path.parent} is read from: that is "
+            f"{weights.files[0].name}. Move it to a folder of its own, with the model's small files."
+        )
 
 
 def template_of(config: LlamaConfig) -> PromptTemplate:

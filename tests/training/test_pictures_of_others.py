@@ -729,3 +729,15 @@ def test_captions_are_checked_before_a_run_begins(folder, caplog):
     (given / "a.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(PictureError, match="no picture has a caption that can be read"):
         pictures.PictureFolders([given], 4, 0, has_captions=True)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "tga", "qoi", "jp2", "ppm", "PNG"])
+def test_whatever_pillow_reads_is_a_picture(suffix, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (16, 16), "teal").save(folder / f"fox.{suffix}")
+    passed = PassedOver()
+    assert [each.name for each in picture_sources.find_pictures(folder, passed)] == [
+        f"fox.{suffix}"
+    ]
+    assert passed.lines() == []

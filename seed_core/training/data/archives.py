@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 
 from ...errors import PictureError
 from ...files.foreign import in_place_of_a_file
+from ...files.pictures import picture_suffixes
 from .passed_over import HIDDEN, OTHER_FILES, PassedOver
 from .picture_sources import (
     LARGEST_PICTURE,
-    PICTURE_SUFFIXES,
     PictureFile,
     check_size,
     is_hidden,
@@ -221,7 +221,7 @@ def _linked(
 
 def _pictures(archive: Path, members: Sequence[_Member], passed: PassedOver) -> list[_Member]:
     """Return the members that are pictures; a mask beside a picture belongs to it."""
-    pictures = [each for each in members if suffix_of(each.name) in PICTURE_SUFFIXES]
+    pictures = [each for each in members if suffix_of(each.name) in picture_suffixes()]
     whole = {_key(each.name) for each in pictures if _is_short(each.name)}
     kept = []
     for each in pictures:
@@ -230,7 +230,7 @@ def _pictures(archive: Path, members: Sequence[_Member], passed: PassedOver) -> 
         else:
             passed.add("further pictures of a sample", f"{archive}: {each.name}")
     for each in members:
-        if suffix_of(each.name) not in (*PICTURE_SUFFIXES, *TEXT_SUFFIXES):
+        if suffix_of(each.name) not in (*picture_suffixes(), *TEXT_SUFFIXES):
             passed.add(OTHER_FILES, f"{archive}: {each.name}")
     return kept
 

@@ -13,12 +13,11 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ...errors import OptionError, PictureError
-from ...files.pictures import decode_picture
+from ...files.pictures import decode_picture, picture_suffixes
 from .metadata import METADATA_FILES, read_metadata
 from .passed_over import HIDDEN, OTHER_FILES, UNMATCHED_TEXTS, PassedOver
 from .texts import LARGEST_TEXT, TEXT_SUFFIXES, agreed, pair, texts_in
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 LARGEST_PICTURE = 2**29  # bytes of its file; each worker reads one
@@ -87,7 +86,7 @@ def find_pictures(folder: Path, passed: PassedOver) -> list[PictureFile]:
     if not folder.is_dir():
         raise OptionError(f"the folder {folder} is missing")
     names = _files(folder, passed)
-    pictures = [name for name in names if suffix_of(name) in PICTURE_SUFFIXES]
+    pictures = [name for name in names if suffix_of(name) in picture_suffixes()]
     if not pictures:
         raise OptionError(_no_picture(folder, names))
     listed = _listed(folder, names, pictures)
@@ -121,7 +120,7 @@ def _check_single(folder: Path, picture: str, beside: Sequence[str]) -> None:
 
 
 def _no_picture(folder: Path, names: Sequence[str]) -> str:
-    what = f"{folder} holds no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}"
+    what = f"{folder} holds no picture; pictures end in .png, .jpg, .webp, .avif, .tif and the like"
     endings = Counter(suffix_of(name) or "no ending" for name in names).most_common(3)
     if endings:
         what += f"; what it holds: {', '.join(f'{count} of {ending}' for ending, count in endings)}"

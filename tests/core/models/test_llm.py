@@ -235,5 +235,14 @@ def test_a_vocabulary_of_another_model_is_refused_with_both_sizes(folder):
 
 def test_a_config_of_something_else_is_named_with_its_folder(folder):
     (folder / "config.json").write_text('{"do_sample": true}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"config\.json of {folder}: .* None model"):
+    with pytest.raises(CheckpointError, match=rf"config\.json of {folder}: model_type is missing"):
         load_llm(folder)
+
+
+def test_a_weight_file_beside_the_models_own_is_not_taken_for_it(folder):
+    """The folder's own would be loaded in its place."""
+    other = shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    with pytest.raises(CheckpointError, match="other.safetensors is not what .* that is model"):
+        load_llm(other)
+    for name in ("model.safetensors", "config.json"):
+        assert equal(load_llm(folder / name).module, read(folder).module)
