@@ -118,7 +118,6 @@ def open_llm(
     source = folder.path
     config, vocab, fields = read_description(folder, grows=bool(adapters))
     language_family(vocab.codebook_size)  # refuses what belongs to no family
-    files = folder.read_files((CONFIG_FILE, GENERATION_FILE, *VOCABULARY_FILES))
     weights, look = folder.weights(_WEIGHT_STEMS), looks()
     _check_named(Path(path), weights)
     stored = quantization.read_scales(weights, look)
@@ -130,9 +129,6 @@ def open_llm(
     rows = fields["vocab_size"]
     if rows < config.vocab_size:
         _check_new_rows(changes, source)
-    if rows != config.vocab_size:
-        resized = {**fields, "vocab_size": config.vocab_size}
-        files[CONFIG_FILE] = json.dumps(resized, indent=2).encode()
     kept = {key for name in scales for key in products[name]}
     factory = {"device": "meta", "dtype": fp8.computing_dtype(dtype)}
     network = EmptyNetwork(
@@ -142,7 +138,7 @@ def open_llm(
     return OpenedLlm(
         kind="llm",
         source=source,
-        files=files,
+        files=_side_files(folder, fields, config.vocab_size),
         weights=weights.files,
         network=network,
         stream=_Stream(weights, source, rows, config.vocab_size, stored, kept, changes, copies),
@@ -180,6 +176,14 @@ class _Stream:
             yield key, merged
             if key in self.copies:
                 yield self.copies[key], merged
+
+
+def _side_files(folder: ModelFolder, fields: dict[str, Any], tokens: int) -> dict[str, bytes]:
+    """Return the small files of a model whose embeddings and head have a row for each token."""
+    files = folder.read_files((CONFIG_FILE, GENERATION_FILE, *VOCABULARY_FILES))
+    if fields["vocab_size"] != tokens:
+        files[CONFIG_FILE] = json.dumps({**fields, "vocab_size": tokens}, indent=2).encode()
+    return files
 
 
 def _copies(config: LlamaConfig, stored: Collection[str]) -> dict[str, str]:
