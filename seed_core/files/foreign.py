@@ -96,23 +96,28 @@ WRAPPED_AROUND = ("module", "_forward_module")
 _DOUBLED = "model."  # around a whole model, whose own names begin so too
 
 
-def check_content(path: Path, is_text: bool = False) -> None:
+def read_start(path: Path) -> bytes:
+    """Return the first bytes of a file, enough to tell what it is; `CheckpointError` if it cannot."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_START)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be opened: {error}. Give yourself the right to read it."
+        ) from error
+
+
+def check_content(path: Path, start: bytes, is_text: bool = False) -> None:
     """Refuse a file that is something else than its name says.
 
     Args:
         path: a file.
+        start: see `read_start`.
         is_text: whether a text is expected; else weights are.
 
     Raises:
         CheckpointError: it is empty, a pointer, a web page or another format.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(_START)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be opened: {error}. Give yourself the right to read it."
-        ) from error
     if what := _what_it_is(start, is_text):
         raise CheckpointError(f"{path} {what}")
 

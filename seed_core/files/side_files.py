@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_side_file(path: Path) -> bytes:
     """Return the content of a small file; `CheckpointError` if it is large or not readable."""
-    foreign.check_content(path, is_text=True)
+    foreign.check_content(path, foreign.read_start(path), is_text=True)
     try:
         if (size := path.stat().st_size) <= _LARGEST_SIDE_FILE:
             return path.read_bytes()

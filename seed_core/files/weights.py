@@ -159,8 +159,9 @@ def _format(path: Path) -> Format:
     suffix = path.suffix.lower()
     for each in FORMATS:
         if suffix in each.suffixes:
-            foreign.check_content(path)
-            _check_ending(path, each)
+            start = foreign.read_start(path)
+            foreign.check_content(path, start)
+            _check_ending(path, start, each)
             return each
     raise CheckpointError(
         f"{path} is not a weight file that this can read; known endings: "
@@ -168,10 +169,8 @@ def _format(path: Path) -> Format:
     )
 
 
-def _check_ending(path: Path, named: Format) -> None:
+def _check_ending(path: Path, start: bytes, named: Format) -> None:
     """Refuse a file that is of another format than its name says."""
-    with path.open("rb") as file:
-        start = file.read(9)
     if re.match(named.begins, start, re.DOTALL):
         return  # a length of a safetensors header may begin as a pickle does
     for each in FORMATS:
