@@ -159,6 +159,28 @@ def mini_decoder():
     return seed_core.load_decoder("seed-mini")
 
 
+class ImageEncoderStandIn(torch.nn.Linear):
+    """The stock pipeline reads dtype and device of its image encoder even when it has no use for it."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+
+@pytest.fixture(scope="session")
+def open_stock_decoder(mini_folder: Path) -> Callable[[type], object]:
+    """Opens seed-mini's decoder as a pipeline of diffusers, of the class that is given."""
+
+    def open_as(kind):
+        with torch.random.fork_rng(devices=[]):
+            absent = ["feature_extractor", "image_encoder", "text_encoder", "tokenizer"]
+            pipeline = kind.from_pretrained(mini_folder / "decoder", **dict.fromkeys(absent))
+            pipeline.image_encoder = ImageEncoderStandIn(1, 1)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return open_as
+
+
 @pytest.fixture(scope="session")
 def sample_codes(mini_tokenizer, mini_folder: Path) -> torch.Tensor:
     """Codes of three bundled pictures: fox on yellow, cat on orange, castle on blue, [3, 32]."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from seed_core import SeedLLM, load_llm
 from seed_core.llm.config import LlamaConfig
 from seed_core.llm.layout import names_in_file
 from seed_core.llm.llama import Llama
@@ -150,6 +151,42 @@ def llm_folder(tmp_path: Path, mini_folder: Path, make_generator) -> Path:
             tensors[key] = 0.2 * torch.randn(rows, *tensor.shape[1:], generator=random)
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture
+def ancestor(llm_folder, tmp_path):
+    """The model before it had tokens of pictures, with SEED's vocabulary already beside it."""
+    folder = tmp_path / "ancestor"
+    shutil.copytree(llm_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[key] = tensors[key][:1024].clone()
+    save_file(tensors, folder / "model.safetensors")
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**fields, "vocab_size": 1024})
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+# --- adapters for it ---
+
+
+@pytest.fixture
+def llm(llm_folder: Path) -> SeedLLM:
+    return load_llm(llm_folder)
+
+
+@pytest.fixture
+def tensors(llm: SeedLLM, peft_adapter, make_generator) -> dict[str, torch.Tensor]:
+    """Of every projection, with rank 4."""
+    return peft_adapter.random_tensors(llm.config, make_generator(8))
+
+
+@pytest.fixture
+def save_adapter(peft_adapter, tmp_path: Path) -> Callable[..., Path]:
+    return lambda tensors, name="adapter", **fields: peft_adapter.save(
+        tmp_path / name, tensors, **fields
+    )
 
 
 @pytest.fixture

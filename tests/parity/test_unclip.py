@@ -145,15 +145,8 @@ def test_the_noising_schedule_starts_where_the_reference_does(golden, decoder):
 PICTURE_TOLERANCE = 1e-4
 
 
-class ImageEncoderStandIn(nn.Linear):
-    """The stock pipeline reads dtype and device of its image encoder even when it has no use for it."""
-
-    device = torch.device("cpu")
-    dtype = torch.float32
-
-
 @pytest.fixture(scope="module")
-def stock(mini_folder):
+def stock(open_stock_decoder):
     """The stock pipeline, with the reference's one change: a negative image embedding."""
     from diffusers import StableUnCLIPImg2ImgPipeline
 
@@ -170,12 +163,7 @@ def stock(mini_folder):
                 )
             return labels
 
-    with torch.random.fork_rng(devices=[]):
-        absent = dict.fromkeys(["feature_extractor", "image_encoder", "text_encoder", "tokenizer"])
-        pipeline = WithNegative.from_pretrained(mini_folder / "decoder", **absent)
-        pipeline.image_encoder = ImageEncoderStandIn(1, 1)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_stock_decoder(WithNegative)
 
 
 def stock_picture(stock, embedding, negative, generator, **options):

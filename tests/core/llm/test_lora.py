@@ -20,27 +20,9 @@ EXACT = {"rtol": 1e-6, "atol": 1e-6}  # one sum in another order
 
 
 @pytest.fixture
-def llm(llm_folder):
-    return load_llm(llm_folder)
-
-
-@pytest.fixture
-def tensors(llm, peft_adapter, make_generator):
-    """Of every projection, with rank 4."""
-    return peft_adapter.random_tensors(llm.config, make_generator(8))
-
-
-@pytest.fixture
 def whole(llm, peft_adapter, make_generator):
     """As SEED-LLaMA was trained: embeddings, head and norms in full besides."""
     return peft_adapter.random_tensors(llm.config, make_generator(9), in_full=True)
-
-
-@pytest.fixture
-def save(peft_adapter, tmp_path):
-    return lambda tensors, name="adapter", **fields: peft_adapter.save(
-        tmp_path / name, tensors, **fields
-    )
 
 
 def state_after(llm_folder, *adapters, **options):
@@ -86,50 +68,53 @@ def assert_same(state, expected, **tolerance):
 
 @pytest.mark.parametrize("strength", [1.0, 0.3, -2.0])
 def test_every_projection_is_what_it_was_and_the_scaled_product(
-    llm_folder, tensors, save, tmp_path, strength
+    llm_folder, tensors, save_adapter, tmp_path, strength
 ):
     """Keys and values have fewer rows than queries here, so that none can take another's place."""
-    state = state_after(llm_folder, (save(tensors, lora_alpha=6), strength))
+    state = state_after(llm_folder, (save_adapter(tensors, lora_alpha=6), strength))
     change = plus(tensors, strength * 6 / 4)
     assert_same(state, merged_by_hand(llm_folder, tmp_path / "by_hand", change))
 
 
-def test_what_was_trained_in_full_takes_the_models_place(llm_folder, whole, save, tmp_path):
-    state = state_after(llm_folder, (save(whole), 1.0))
+def test_what_was_trained_in_full_takes_the_models_place(llm_folder, whole, save_adapter, tmp_path):
+    state = state_after(llm_folder, (save_adapter(whole), 1.0))
     assert_same(state, merged_by_hand(llm_folder, tmp_path / "by_hand", plus(whole, 2.0)))
     assert torch.equal(state["lm_head.weight"], whole["base_model.model.lm_head.weight"])
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.5, -1.0])
 def test_at_other_strengths_it_lies_on_the_line_between_the_two(
-    llm, llm_folder, whole, save, strength
+    llm, llm_folder, whole, save_adapter, strength
 ):
     before = llm.module.state_dict()
-    state = state_after(llm_folder, (save(whole), strength))
+    state = state_after(llm_folder, (save_adapter(whole), strength))
     for name in ("model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"):
         old, new = before[name], whole[f"base_model.model.{name}"]
         torch.testing.assert_close(state[name], old + strength * (new - old), **EXACT)
 
 
-def test_strength_0_changes_nothing(llm, llm_folder, whole, save):
-    state = state_after(llm_folder, (save(whole), 0.0))
+def test_strength_0_changes_nothing(llm, llm_folder, whole, save_adapter):
+    state = state_after(llm_folder, (save_adapter(whole), 0.0))
     assert all(torch.equal(state[name], x) for name, x in llm.module.state_dict().items())
 
 
 def test_two_adapters_add_up_in_either_order(
-    llm, llm_folder, tensors, save, peft_adapter, make_generator
+    llm, llm_folder, tensors, save_adapter, peft_adapter, make_generator
 ):
     other = peft_adapter.random_tensors(llm.config, make_generator(10), rank=2)
-    first, second = (save(tensors), 0.7), (save(other, "other", r=2, lora_alpha=2), -1.2)
+    first, second = (
+        (save_adapter(tensors), 0.7),
+        (save_adapter(other, "other", r=2, lora_alpha=2), -1.2),
+    )
     state = state_after(llm_folder, first, second)
     assert_same(state_after(llm_folder, second, first), state)
     before, alone = llm.module.state_dict(), [state_after(llm_folder, x) for x in (first, second)]
     assert_same(state, {name: sum(s[name] for s in alone) - x for name, x in before.items()})
 
 
-def test_16_bit_weights_are_rounded_once(llm_folder, whole, save):
+def test_16_bit_weights_are_rounded_once(llm_folder, whole, save_adapter):
     """Query, key and value are one weight here; rounded after each they would drift."""
-    path = save(whole)
+    path = save_adapter(whole)
     llm = load_llm(llm_folder, dtype=torch.bfloat16).module.float()
     merge_lora(llm, read_lora(path, llm.config))
     state = state_after(llm_folder, (path, 1.0), dtype=torch.bfloat16)
@@ -137,11 +122,11 @@ def test_16_bit_weights_are_rounded_once(llm_folder, whole, save):
     assert all(torch.equal(state[name], x.bfloat16()) for name, x in llm.state_dict().items())
 
 
-def test_weights_in_fp8_get_the_scale_of_their_sum(llm_folder, tensors, save, tmp_path):
+def test_weights_in_fp8_get_the_scale_of_their_sum(llm_folder, tensors, save_adapter, tmp_path):
     """Half of the largest step between two float8 values is 1 part in 28 of the largest weight."""
     fp8_file = tmp_path / "fp8.safetensors"
     convert_model(plan_conversion(llm_folder, FP8), fp8_file)
-    path = save(tensors)
+    path = save_adapter(tensors)
     llm = load_llm(fp8_file, dtype=FP8)
     adapter = read_lora(path, llm.config)
     merge_lora(llm.module, adapter)
@@ -155,9 +140,9 @@ def test_weights_in_fp8_get_the_scale_of_their_sum(llm_folder, tensors, save, tm
         torch.testing.assert_close(merged, exact[name], rtol=0, atol=largest / 28)
 
 
-def test_the_file_of_the_model_is_not_written_to(llm_folder, whole, save):
+def test_the_file_of_the_model_is_not_written_to(llm_folder, whole, save_adapter):
     before = (llm_folder / "model.safetensors").read_bytes()
-    state_after(llm_folder, (save(whole), 1.0))
+    state_after(llm_folder, (save_adapter(whole), 1.0))
     assert (llm_folder / "model.safetensors").read_bytes() == before
 
 
@@ -176,19 +161,19 @@ def test_the_file_of_the_model_is_not_written_to(llm_folder, whole, save):
         ({"lora_alpha": 8, "r": None}, 2.0),
     ],
 )
-def test_the_scale_is_what_the_config_says_of_a_module(llm, tensors, save, fields, scale):
-    adapter = read_lora(save(tensors, **fields), llm.config)
+def test_the_scale_is_what_the_config_says_of_a_module(llm, tensors, save_adapter, fields, scale):
+    adapter = read_lora(save_adapter(tensors, **fields), llm.config)
     (query,) = [p for p in adapter.products if p.part.rows == (0, 32) and "1.self" in p.part.weight]
     assert query.scale == scale
 
 
-def test_files_that_hold_alpha_themselves_need_no_config(llm, tensors, save):
+def test_files_that_hold_alpha_themselves_need_no_config(llm, tensors, save_adapter):
     alphas = {
         key.replace("lora_A.weight", "alpha"): torch.tensor(6.0)
         for key in tensors
         if "lora_A" in key
     }
-    folder = save(tensors | alphas)
+    folder = save_adapter(tensors | alphas)
     (folder / "adapter_config.json").unlink()
     adapter = read_lora(folder / "adapter_model.safetensors", llm.config)
     assert {product.scale for product in adapter.products} == {1.5}
@@ -221,23 +206,23 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_all_forms_of_names_are_the_same_adapter(llm_folder, whole, save, form):
-    expected = state_after(llm_folder, (save(whole), 1.0))
+def test_all_forms_of_names_are_the_same_adapter(llm_folder, whole, save_adapter, form):
+    expected = state_after(llm_folder, (save_adapter(whole), 1.0))
     other = renamed(whole, *FORMS[form])
     assert other.keys() != whole.keys()
-    state = state_after(llm_folder, (save(other, "renamed"), 1.0))
+    state = state_after(llm_folder, (save_adapter(other, "renamed"), 1.0))
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
-def test_the_models_own_copy_beside_a_module_trained_in_full_is_left_out(llm, whole, save):
+def test_the_models_own_copy_beside_a_module_trained_in_full_is_left_out(llm, whole, save_adapter):
     key = "base_model.model.lm_head.original_module.weight"
-    adapter = read_lora(save(whole | {key: torch.zeros(1538, 32)}), llm.config)
+    adapter = read_lora(save_adapter(whole | {key: torch.zeros(1538, 32)}), llm.config)
     (head,) = [r.tensor for r in adapter.replacements if r.part.weight == "lm_head.weight"]
     assert torch.equal(head, whole["base_model.model.lm_head.weight"])
 
 
-def test_a_file_or_a_pickle_is_read_like_the_folder(llm_folder, tensors, save):
-    folder = save(tensors)
+def test_a_file_or_a_pickle_is_read_like_the_folder(llm_folder, tensors, save_adapter):
+    folder = save_adapter(tensors)
     expected = state_after(llm_folder, (folder, 1.0))
     file = folder / "adapter_model.safetensors"
     assert_same(state_after(llm_folder, (file, 1.0)), expected)
@@ -246,11 +231,13 @@ def test_a_file_or_a_pickle_is_read_like_the_folder(llm_folder, tensors, save):
     assert_same(state_after(llm_folder, (folder, 1.0)), expected)
 
 
-def test_lora_of_the_table_of_embeddings_is_added_turned(llm, llm_folder, save, make_generator):
+def test_lora_of_the_table_of_embeddings_is_added_turned(
+    llm, llm_folder, save_adapter, make_generator
+):
     random = make_generator(3)
     down, up = (torch.randn(shape, generator=random) for shape in ((4, 1538), (32, 4)))
     name = "base_model.model.model.embed_tokens"
-    folder = save({f"{name}.lora_embedding_A": down, f"{name}.lora_embedding_B": up})
+    folder = save_adapter({f"{name}.lora_embedding_A": down, f"{name}.lora_embedding_B": up})
     name = "model.embed_tokens.weight"
     expected = llm.module.state_dict()[name] + 2 * (up @ down).T
     torch.testing.assert_close(state_after(llm_folder, (folder, 1.0))[name], expected, **EXACT)
@@ -260,29 +247,29 @@ def test_lora_of_the_table_of_embeddings_is_added_turned(llm, llm_folder, save, 
 
 
 def test_an_adapter_of_another_model_is_refused_with_both_shapes(
-    llm, save, peft_adapter, make_generator
+    llm, save_adapter, peft_adapter, make_generator
 ):
     wider = replace(llm.config, hidden_size=40)
-    folder = save(peft_adapter.random_tensors(wider, make_generator()))
+    folder = save_adapter(peft_adapter.random_tensors(wider, make_generator()))
     with pytest.raises(CheckpointError, match=r"another language model.*\[40, 48\].*\[32, 48\]"):
         read_lora(folder, llm.config)
 
 
-def test_a_vocabulary_of_another_size_is_refused_with_both_sizes(llm, whole, save):
+def test_a_vocabulary_of_another_size_is_refused_with_both_sizes(llm, whole, save_adapter):
     key = "base_model.model.lm_head.weight"
     with pytest.raises(CheckpointError, match=r"lm_head.*\[1000, 32\].*\[1538, 32\]"):
-        read_lora(save(whole | {key: whole[key][:1000]}), llm.config)
+        read_lora(save_adapter(whole | {key: whole[key][:1000]}), llm.config)
 
 
-def test_a_layer_that_the_model_does_not_have_is_named(llm, tensors, save):
-    folder = save(renamed(tensors, ("layers.1.", "layers.31.")))
+def test_a_layer_that_the_model_does_not_have_is_named(llm, tensors, save_adapter):
+    folder = save_adapter(renamed(tensors, ("layers.1.", "layers.31.")))
     with pytest.raises(CheckpointError, match=r"layers\.31\.\S+ .*does not have"):
         read_lora(folder, llm.config)
 
 
-def test_a_module_that_a_llama_does_not_have_is_named(llm, tensors, save):
+def test_a_module_that_a_llama_does_not_have_is_named(llm, tensors, save_adapter):
     with pytest.raises(CheckpointError, match=r"query_key_value .*does not have"):
-        read_lora(save(renamed(tensors, ("q_proj", "query_key_value"))), llm.config)
+        read_lora(save_adapter(renamed(tensors, ("q_proj", "query_key_value"))), llm.config)
 
 
 @pytest.mark.parametrize(
@@ -294,17 +281,17 @@ def test_a_module_that_a_llama_does_not_have_is_named(llm, tensors, save):
     ],
     ids=["of Stable Diffusion", "of Flux", "a whole language model"],
 )
-def test_what_is_no_adapter_of_a_language_model_is_refused_with_its_names(llm, save, key):
+def test_what_is_no_adapter_of_a_language_model_is_refused_with_its_names(llm, save_adapter, key):
     with pytest.raises(CheckpointError, match="no LoRA adapter of a language model") as caught:
-        read_lora(save({key: torch.zeros(4, 4)}), llm.config)
+        read_lora(save_adapter({key: torch.zeros(4, 4)}), llm.config)
     assert key in str(caught.value)
 
 
 @pytest.mark.parametrize("fields", [{"use_dora": True}, {}], ids=["by its config", "by its names"])
-def test_dora_is_refused_by_name(llm, tensors, save, fields):
+def test_dora_is_refused_by_name(llm, tensors, save_adapter, fields):
     extra = {} if fields else {f"{Q_PROJ}.lora_magnitude_vector": torch.ones(32)}
     with pytest.raises(CheckpointError, match="DoRA"):
-        read_lora(save(tensors | extra, **fields), llm.config)
+        read_lora(save_adapter(tensors | extra, **fields), llm.config)
 
 
 @pytest.mark.parametrize(
@@ -319,43 +306,45 @@ def test_dora_is_refused_by_name(llm, tensors, save, fields):
         ({"lora_alpha": "much"}, "nothing says how strong"),
     ],
 )
-def test_a_config_that_is_not_followed_is_refused(llm, tensors, save, fields, named):
+def test_a_config_that_is_not_followed_is_refused(llm, tensors, save_adapter, fields, named):
     with pytest.raises(CheckpointError, match=named):
-        read_lora(save(tensors, **fields), llm.config)
+        read_lora(save_adapter(tensors, **fields), llm.config)
 
 
-def test_a_lone_file_without_alpha_says_what_is_missing(llm, tensors, save, tmp_path):
-    file = shutil.copy(save(tensors) / "adapter_model.safetensors", tmp_path / "lone.safetensors")
+def test_a_lone_file_without_alpha_says_what_is_missing(llm, tensors, save_adapter, tmp_path):
+    file = shutil.copy(
+        save_adapter(tensors) / "adapter_model.safetensors", tmp_path / "lone.safetensors"
+    )
     with pytest.raises(CheckpointError, match=r"how strong \S+lone\.safetensors .*adapter_config"):
         read_lora(file, llm.config)
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_numbers_that_are_none_are_told_of_the_adapter(llm, tensors, save, number):
+def test_numbers_that_are_none_are_told_of_the_adapter(llm, tensors, save_adapter, number):
     key = next(iter(tensors))
     broken = tensors | {key: torch.full_like(tensors[key], number)}
     with pytest.raises(
         CheckpointError, match="holds NaN or infinity in float32. The file is damaged"
     ):
-        read_lora(save(broken), llm.config)
+        read_lora(save_adapter(broken), llm.config)
 
 
 @pytest.mark.parametrize("alpha", ["nan", "inf", 10**400, None, [1]])
-def test_a_strength_that_is_no_number_is_refused(llm, tensors, save, alpha):
+def test_a_strength_that_is_no_number_is_refused(llm, tensors, save_adapter, alpha):
     with pytest.raises(CheckpointError, match="how strong"):
-        read_lora(save(tensors, lora_alpha=alpha), llm.config)
+        read_lora(save_adapter(tensors, lora_alpha=alpha), llm.config)
 
 
 @pytest.mark.parametrize(
     "patterns", [["q_proj"], {"(": 1}, {"(([a-z_.0-9])+)+X": 1}, {"(a*)*": 1}, {"(q|k){9}": 1}]
 )
-def test_patterns_that_may_run_without_end_are_refused(llm, tensors, save, patterns):
+def test_patterns_that_may_run_without_end_are_refused(llm, tensors, save_adapter, patterns):
     with pytest.raises(CheckpointError, match="rank_pattern that cannot be read"):
-        read_lora(save(tensors, rank_pattern=patterns), llm.config)
+        read_lora(save_adapter(tensors, rank_pattern=patterns), llm.config)
 
 
-def test_an_adapter_in_shards_is_read_whole(llm, tensors, save, tmp_path):
-    whole = read_lora(save(tensors), llm.config)
+def test_an_adapter_in_shards_is_read_whole(llm, tensors, save_adapter, tmp_path):
+    whole = read_lora(save_adapter(tensors), llm.config)
     folder = shutil.copytree(tmp_path / "adapter", tmp_path / "shards")
     (folder / "adapter_model.safetensors").unlink()
     index = {}
@@ -368,44 +357,44 @@ def test_an_adapter_in_shards_is_read_whole(llm, tensors, save, tmp_path):
     assert len(read_lora(folder, llm.config).products) == len(whole.products) > 0
 
 
-def test_half_a_pair_is_refused(llm, tensors, save):
+def test_half_a_pair_is_refused(llm, tensors, save_adapter):
     del tensors[f"{Q_PROJ}.lora_B.weight"]
     with pytest.raises(CheckpointError, match=r"half of what changes \S+layers\.1\S+q_proj"):
-        read_lora(save(tensors), llm.config)
+        read_lora(save_adapter(tensors), llm.config)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 32), (5, 32)])
-def test_matrices_that_do_not_fit_each_other_are_refused(llm, tensors, save, shape):
+def test_matrices_that_do_not_fit_each_other_are_refused(llm, tensors, save_adapter, shape):
     """Training over several cards leaves empty ones behind where it is saved carelessly."""
     tensors[f"{Q_PROJ}.lora_A.weight"] = torch.zeros(shape)
     with pytest.raises(CheckpointError, match="do not fit each other"):
-        read_lora(save(tensors), llm.config)
+        read_lora(save_adapter(tensors), llm.config)
 
 
-def test_two_adapters_in_one_file_are_refused(llm, tensors, save):
+def test_two_adapters_in_one_file_are_refused(llm, tensors, save_adapter):
     both = renamed(tensors, (".weight", ".one.weight")) | renamed(
         tensors, (".weight", ".two.weight")
     )
     with pytest.raises(CheckpointError, match="several adapters"):
-        read_lora(save(both), llm.config)
+        read_lora(save_adapter(both), llm.config)
 
 
-def test_tensors_that_nothing_is_known_of_are_refused(llm, tensors, save):
+def test_tensors_that_nothing_is_known_of_are_refused(llm, tensors, save_adapter):
     extra = {f"{Q_PROJ}.lora_B.bias": torch.zeros(32)}
     with pytest.raises(CheckpointError, match=r"1 tensors .*q_proj\.lora_B\.bias"):
-        read_lora(save(tensors | extra), llm.config)
+        read_lora(save_adapter(tensors | extra), llm.config)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_a_damaged_file_is_named(llm, tensors, save, name):
-    folder = save(tensors)
+def test_a_damaged_file_is_named(llm, tensors, save_adapter, name):
+    folder = save_adapter(tensors)
     (folder / name).write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=name):
         read_lora(folder, llm.config)
 
 
-def test_a_folder_without_weights_says_what_was_looked_for(llm, save, tensors):
-    folder = save(tensors)
+def test_a_folder_without_weights_says_what_was_looked_for(llm, save_adapter, tensors):
+    folder = save_adapter(tensors)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
         read_lora(folder, llm.config)

@@ -461,21 +461,6 @@ def test_an_adapter_makes_no_cut_tensor_whole(llm_folder, adapter, output):
         convert(llm_folder, output, torch.float32, loras=[(adapter, 1.0)])
 
 
-@pytest.fixture
-def ancestor(llm_folder, tmp_path):
-    """The model before it had tokens of pictures, with SEED's vocabulary already beside it."""
-    folder = tmp_path / "ancestor"
-    shutil.copytree(llm_folder, folder)
-    tensors = load_file(folder / "model.safetensors")
-    for key in ("model.embed_tokens.weight", "lm_head.weight"):
-        tensors[key] = tensors[key][:1024].clone()
-    save_file(tensors, folder / "model.safetensors")
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps({**fields, "vocab_size": 1024})
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    return folder
-
-
 def test_an_adapter_makes_a_seed_llama_of_the_model_it_was_trained_from(
     llm_folder, ancestor, adapter, tmp_path
 ):

@@ -5,7 +5,6 @@ import json
 import diffusers
 import pytest
 import torch
-from torch import nn
 
 from seed_core import DecodeOptions
 from seed_core.decoder.runtime import SeedDecoder
@@ -75,23 +74,11 @@ def config_of(name, **others):
     return {"_class_name": name, **SD, **OWN.get(name, {}), **others}
 
 
-class ImageEncoderStandIn(nn.Linear):
-    """The stock pipeline reads dtype and device of its image encoder even when it has no use for it."""
-
-    device = torch.device("cpu")
-    dtype = torch.float32
-
-
 @pytest.fixture(scope="module")
-def stock(mini_folder):
+def stock(open_stock_decoder):
     from diffusers import StableUnCLIPImg2ImgPipeline
 
-    with torch.random.fork_rng(devices=[]):
-        absent = dict.fromkeys(["feature_extractor", "image_encoder", "text_encoder", "tokenizer"])
-        pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(mini_folder / "decoder", **absent)
-        pipeline.image_encoder = ImageEncoderStandIn(1, 1)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_stock_decoder(StableUnCLIPImg2ImgPipeline)
 
 
 @pytest.mark.parametrize("name", ALL)

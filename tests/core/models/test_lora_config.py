@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from seed_core import CheckpointError, load_llm, merge_lora, read_lora
+from seed_core import CheckpointError, merge_lora, read_lora
 from seed_core.llm.cache import KVCache
 
 CPU = torch.device("cpu")
@@ -19,11 +19,6 @@ def logits_of(llm):
     cache = KVCache(llm.config, 1, 60, CPU, torch.float32)
     with torch.inference_mode():
         return llm.module.prefill(token_ids, cache, all_positions=True)
-
-
-@pytest.fixture
-def llm(llm_folder):
-    return load_llm(llm_folder)
 
 
 @pytest.fixture

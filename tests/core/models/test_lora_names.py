@@ -10,11 +10,6 @@ BASE = "base_model.model."
 
 
 @pytest.fixture
-def llm(llm_folder):
-    return load_llm(llm_folder)
-
-
-@pytest.fixture
 def tensors(llm, peft_adapter, make_generator):
     """Of every projection, and embeddings, head and norms in full."""
     return peft_adapter.random_tensors(llm.config, make_generator(9), in_full=True)
@@ -23,13 +18,6 @@ def tensors(llm, peft_adapter, make_generator):
 @pytest.fixture
 def projections(llm, peft_adapter, make_generator):
     return peft_adapter.random_tensors(llm.config, make_generator(9))
-
-
-@pytest.fixture
-def save(peft_adapter, tmp_path):
-    return lambda tensors, name="adapter", **fields: peft_adapter.save(
-        tmp_path / name, tensors, **fields
-    )
 
 
 @pytest.fixture
@@ -81,23 +69,25 @@ BY_OTHERS = {
 
 
 @pytest.mark.parametrize("form", WRAPPED)
-def test_what_wraps_modules_is_no_part_of_their_names(tensors, save, state_after, form):
-    expected = state_after(save(tensors))
+def test_what_wraps_modules_is_no_part_of_their_names(tensors, save_adapter, state_after, form):
+    expected = state_after(save_adapter(tensors))
     other = renamed(tensors, WRAPPED[form])
     assert other.keys() != tensors.keys()
-    state = state_after(save(other, "renamed"))
+    state = state_after(save_adapter(other, "renamed"))
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("form", BY_OTHERS)
-def test_other_programs_names_of_the_matrices_are_read(projections, save, state_after, form):
-    expected = state_after(save(projections))
-    state = state_after(save(renamed(projections, BY_OTHERS[form]), "renamed"))
+def test_other_programs_names_of_the_matrices_are_read(
+    projections, save_adapter, state_after, form
+):
+    expected = state_after(save_adapter(projections))
+    state = state_after(save_adapter(renamed(projections, BY_OTHERS[form]), "renamed"))
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_whole_state_with_the_model_in_it_is_the_adapter(
-    llm, llm_folder, projections, save, state_after
+    llm, llm_folder, projections, save_adapter, state_after
 ):
     """As a training script saves it that knows nothing of peft."""
     from safetensors.torch import load_file
@@ -109,36 +99,45 @@ def test_a_whole_state_with_the_model_in_it_is_the_adapter(
         whole[f"{module}.base_layer.weight" if is_target else f"{module}.weight"] = tensor
     whole[f"{BASE}model.rotary_emb.inv_freq"] = torch.ones(4)
     named = renamed(projections, lambda key: key.replace(".weight", ".default.weight"))
-    expected, state = state_after(save(projections)), state_after(save(whole | named, "whole"))
+    expected, state = (
+        state_after(save_adapter(projections)),
+        state_after(save_adapter(whole | named, "whole")),
+    )
     for name, tensor in expected.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1544, 1600, 1664])
 def test_rows_that_only_fill_up_a_table_are_left_out(
-    llm, tensors, projections, save, state_after, make_generator, rows
+    llm, tensors, projections, save_adapter, state_after, make_generator, rows
 ):
     """Trained after resize_token_embeddings(pad_to_multiple_of=...)."""
     names = (f"{BASE}model.embed_tokens.weight", f"{BASE}lm_head.weight")
     more = torch.randn(rows - 1538, 32, generator=make_generator(1))
     padded = tensors | {name: torch.cat([tensors[name], more]) for name in names}
-    expected, state = state_after(save(tensors)), state_after(save(padded, "padded"))
+    expected, state = (
+        state_after(save_adapter(tensors)),
+        state_after(save_adapter(padded, "padded")),
+    )
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
     random = make_generator(2)
     down, up = (torch.randn(shape, generator=random) for shape in ((4, 32), (rows, 4)))
     pairs = {f"{BASE}lm_head.lora_A.weight": down, f"{BASE}lm_head.lora_B.weight": up}
     short = pairs | {f"{BASE}lm_head.lora_B.weight": up[:1538]}
-    expected, state = state_after(save(short, "short")), state_after(save(pairs, "long"))
+    expected, state = (
+        state_after(save_adapter(short, "short")),
+        state_after(save_adapter(pairs, "long")),
+    )
     assert torch.equal(state["lm_head.weight"], expected["lm_head.weight"])
 
 
 @pytest.mark.parametrize("rows", [1530, 1537, 1539, 1601, 3076])
-def test_a_table_of_another_size_is_of_another_model(llm, tensors, save, rows):
+def test_a_table_of_another_size_is_of_another_model(llm, tensors, save_adapter, rows):
     key = f"{BASE}lm_head.weight"
     other = torch.zeros(rows, 32)
     with pytest.raises(CheckpointError, match=rf"lm_head.*\[{rows}, 32\].*\[1538, 32\]"):
-        read_lora(save(tensors | {key: other}), llm.config)
+        read_lora(save_adapter(tensors | {key: other}), llm.config)
 
 
 # --- refused ---
@@ -157,9 +156,9 @@ def test_a_table_of_another_size_is_of_another_model(llm, tensors, save, rows):
         (f"{BASE}model.layers.0.mlp.up_proj.lora_something.weight", "another kind"),
     ],
 )
-def test_what_is_more_than_a_plain_lora_is_named(llm, projections, save, key, named):
+def test_what_is_more_than_a_plain_lora_is_named(llm, projections, save_adapter, key, named):
     with pytest.raises(CheckpointError, match=named) as caught:
-        read_lora(save(projections | {key: torch.zeros(4)}), llm.config)
+        read_lora(save_adapter(projections | {key: torch.zeros(4)}), llm.config)
     assert key in str(caught.value)
 
 
@@ -184,16 +183,16 @@ def test_what_is_more_than_a_plain_lora_is_named(llm, projections, save, key, na
         ("." * 50, "no LoRA adapter"),
     ],
 )
-def test_what_holds_no_adapter_of_a_language_model_is_named(llm, save, key, named):
+def test_what_holds_no_adapter_of_a_language_model_is_named(llm, save_adapter, key, named):
     with pytest.raises(CheckpointError, match=named):
-        read_lora(save({key: torch.zeros(4, 4)}), llm.config)
+        read_lora(save_adapter({key: torch.zeros(4, 4)}), llm.config)
 
 
-def test_the_same_matrix_by_two_names_is_refused(llm, projections, save):
+def test_the_same_matrix_by_two_names_is_refused(llm, projections, save_adapter):
     key = f"{BASE}model.layers.0.self_attn.q_proj.lora_A"
     twice = projections | {f"_orig_mod.{key}.weight": projections[f"{key}.weight"]}
     with pytest.raises(CheckpointError, match="several adapters at once"):
-        read_lora(save(twice), llm.config)
+        read_lora(save_adapter(twice), llm.config)
 
 
 def test_a_hundred_thousand_names_are_each_looked_at_once(tmp_path):
