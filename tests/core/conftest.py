@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seed_core import SeedLLM, load_llm
+from seed_core.llm import vocab
 from seed_core.llm.config import LlamaConfig
 from seed_core.llm.layout import names_in_file
 from seed_core.llm.llama import Llama
@@ -166,6 +167,21 @@ def ancestor(llm_folder, tmp_path):
     text = json.dumps({**fields, "vocab_size": 1024})
     (folder / "config.json").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_text_vocabulary() -> Iterator[None]:
+    """The same bytes are always the same vocabulary, and slow to read."""
+    with pytest.MonkeyPatch.context() as patch:
+        read, made = vocab._read_sentencepiece, {}
+
+        def remembered(content, where):
+            if content not in made:
+                made[content] = read(content, where)
+            return made[content]
+
+        patch.setattr(vocab, "_read_sentencepiece", remembered)
+        yield
 
 
 # --- adapters for it ---

@@ -24,7 +24,6 @@ from seed_core.codes.text import codes_from_json, codes_from_text, codes_to_json
 from seed_core.errors import SeedError
 from seed_core.files import side_files, weights
 from seed_core.files.folder import ModelFolder, header, read_header
-from seed_core.llm import vocab
 from seed_core.llm.cache import KVCache
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.config import LlamaConfig
@@ -572,17 +571,7 @@ NAMES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_text_vocabulary(monkeypatch):
-    """The same bytes are always the same vocabulary, and slow to read."""
-    read, made = vocab._read_sentencepiece, {}
-
-    def remembered(content, where):
-        if content not in made:
-            made[content] = read(content, where)
-        return made[content]
-
-    monkeypatch.setattr(vocab, "_read_sentencepiece", remembered)
+pytestmark = pytest.mark.usefixtures("one_text_vocabulary")
 
 
 @pytest.fixture(autouse=True)
@@ -614,7 +603,8 @@ def test_damage_of_a_hundred_thousand_kinds_is_read_or_refused(targets, name, tm
     read_or_refuse(name, targets[name], targets[name].cases, tmp_path)
 
 
-def read_or_refuse(name, target, cases, folder):
+def read_or_refuse(name, target, cases, folder, corpus=CORPUS):
+    """Try so many cases; a failed one is kept in the folder. Returns how many were refused."""
     chance, refused = random.Random(name), 0
     for _ in range(cases):
         content = target.make(chance)
@@ -623,8 +613,9 @@ def read_or_refuse(name, target, cases, folder):
         except (Exception, HangError) as error:  # noqa: BLE001 - there must be none
             digest = hashlib.sha256(content).hexdigest()[:12]
             (failed := folder / f"{name}-{digest}").write_bytes(content)
-            pytest.fail(f"{error!r}; the case is {failed}: copy it to {CORPUS}")
+            pytest.fail(f"{error!r}; the case is {failed}: copy it to {corpus}")
     assert 0.01 * cases < refused < cases  # damage was done, and not to all
+    return refused
 
 
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*-*")), ids=lambda file: file.name)

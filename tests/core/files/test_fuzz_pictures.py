@@ -4,15 +4,14 @@ What it once failed on lies in tests/data/fuzz/pictures, and is tried again as a
 """
 
 import functools
-import hashlib
 import io
 import random
-import signal
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,30 +25,7 @@ from seed_core.tokenizer.preprocess import preprocess
 CORPUS = Path(__file__).parents[2] / "data" / "fuzz" / "pictures"
 CASES = 100_000
 ALWAYS = 5_000
-SECONDS = 20  # of one case, on a machine that does other things too
 MEMORY = 2 * 2**30  # bytes that one case may take at its peak
-
-
-class HangError(BaseException):
-    """Not an Exception: nothing under test may catch it."""
-
-
-@contextmanager
-def alarm() -> Iterator[None]:
-    if not hasattr(signal, "setitimer"):  # Windows
-        yield
-        return
-
-    def ring(number, frame):
-        raise HangError(f"longer than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def memory(line: str) -> int:
@@ -263,41 +239,47 @@ def with_damaged_chunk(chance: random.Random, whole: bytes) -> bytes:
 # --- what has to hold ---
 
 
-def read(content: bytes) -> bool:
-    """Tell whether a picture was read; if not, it was refused as it should be."""
+def check_message(message: str) -> None:
+    assert message
+    assert message.isprintable()
+
+
+def read(content: bytes) -> None:
+    """Read a picture; what refuses it says so in one line."""
     try:
         picture = pictures.decode_picture(io.BytesIO(content), "a picture")
         pixels = preprocess([picture], 16)
     except PictureError as error:
-        message = str(error)
-    else:
-        message = ""
-        assert picture.mode == "RGB"
-        assert min(picture.size) > 0
-        assert bool(pixels.isfinite().all())
-    assert message.isprintable()
-    return not message
+        check_message(str(error))
+        raise
+    assert picture.mode == "RGB"
+    assert min(picture.size) > 0
+    assert bool(pixels.isfinite().all())
 
 
-def read_or_refuse(cases: int, folder: Path) -> None:
-    chance, wholes, refused = random.Random("pictures"), whole_pictures(), 0
+def read_or_refuse(fuzz: ModuleType, cases: int, folder: Path) -> None:
+    wholes = whole_pictures()
     forget_peak()
     before = memory("VmRSS")
-    for _ in range(cases):
-        content = damaged(chance, wholes)
+
+    def run(content: bytes) -> None:
         try:
-            with alarm():
-                refused += not read(content)
+            read(content)
+        finally:
             assert memory("VmHWM") - before < MEMORY, "too much memory"
-        except (Exception, HangError) as error:  # noqa: BLE001 - there must be none
-            digest = hashlib.sha256(content).hexdigest()[:12]
-            (failed := folder / digest).write_bytes(content)
-            pytest.fail(f"{error!r}; the case is {failed}: copy it to {CORPUS}")
+
+    target = fuzz.Target(cases, lambda chance: damaged(chance, wholes), run)
+    refused = fuzz.read_or_refuse("pictures", target, cases, folder, CORPUS)
     assert 0.2 * cases < refused < 0.9 * cases
 
 
 # Writing them needs formats that Pillow will give up one day.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:PIL")
+
+
+@pytest.fixture(scope="module")
+def fuzz(load_helper: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_helper(Path(__file__).with_name("test_fuzz.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -306,20 +288,20 @@ def without_words(monkeypatch):
     monkeypatch.setattr(pictures.log, "disabled", True)
 
 
-def test_whole_pictures_are_read():
+def test_whole_pictures_are_read(fuzz):
     wholes = whole_pictures()
     assert len(wholes) > 150
-    refused = [content for content in wholes if not read(content)]
+    refused = [content for content in wholes if fuzz.is_refused(read, content)]
     assert len(refused) < 40  # numbers of 32 bits, and drawings of other programs
 
 
-def test_damaged_pictures_are_read_or_refused(tmp_path):
-    read_or_refuse(ALWAYS, tmp_path)
+def test_damaged_pictures_are_read_or_refused(fuzz, tmp_path):
+    read_or_refuse(fuzz, ALWAYS, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_damaged_pictures_are_read_or_refused(tmp_path):
-    read_or_refuse(CASES, tmp_path)
+def test_a_hundred_thousand_damaged_pictures_are_read_or_refused(fuzz, tmp_path):
+    read_or_refuse(fuzz, CASES, tmp_path)
 
 
 def test_damage_ends_no_command_in_a_traceback(tmp_path, capfd):
@@ -341,6 +323,5 @@ def test_damage_ends_no_command_in_a_traceback(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*")), ids=lambda file: file.name)
-def test_what_failed_once_is_read_or_refused(file):
-    with alarm():
-        read(file.read_bytes())
+def test_what_failed_once_is_read_or_refused(fuzz, file):
+    fuzz.is_refused(read, file.read_bytes())

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save
 
 from seed_core.errors import SeedError
-from seed_core.llm import vocab
 from seed_core.models.convert import kind_of
 from seed_core.models.diffusers_networks import build_network, without_weights
 from seed_core.models.llm import OpenedLlm, open_llm
@@ -317,23 +316,10 @@ def load(opened):
     return state
 
 
-@pytest.fixture(scope="module")
-def read_once():
-    """The same bytes are always the same vocabulary, and slow to read."""
-    with pytest.MonkeyPatch.context() as patch:
-        read, made = vocab._read_sentencepiece, {}
-
-        def remembered(content, where):
-            if content not in made:
-                made[content] = read(content, where)
-            return made[content]
-
-        patch.setattr(vocab, "_read_sentencepiece", remembered)
-        yield
-
-
 @pytest.fixture
-def targets(tmp_path, mini_folder, llm_folder, tiny_tensors, tiny_config, generator, read_once):
+def targets(
+    tmp_path, mini_folder, llm_folder, tiny_tensors, tiny_config, generator, one_text_vocabulary
+):
     """Every layout of every kind of model, by a name that begins with the kind."""
 
     def files(folder, *names):
