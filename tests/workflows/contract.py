@@ -94,7 +94,11 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         "SEEDEncode": Node((TOKENIZER, IMAGE), {"fit": one_of("stretch", "crop", "pad")}, (CODES,)),
         "SEEDGenerate": _generate(),
         "SEEDDecode": _decode(),
-        "SEEDPreviewCodes": Node((CODES,), {}, (CODES,)),
+        "SEEDPreviewCodes": Node(
+            sockets=(CODES, ("compare_with", "SEED_CODES")),
+            optional=("compare_with",),
+            outputs=(CODES,),
+        ),
         "SEEDMixCodes": _mix_codes(),
         "SEEDChatView": Node(
             sockets=(("chat", "SEED_CHAT"), TOKENIZER, DECODER),
@@ -133,7 +137,7 @@ def _decode() -> Node:
         widgets={
             "seed": RANDOM_SEED,
             "steps": whole(1, 1000),
-            "guidance_scale": number(0, 50),
+            "guidance_scale": number(-1, 50),
             "noise_level": whole(0, 999),
             "width": whole(0, 2048, 8),
             "height": whole(0, 2048, 8),
