@@ -94,11 +94,7 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         "SEEDEncode": Node((TOKENIZER, IMAGE), {"fit": one_of("stretch", "crop", "pad")}, (CODES,)),
         "SEEDGenerate": _generate(),
         "SEEDDecode": _decode(),
-        "SEEDPreviewCodes": Node(
-            sockets=(CODES, ("compare_with", "SEED_CODES")),
-            optional=("compare_with",),
-            outputs=(CODES,),
-        ),
+        "SEEDPreviewCodes": Node((CODES,), {}, (CODES,)),
         "SEEDMixCodes": _mix_codes(),
         "SEEDChatView": Node(
             sockets=(("chat", "SEED_CHAT"), TOKENIZER, DECODER),
