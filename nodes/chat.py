@@ -10,8 +10,7 @@ from . import host
 from .decode import paint
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedDecoderWire, SeedTokenizerWire
 
-# Few steps at the little guidance that suits both decoders then: to be recognised, not kept.
-SKETCH = DecodeOptions(num_inference_steps=8, guidance_scale=2.0)
+SKETCH = DecodeOptions(num_inference_steps=8)  # few: to be recognised, not kept
 
 
 class SeedChatView(io.ComfyNode):
@@ -25,7 +24,13 @@ class SeedChatView(io.ComfyNode):
             category=CATEGORY,
             description="Shows a conversation: who said what, and quick sketches of its pictures "
             "when a tokenizer and a decoder are connected.",
-            search_aliases=["show chat", "conversation", "chat history", "multimodal LLM"],
+            search_aliases=[
+                "show chat",
+                "conversation",
+                "read reply",
+                "chat history",
+                "multimodal LLM",
+            ],
             inputs=[
                 SeedChatWire.Input("chat", tooltip="The conversation, from SEED Generate."),
                 SeedTokenizerWire.Input(

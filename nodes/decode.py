@@ -55,12 +55,12 @@ def _painting_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "guidance_scale",
-            default=10.0,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=50.0,
             step=0.1,
-            tooltip="How closely the picture follows the codes. The reference uses 10 with SD 2.1 "
-            "unCLIP; seed-mini is at its best with 2. 1 or less switches guidance off.",
+            tooltip="How closely the picture follows the codes. -1 is the decoder's own: 10 for SD "
+            "2.1 unCLIP, 2 for seed-mini. 0 to 1 switches guidance off.",
         ),
     ]
 
@@ -104,7 +104,10 @@ class SeedDecode(io.ComfyNode):
             category=CATEGORY,
             description="Paints a picture from codes. It shows the same things as the original, "
             "but never the same pixels.",
-            search_aliases=["SEED decoder", "unCLIP", "image codes", "codes to image"],
+            search_aliases=[
+                *("SEED decoder", "unCLIP", "image codes", "codes to image", "paint", "draw"),
+                *("text to image", "image variation"),
+            ],
             inputs=[*_source_inputs(), *_painting_inputs(), *_rare_inputs()],
             outputs=[io.Image.Output("image", tooltip="One picture for each row of codes.")],
         )
@@ -127,7 +130,7 @@ class SeedDecode(io.ComfyNode):
             return no_picture()
         options = DecodeOptions(
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=None if guidance_scale < 0 else guidance_scale,
             noise_level=noise_level,
             width=width,
             height=height,
