@@ -85,5 +85,6 @@ class SeedEncode(io.ComfyNode):
         values, distances = core.encode_pictures(pixels, fit, on_step=progress.step)
         codes = host.codes_to_wire(values, core, distances)
         # At each run: nothing takes the words of the last one off the node.
-        host.show_text(summarize_distances(codes))
-        return io.NodeOutput(codes)
+        words = summarize_distances(codes)
+        host.show_text(words)
+        return io.NodeOutput(codes, ui={"text": [words]})

@@ -165,4 +165,5 @@ class SeedGenerate(io.ComfyNode):
         replies = core.answer(plan, on_token)
         progress.show(lambda: replies[0].text, is_final=True)
         pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)
-        return io.NodeOutput([r.text for r in replies], pictures, [r.chat for r in replies])
+        texts = [r.text for r in replies]
+        return io.NodeOutput(texts, pictures, [r.chat for r in replies], ui={"text": texts})
