@@ -2,6 +2,7 @@
 // the nodes work without this file.
 import { app } from "../../scripts/app.js";
 
+const page = document.documentElement;
 const isOurs = (type) => String(type ?? "").startsWith("SEED");
 
 // --- colours of the wires, on dark pages and on light ones ---------------------------------------
@@ -34,7 +35,7 @@ function keepColour(table, type, colours) {
 // Every palette writes its colours into the page's style; a canvas reads them in any notation.
 function followPalette() {
   const pen = document.createElement("canvas").getContext("2d");
-  pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--bg-color").trim();
+  pen.fillStyle = getComputedStyle(page).getPropertyValue("--bg-color").trim();
   const [red, green, blue] = [1, 3, 5].map((i) => parseInt(pen.fillStyle.slice(i, i + 2), 16));
   theme = red + green + blue > 1.5 * 255 ? "light" : "dark";
   const one = ([type, colours]) => `--color-datatype-${type}: ${colours[theme]};`;
@@ -48,7 +49,7 @@ function colourWires() {
     keepColour(window.LGraphCanvas?.link_type_colors, type, colours);
   }
   followPalette();
-  new MutationObserver(followPalette).observe(document.documentElement, { attributeFilter: ["style"] });
+  new MutationObserver(followPalette).observe(page, { attributeFilter: ["style"] });
 }
 
 // --- examples in empty boxes -----------------------------------------------------------------
@@ -110,13 +111,11 @@ function giveWay({ detail }) {
 // --- the sentence of an error ------------------------------------------------------------------
 
 const MESSAGE = "[data-testid=error-overlay-messages] p";
-const FRAMES = 60; // the page opens its message within a few
-
 // The page says of every node that it threw an error. Ours say what is wrong.
 function sayWhatIsWrong({ detail }) {
   const sentence = detail?.exception_message?.trim();
   if (!sentence || !isOurs(detail.node_type)) return;
-  let frames = FRAMES;
+  let frames = 60; // the page opens its message within a few
   const say = () => {
     const shown = document.querySelector(MESSAGE);
     if (shown && !shown.textContent.includes(sentence)) {

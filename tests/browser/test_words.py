@@ -21,6 +21,10 @@ FORGET = """() => { for (const node of app.rootGraph._nodes)
     if (node.type === 'SEEDGenerate') node.widgets.find((w) => w.name === 'seed').value += 1; }"""
 # What opening a finished job from the history does with its words, in the page's own order.
 FROM_HISTORY = """async (outputs) => { app.nodeOutputs = outputs; }"""
+TUCK_AWAY = """() => {
+    const node = app.rootGraph._nodes.find((node) => node.type === 'SEEDGenerate');
+    app.rootGraph.convertToSubgraph(new Set([node]));
+}"""
 WITHOUT = "**/extensions/seed-llama/seed.js"
 
 
@@ -67,6 +71,18 @@ def test_words_stay_once_and_change_nothing_that_is_saved(frontend, request, scr
     frontend.page.evaluate(FROM_HISTORY, outputs)
     assert said(frontend)["SEEDGenerate"] == [answer]
     assert frontend.complaints() == []
+
+
+@pytest.mark.usefixtures("current_frontend")
+def test_words_of_a_node_in_a_subgraph_stay_on_it(frontend):
+    frontend.load_template("ask_about_a_picture")
+    frontend.page.evaluate(TUCK_AWAY)
+    frontend.run()
+    assert said(frontend)["SEEDGenerate"] == ["A big sunflower on an orange background."]
+    outputs = frontend.page.evaluate("() => ({ ...app.nodeOutputs })")
+    frontend.load_json(frontend.page.evaluate("() => JSON.stringify(app.rootGraph.serialize())"))
+    frontend.page.evaluate(FROM_HISTORY, outputs)
+    assert said(frontend)["SEEDGenerate"] == ["A big sunflower on an orange background."]
 
 
 @pytest.mark.usefixtures("current_frontend")
