@@ -7,7 +7,7 @@ from ..seed_core.codes.edits import MIX_MODES, join_codes, mix_codes, select_cod
 from ..seed_core.codes.picture import draw_codes
 from ..seed_core.codes.value import MOST_AT_ONCE
 from . import host
-from .io_types import CATEGORY, SeedCodesWire, random_seed_input
+from .io_types import CATEGORY, SeedCodesWire, no_picture, random_seed_input
 
 MOST_SHOWN = 64  # pictures in a node
 
@@ -110,6 +110,8 @@ class SeedMixCodes(io.ComfyNode):
         amount: float,
         seed: int,
     ) -> io.NodeOutput:
+        if not (len(codes_a) and len(codes_b)):
+            return no_picture()
         pictures = max(len(codes_a), len(codes_b))
         # One after the other: each takes five thousand bytes.
         generators = (seeded_generators(seed + row, 1)[0] for row in range(pictures))
@@ -185,4 +187,6 @@ class SeedSelectCodes(io.ComfyNode):
 
     @classmethod
     def execute(cls, codes: SeedCodes, index: int, length: int) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         return io.NodeOutput(select_codes(codes, index, length))
