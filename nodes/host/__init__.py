@@ -12,6 +12,7 @@ from .folders import (
     model_folders,
     new_output_file,
     register_model_folders,
+    words,
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
 from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
@@ -55,4 +56,5 @@ __all__ = [
     "register_model_folders",
     "show_text",
     "to_wire",
+    "words",
 ]
