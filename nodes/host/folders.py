@@ -60,8 +60,7 @@ def new_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
 
 
 def words(said: Sequence[str]) -> dict[str, list[object]]:
-    """What a node says, for the frontend: words that last on the node, and the same as a file, for
-    an app view shows files alone."""
+    """What a node says, for the frontend: on the node, and as a file for app views."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(".txt", "SEED_", folder)

@@ -47,6 +47,7 @@ NATIVE = {
     ),
 }
 NAMES = (*RUNNABLE, *NATIVE)
+APPS = ("ask_about_a_picture", "conversation", "edit_by_instruction", "text_to_image")
 DRAWN_FROM_WORDS = ("lora", "story", "text_to_image", "variations_grid")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
 PUBLISHED_ELSEWHERE = ("seed_tokenizer.pth",)  # on a Google Drive: the frontend offers none
@@ -310,10 +311,43 @@ def test_the_two_rows_of_lora_differ_by_the_lora_alone():
     assert {name for name in paint if paint[name] != repaint[name]} == {"codes"}
 
 
+@pytest.mark.parametrize("name", APPS)
+def test_an_app_view_names_fields_and_results_that_are_there(name):
+    """Each field has words of its own. The file opens as a graph."""
+    workflow = read(name)
+    app = workflow["extra"]["linearData"]
+    assert "linearMode" not in workflow["extra"]
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    assert app["outputs"]
+    assert set(app["outputs"]) <= nodes.keys()
+    for place, widget, told in app["inputs"]:
+        home, node, named = place.split(":")
+        assert (home, named) == (workflow["id"], widget)
+        (slot,) = [slot for slot in nodes[node]["inputs"] if slot["name"] == widget]
+        assert slot["link"] is None
+        assert slot["label"]
+        assert slot["label"] != widget
+        assert told["description"]
+
+
 @each_template
 def test_a_note_explains_what_happens(name):
     notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
     assert any(text.startswith("# ") and "**Press Run**" in text for text in notes)
+
+
+@each_template
+def test_the_first_lines_of_a_note_are_large_enough_for_the_whole_view(name):
+    """Where the graph fills the window, only headings of the first two sizes can be read."""
+    for node in nodes_of(name, *contract.NOTES):
+        first, *_ = node["widgets_values"][0].split("\n")
+        assert first.startswith(("# ", "## ")), node["title"]
+
+
+@each_template
+def test_a_note_says_how_to_get_the_full_size_models(name):
+    notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
+    assert sum("python custom_nodes/seed-llama fetch" in text for text in notes) == 1
 
 
 def models_of(name: str) -> list[dict[str, str]]:
