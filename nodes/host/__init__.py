@@ -7,10 +7,12 @@ the host moves weights and lays out pictures, and nothing of what the models com
 from ...seed_core.core import LoadedCore
 from .errors import NOT_CONNECTED, message_of, name_for_people
 from .folders import (
-    input_file,
+    find_file,
     input_files,
     model_folders,
     new_output_file,
+    output_files,
+    output_name,
     register_model_folders,
     words,
 )
@@ -42,7 +44,7 @@ __all__ = [
     "embeddings_to_conditioning",
     "fp8_operations",
     "image_to_pixels",
-    "input_file",
+    "find_file",
     "input_files",
     "load_model",
     "may_map_files",
@@ -51,6 +53,8 @@ __all__ = [
     "name_for_people",
     "new_output_file",
     "nothing",
+    "output_files",
+    "output_name",
     "pixels_to_image",
     "prefers_fp8",
     "register_model_folders",
