@@ -267,6 +267,8 @@ CHECKS = {
     "text_to_image": check_text_to_image,
     "variations_grid": check_variations,
 }
+# What the template browser shows first.
+BEGINNING = ("reconstruct", "text_to_image", "ask_about_a_picture", "edit_by_instruction")
 # What the template browser shows: these and the ones that need models.
 TEMPLATES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
@@ -355,6 +357,10 @@ def test_template_browser_offers_the_pack(vue_frontend, screenshot_folder):
     vue_frontend.command("Comfy.BrowseTemplates")
     page.get_by_role("dialog").get_by_role("button", name="seed-llama", exact=True).click()
     assert set(CHECKS) < set(TEMPLATES)
+    cards = page.locator("[data-testid^=template-workflow-]")
+    cards.nth(3).wait_for()
+    first = [card.get_attribute("data-testid") for card in cards.all()[:4]]
+    assert first == [f"template-workflow-{name}" for name in BEGINNING]
     for name in TEMPLATES:
         card = page.get_by_test_id(f"template-workflow-{name}")
         card.wait_for()

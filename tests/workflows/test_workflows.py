@@ -108,6 +108,12 @@ def test_the_folder_holds_the_templates_and_their_thumbnails_only():
     assert {path.name for path in WORKFLOWS.iterdir()} == expected
 
 
+def test_every_template_has_its_place_in_the_list():
+    script = (ROOT / "nodes" / "web" / "templates.js").read_text(encoding="utf-8")
+    listed = re.search(r"ORDER = \[(.+?)\]", script, re.DOTALL)[1]
+    assert sorted(re.findall(r'"(\w+)"', listed)) == sorted(NAMES)
+
+
 def test_every_node_is_in_a_template():
     """Where people can see it at work; help pages name all nodes there are."""
     all_there_are = {page.stem for page in (ROOT / "nodes" / "web" / "docs").glob("*.md")}
@@ -275,9 +281,8 @@ def test_only_the_saved_file_of_keep_codes_is_switched_off():
     assert leaving == []
     (note,) = [node for node in inside_it if node["type"] in contract.NOTES]
     (save,) = nodes_of("keep_codes", "SEEDSaveCodes")
-    folder, _, name = save["widgets_values"][0].rpartition("/")
-    saved = f"{name}_00001_.safetensors"
-    for words in (saved, f"output/{folder}", "**input**", "**R**", "**Ctrl+B**"):
+    saved = f"{save['widgets_values'][0]}_00001_.safetensors"
+    for words in (saved, "**R**", "**Ctrl+B**"):
         assert words in note["widgets_values"][0]
 
 
