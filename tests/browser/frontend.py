@@ -42,6 +42,8 @@ OWN_NOISE = (
     "[MaskEditor]",
     "ComfyApp graph accessed before initialization",
     "huggingface.co",
+    "Invalid layout total size",
+    "input.link is deprecated",
 )
 READY = "window.app?.extensionManager && window.app.canvas && window.app.rootGraph?._nodes.length"
 LOAD = """async ([url, name]) => {
@@ -217,6 +219,10 @@ class Frontend:
     def fit_view(self) -> None:
         self.command("Comfy.Canvas.FitView")
         self.settle()
+
+    def version(self) -> tuple[int, ...]:
+        """Of the frontend, as (1, 47, 10)."""
+        return tuple(map(int, self.page.evaluate("__COMFYUI_FRONTEND_VERSION__").split(".")))
 
     def scale(self) -> float:
         """How large the graph is drawn; 1 is its own size."""
