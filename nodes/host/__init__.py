@@ -14,6 +14,7 @@ from .folders import (
     output_files,
     output_name,
     register_model_folders,
+    words,
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
 from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
@@ -60,4 +61,5 @@ __all__ = [
     "register_model_folders",
     "show_text",
     "to_wire",
+    "words",
 ]

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -78,3 +80,14 @@ def new_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     names = (f"{name}_{number:05}_{suffix}" for number in itertools.count(counter))
     file = next(file for file in names if not (Path(folder) / file).exists())
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def words(said: Sequence[str]) -> dict[str, list[object]]:
+    """What a node says, for the frontend: on the node, and as a file for app views."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(".txt", "SEED_", folder)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write("\n\n".join(said))
+    kept = {"filename": Path(name).name, "subfolder": "", "type": "temp"}
+    return {"text": list(said), "files": [kept]}

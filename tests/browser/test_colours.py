@@ -12,10 +12,12 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = (ROOT / "nodes" / "web" / "seed.js").read_text(encoding="utf-8")
-FOUND = re.findall(r'(SEED_[A-Z]+): \{ dark: "(#\w{6})", light: "(#\w{6})" \}', SCRIPT)
+LISTS = {
+    name: re.findall(r'"([^"]+)"', values)
+    for name, values in re.findall(r"const (WIRES|DARK|LIGHT) = \[(.*)\];", SCRIPT)
+}
 COLOURS = {
-    "dark": {kind: dark for kind, dark, _ in FOUND},
-    "light": {kind: light for kind, _, light in FOUND},
+    name.lower(): dict(zip(LISTS["WIRES"], LISTS[name], strict=True)) for name in ("DARK", "LIGHT")
 }
 ON_THE_CANVAS = """(kinds) => Object.fromEntries(kinds.map((kind) => [kind, [
     app.canvas.default_connection_color_byType[kind], LGraphCanvas.link_type_colors[kind]]]))"""
