@@ -4,13 +4,18 @@ import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.every_frontend]
 
-GRAPH = """() => {
+# The text comes by wire, so that it is only read when it is there; or it is typed, and read at once.
+GRAPH = """(isTyped) => {
     const node = LiteGraph.createNode('SEEDTextToCodes');
     const show = LiteGraph.createNode('SEEDPreviewCodes');
-    for (const added of [node, show]) app.rootGraph.add(added);
-    show.pos = [600, 100];
+    const words = LiteGraph.createNode('PrimitiveStringMultiline');
+    for (const added of isTyped ? [node, show] : [words, node, show]) app.rootGraph.add(added);
+    show.pos = [900, 100];
+    node.pos = [500, 100];
     node.connect(0, show, 0);
-    node.widgets[0].value = 'nothing that has codes';
+    const place = node.inputs.findIndex((input) => input.name === 'text');
+    if (!isTyped) words.connect(0, node, place);
+    (isTyped ? node : words).widgets[0].value = 'nothing that has codes';
 }"""
 SENTENCE = """() => app.api.addEventListener('execution_error',
     (event) => { window.seedError = event.detail.exception_message.trim(); })"""
@@ -26,7 +31,7 @@ def test_the_sentence_is_in_the_one_message(frontend, request, screenshot_folder
     page = frontend.page
     frontend.command("Comfy.NewBlankWorkflow")
     frontend.settle()
-    page.evaluate(GRAPH)
+    page.evaluate(GRAPH, False)
     page.evaluate(SENTENCE)
     frontend.command("Comfy.QueuePrompt")
     page.wait_for_function("window.seedError", timeout=60_000)
@@ -38,6 +43,18 @@ def test_the_sentence_is_in_the_one_message(frontend, request, screenshot_folder
     assert "threw an error" not in message
     assert page.get_by_test_id("error-overlay-see-errors").is_visible()
     frontend.screenshot(screenshot_folder / f"toast-{request.node.callspec.id}.png")
+
+
+@pytest.mark.usefixtures("current_frontend")
+def test_what_is_refused_before_a_run_is_said_too(frontend, request, screenshot_folder):
+    frontend.command("Comfy.NewBlankWorkflow")
+    frontend.settle()
+    frontend.page.evaluate(GRAPH, True)
+    frontend.command("Comfy.QueuePrompt")
+    overlay = frontend.page.get_by_test_id("error-overlay")
+    overlay.get_by_text("'nothing' is not a code").wait_for()
+    assert "SEED" not in overlay.inner_text().replace("SEED Text to Codes", "")
+    frontend.screenshot(screenshot_folder / f"refused-{request.node.callspec.id}.png")
 
 
 @pytest.mark.usefixtures("current_frontend")

@@ -109,9 +109,8 @@ def test_the_folder_holds_the_templates_and_their_thumbnails_only():
 
 
 def test_every_template_has_its_place_in_the_list():
-    script = (ROOT / "nodes" / "web" / "templates.js").read_text(encoding="utf-8")
-    listed = re.search(r"ORDER = \[(.+?)\]", script, re.DOTALL)[1]
-    assert sorted(re.findall(r'"(\w+)"', listed)) == sorted(NAMES)
+    script = (ROOT / "nodes" / "web" / "seed.js").read_text(encoding="utf-8")
+    assert sorted(re.search(r"ORDER = `(.+?)`", script, re.DOTALL)[1].split()) == sorted(NAMES)
 
 
 def test_every_node_is_in_a_template():
