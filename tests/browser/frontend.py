@@ -225,7 +225,7 @@ class Frontend:
         """Select the first node of a type and press its information button; the page that opens."""
         self.page.evaluate(SELECT, node_type)
         self.page.get_by_test_id("info-button").click()
-        content = self.page.locator(".node-help-content .markdown-content")
+        content = self.page.locator(".node-help-content [class*=markdown-content]")
         content.wait_for()
         return content
 
