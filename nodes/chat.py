@@ -8,8 +8,7 @@ from . import host
 from .decode import paint
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedDecoderWire, SeedTokenizerWire
 
-# Few steps at the little guidance that suits both decoders then: to be recognised, not kept.
-SKETCH = DecodeOptions(num_inference_steps=8, guidance_scale=2.0)
+SKETCH = DecodeOptions(num_inference_steps=8)  # few: to be recognised, not kept
 
 
 class SeedChatView(io.ComfyNode):

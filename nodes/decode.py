@@ -48,12 +48,12 @@ def _painting_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "guidance_scale",
-            default=10.0,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=50.0,
             step=0.1,
-            tooltip="How closely the picture follows the codes. The reference uses 10 with SD 2.1 "
-            "unCLIP; seed-mini is at its best with 2. 1 or less switches guidance off.",
+            tooltip="How closely the picture follows the codes. -1 is the decoder's own: 10 for SD "
+            "2.1 unCLIP, 2 for seed-mini. 0 to 1 switches guidance off.",
         ),
     ]
 
@@ -118,7 +118,7 @@ class SeedDecode(io.ComfyNode):
     ) -> io.NodeOutput:
         options = DecodeOptions(
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=None if guidance_scale < 0 else guidance_scale,
             noise_level=noise_level,
             width=width,
             height=height,

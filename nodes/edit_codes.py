@@ -25,17 +25,26 @@ class SeedPreviewCodes(io.ComfyNode):
             "that pictures of a batch share are framed. Also tells how well the model knows such "
             "pictures.",
             search_aliases=["image codes", "image tokens", "show codes", "compare codes"],
-            inputs=[SeedCodesWire.Input("codes", tooltip="The codes to look at.")],
+            inputs=[
+                SeedCodesWire.Input("codes", tooltip="The codes to look at."),
+                SeedCodesWire.Input(
+                    "compare_with",
+                    optional=True,
+                    tooltip="Codes of the same family to see beside them in one picture: one for "
+                    "all, or one for each.",
+                ),
+            ],
             outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, passed on.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, codes: SeedCodes, compare_with: SeedCodes | None = None) -> io.NodeOutput:
         """Draw the first of them and say how many there are. Empty codes draw nothing."""
         if len(codes) > MOST_SHOWN:
             host.show_text(f"{len(codes)} pictures; the first {MOST_SHOWN} are shown")
-        picture = ui.PreviewImage(draw_codes(codes, MOST_SHOWN), cls=cls) if len(codes) else None
+        seen = codes if compare_with is None else join_codes([codes, compare_with])
+        picture = ui.PreviewImage(draw_codes(seen, MOST_SHOWN), cls=cls) if len(codes) else None
         return io.NodeOutput(codes, ui=picture)
 
 

@@ -24,7 +24,7 @@ from ..errors import OptionError
 from .denoiser import Denoiser
 from .network import UnclipModel
 from .noising import noised_labels
-from .options import DecodeOptions
+from .options import REFERENCE_GUIDANCE, DecodeOptions
 from .painter import Painter
 from .rehearsal import rehearse
 
@@ -52,6 +52,7 @@ class SeedDecoder(LoadedCore):
         noising_scheduler: Any,  # of the noise added to embeddings
         device: torch.device,
         dtype: torch.dtype,
+        guidance_scale: float = REFERENCE_GUIDANCE,  # at which it paints best
     ) -> None:
         self.module = module
         self.scheduler = scheduler
@@ -62,6 +63,7 @@ class SeedDecoder(LoadedCore):
         self.embedding_dim = module.mean.shape[-1]  # width of the image embedding it takes
         self._painter = Painter(module.vae, int(module.unet.config.sample_size), dtype)
         self.size = self._painter.size  # side of the picture it makes by default, in pixels
+        self.guidance_scale = guidance_scale  # which it follows an embedding with by default
         fits = set(module.unet.config.up_block_types) <= _FIT_ODD_SIZES
         halvings = 0 if fits else module.unet.num_upsamplers
         self._side_multiple = self._painter.factor * 2**halvings
@@ -105,12 +107,13 @@ class SeedDecoder(LoadedCore):
         negatives = self._negatives(negative, len(positives))
         self._check_noise_level(options.noise_level)
         scheduler = self._scheduler(options.num_inference_steps)
+        guidance = self.guidance_scale if options.guidance_scale is None else options.guidance_scale
         *noise, latents = self._draws(generators, negatives is not None, width, height)
         times = _TIMES * latents.shape[-2:].numel()
         with threads_for(self.device, self.module.unet, times):
-            labels = self._labels(positives, negatives, noise, options)
+            labels = self._labels(positives, negatives, noise, options.noise_level, guidance)
         unet, text, latents = self.module.unet, self.module.text, latents.to(self.dtype)
-        denoiser = Denoiser(unet, scheduler, text, labels, latents, options.guidance_scale)
+        denoiser = Denoiser(unet, scheduler, text, labels, latents, guidance)
         finished = torch.empty_like(latents)
         pixels = torch.empty(len(positives), 3, height, width, device=self.device)
         calls = len(scheduler.timesteps)
@@ -231,16 +234,17 @@ class SeedDecoder(LoadedCore):
         positives: torch.Tensor,
         negatives: torch.Tensor | None,
         noise: Sequence[torch.Tensor],
-        options: DecodeOptions,
+        noise_level: int,
+        guidance_scale: float,
     ) -> torch.Tensor:
         """Return class labels ``[B, 2, 2D]``, negatives first; ``[B, 1, 2D]`` unguided."""
-        labels = self._noised(positives, noise[0], options.noise_level)
-        if options.guidance_scale <= 1:
+        labels = self._noised(positives, noise[0], noise_level)
+        if guidance_scale <= 1:
             return labels[:, None].to(self.dtype)
         if negatives is None:
             others = torch.zeros_like(labels)
         else:
-            others = self._noised(negatives, noise[1], options.noise_level)
+            others = self._noised(negatives, noise[1], noise_level)
         return torch.stack((others, labels), dim=1).to(self.dtype)
 
     def _noised(

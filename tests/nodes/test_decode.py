@@ -155,3 +155,59 @@ def test_a_picture_that_overflows_has_room_made_and_is_painted_again(
     layer = decoder.core.module.vae.decoder.conv_out
     assert layer.weight.dtype == torch.float16
     assert type(layer) is pack.host.cast_operations().Conv2d
+
+
+# --- guidance_scale: a number keeps its meaning, below 0 is the decoder's own ---
+
+
+@pytest.fixture
+def scale_of(pack, run, models, fox_codes, monkeypatch):
+    """The scale that the networks are called with, by the number on the widget."""
+    runtime = importlib.import_module(f"{pack.seed_core.__name__}.decoder.runtime")
+    seen, denoiser = [], runtime.Denoiser
+
+    def watched(unet, scheduler, text, labels, latents, guidance_scale):
+        seen.append((labels.shape[1], guidance_scale))
+        return denoiser(unet, scheduler, text, labels, latents, guidance_scale)
+
+    monkeypatch.setattr(runtime, "Denoiser", watched)
+
+    def find(decoder=models["decoder"], **number):
+        run("SEEDDecode", **{**models, "decoder": decoder}, codes=fox_codes, steps=1, **number)
+        return seen[-1]
+
+    return find
+
+
+@pytest.mark.parametrize("number", [10.0, 2.0, 1.5, 50.0])
+def test_a_saved_number_is_the_scale(scale_of, number):
+    assert scale_of(guidance_scale=number) == (2, number)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1.0])
+def test_up_to_one_there_is_no_guidance(scale_of, number):
+    assert scale_of(guidance_scale=number)[0] == 1
+
+
+@pytest.mark.parametrize("number", [{}, {"guidance_scale": -1}, {"guidance_scale": -0.1}])
+def test_below_0_is_the_decoders_own(scale_of, number):
+    assert scale_of(**number) == (2, 2.0)
+
+
+def test_another_decoder_has_another_number_of_its_own(scale_of, models, monkeypatch):
+    monkeypatch.setattr(models["decoder"].core, "guidance_scale", 7.0)
+    assert scale_of() == (2, 7.0)
+
+
+def test_a_saved_graph_paints_the_very_same_picture(pack, run, mini, models, fox_codes):
+    """Every widget as the first release saved it, 10 among them."""
+    saved = {"seed": 3, "steps": 2, "guidance_scale": 10, "noise_level": 0, "width": 0, "height": 0}
+    (image,) = run("SEEDDecode", **models, codes=fox_codes, **saved)
+    wanted = mini.decoder.core.decode(
+        mini.tokenizer.core.embed(fox_codes),
+        options=pack.seed_core.DecodeOptions(2, 10.0),
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert torch.equal(image, wanted.movedim(1, -1))
+    (own,) = run("SEEDDecode", **models, codes=fox_codes, **{**saved, "guidance_scale": -1})
+    assert not torch.equal(image, own)

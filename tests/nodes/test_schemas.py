@@ -94,7 +94,7 @@ CONTRACT = {
         ["codes SEED_CODES"],
     ),
     "SEEDSelectCodes": (["codes SEED_CODES", "index INT", "length INT"], ["codes SEED_CODES"]),
-    "SEEDPreviewCodes": (["codes SEED_CODES"], ["codes SEED_CODES"]),
+    "SEEDPreviewCodes": (["codes SEED_CODES", "compare_with? SEED_CODES"], ["codes SEED_CODES"]),
     "SEEDSaveCodes": (["codes SEED_CODES", "filename_prefix STRING"], ["codes SEED_CODES"]),
     "SEEDLoadCodes": (["file COMBO"], ["codes SEED_CODES"]),
 }
@@ -109,7 +109,7 @@ DEFAULTS = {
     },
     "SEEDDecode": {
         "steps": 20,
-        "guidance_scale": 10.0,
+        "guidance_scale": -1.0,
         "noise_level": 0,
         "width": 0,
         "height": 0,

@@ -133,7 +133,7 @@ def _decode() -> Node:
         widgets={
             "seed": RANDOM_SEED,
             "steps": whole(1, 1000),
-            "guidance_scale": number(0, 50),
+            "guidance_scale": number(-1, 50),
             "noise_level": whole(0, 999),
             "width": whole(0, 2048, 8),
             "height": whole(0, 2048, 8),

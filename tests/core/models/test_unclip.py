@@ -158,6 +158,35 @@ def test_another_pipeline_is_refused_by_name(folder):
         read(folder)
 
 
+def write_guidance(folder, **number):
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text("utf-8"))
+    index.pop("_guidance_scale")
+    file.write_text(json.dumps(index | number), encoding="utf-8")
+
+
+def test_the_bundled_decoders_own_guidance_is_2(folder):
+    assert read(folder).guidance_scale == 2
+
+
+def test_a_decoder_that_names_no_guidance_has_the_references(folder):
+    write_guidance(folder)
+    assert read(folder).guidance_scale == 10
+
+
+@pytest.mark.parametrize("number", [0, 7.5, 1000])
+def test_a_decoder_can_name_its_own_guidance(folder, number):
+    write_guidance(folder, _guidance_scale=number)
+    assert read(folder).guidance_scale == number
+
+
+@pytest.mark.parametrize("wrong", [-1, 1001, "2", None, [2], True, float("nan"), 10**400])
+def test_guidance_that_is_no_number_in_range_is_refused(folder, wrong):
+    write_guidance(folder, _guidance_scale=wrong)
+    with pytest.raises(CheckpointError, match=r"_guidance_scale in model_index\.json.*0\.\.1000"):
+        read(folder)
+
+
 @pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
 @pytest.mark.parametrize("name", ["os", "NoSuchScheduler", None])
 def test_an_unknown_scheduler_is_refused_by_name(folder, part, name):
