@@ -50,8 +50,9 @@ class SeedExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def on_load(self) -> None:
-        """Make our model folders known before the first loader lists them."""
+        """Make our model folders known before the first loader lists them, and name our errors."""
         host.register_model_folders(kinds.SUFFIXES)
+        host.name_for_people("SEED")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""

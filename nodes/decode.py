@@ -16,7 +16,14 @@ from ..seed_core.decoder.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
 from .embed import embed
-from .io_types import CATEGORY, SeedCodesWire, SeedDecoderWire, SeedTokenizerWire, random_seed_input
+from .io_types import (
+    CATEGORY,
+    SeedCodesWire,
+    SeedDecoderWire,
+    SeedTokenizerWire,
+    no_picture,
+    random_seed_input,
+)
 
 
 def _source_inputs() -> list[Any]:
@@ -116,6 +123,8 @@ class SeedDecode(io.ComfyNode):
         height: int,
         negative_codes: SeedCodes | None = None,
     ) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         options = DecodeOptions(
             num_inference_steps=steps,
             guidance_scale=None if guidance_scale < 0 else guidance_scale,

@@ -4,10 +4,10 @@ from comfy_api.latest import io, ui
 
 from ..seed_core import NUM_CODES, SeedCodes, seeded_generators
 from ..seed_core.codes.edits import MIX_MODES, join_codes, mix_codes, select_codes
-from ..seed_core.codes.picture import draw_codes
+from ..seed_core.codes.picture import draw_comparison, draw_together
 from ..seed_core.codes.value import MOST_AT_ONCE
 from . import host
-from .io_types import CATEGORY, SeedCodesWire, random_seed_input
+from .io_types import CATEGORY, SeedCodesWire, no_picture, random_seed_input
 
 MOST_SHOWN = 64  # pictures in a node
 
@@ -22,16 +22,16 @@ class SeedPreviewCodes(io.ComfyNode):
             display_name="SEED Preview Codes",
             category=CATEGORY,
             description="Shows the 32 codes of each picture as signs: equal codes look alike. Codes "
-            "that pictures of a batch share are framed. Also tells how well the model knows such "
-            "pictures.",
+            "that pictures share are framed, those of a batch or of two batches that are compared. "
+            "Also tells how well the model knows such pictures.",
             search_aliases=["image codes", "image tokens", "show codes", "compare codes"],
             inputs=[
                 SeedCodesWire.Input("codes", tooltip="The codes to look at."),
                 SeedCodesWire.Input(
                     "compare_with",
                     optional=True,
-                    tooltip="Codes of the same family to see beside them in one picture: one for "
-                    "all, or one for each.",
+                    tooltip="Codes of the same family to see below them in the same picture, with a "
+                    "frame around those that are equal: one for all, or one for each.",
                 ),
             ],
             outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, passed on.")],
@@ -41,11 +41,23 @@ class SeedPreviewCodes(io.ComfyNode):
     @classmethod
     def execute(cls, codes: SeedCodes, compare_with: SeedCodes | None = None) -> io.NodeOutput:
         """Draw the first of them and say how many there are. Empty codes draw nothing."""
-        if len(codes) > MOST_SHOWN:
-            host.show_text(f"{len(codes)} pictures; the first {MOST_SHOWN} are shown")
-        seen = codes if compare_with is None else join_codes([codes, compare_with])
-        picture = ui.PreviewImage(draw_codes(seen, MOST_SHOWN), cls=cls) if len(codes) else None
-        return io.NodeOutput(codes, ui=picture)
+        if not len(codes):
+            return io.NodeOutput(codes)
+        if compare_with is None or not len(compare_with):
+            pictures, count = draw_together(codes, MOST_SHOWN), len(codes)
+        else:
+            pictures = draw_comparison(codes, compare_with, ("upper", "lower"), MOST_SHOWN)
+            count = max(len(codes), len(compare_with))
+        said = []
+        if compare_with is not None and not len(compare_with):
+            said.append("compare_with holds no picture, so these are the codes alone")
+        if count > MOST_SHOWN:
+            said.append(f"{count} pictures; the first {MOST_SHOWN} are shown")
+        shown = ui.PreviewImage(pictures, cls=cls).as_dict()
+        if said:
+            host.show_text("\n".join(said))
+            shown |= ui.PreviewText("\n".join(said)).as_dict()
+        return io.NodeOutput(codes, ui=shown)
 
 
 def _position(name: str, default: int, tooltip: str) -> io.Int.Input:
@@ -110,6 +122,8 @@ class SeedMixCodes(io.ComfyNode):
         amount: float,
         seed: int,
     ) -> io.NodeOutput:
+        if not (len(codes_a) and len(codes_b)):
+            return no_picture()
         pictures = max(len(codes_a), len(codes_b))
         # One after the other: each takes five thousand bytes.
         generators = (seeded_generators(seed + row, 1)[0] for row in range(pictures))
@@ -185,4 +199,6 @@ class SeedSelectCodes(io.ComfyNode):
 
     @classmethod
     def execute(cls, codes: SeedCodes, index: int, length: int) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         return io.NodeOutput(select_codes(codes, index, length))

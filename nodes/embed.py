@@ -17,11 +17,13 @@ from ..seed_core.decoder.embeddings import (
 )
 from ..seed_core.errors import CodesError
 from . import host
-from .io_types import CATEGORY, IpAdapterEmbeds, SeedCodesWire, SeedTokenizerWire
-
-NO_PICTURES = (
-    "these codes hold no picture, so there is nothing to paint. If they come from SEED Generate, "
-    "the reply was only text: set its reply to image."
+from .io_types import (
+    CATEGORY,
+    NO_PICTURE,
+    IpAdapterEmbeds,
+    SeedCodesWire,
+    SeedTokenizerWire,
+    no_picture,
 )
 
 
@@ -32,7 +34,7 @@ def embed(
 ) -> torch.Tensor:
     """Embeddings [B, ...] of codes; `check` refuses a tokenizer whose embeddings have no use here."""
     if len(codes) == 0:
-        raise CodesError(NO_PICTURES)
+        raise CodesError(NO_PICTURE)
     check_count(len(codes), MOST_AT_ONCE, "these are")
     codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "This tokenizer")
     check(tokenizer.core.embedding_shape, tokenizer.core.family)
@@ -73,6 +75,8 @@ class SeedCodesToEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         return io.NodeOutput(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
 
 
@@ -104,6 +108,8 @@ class SeedCodesToIpAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture(outputs=2)
         embedding = host.to_wire(embed(tokenizer, codes, require_ip_adapter))
         return io.NodeOutput(embedding, torch.zeros_like(embedding))
 
@@ -133,6 +139,8 @@ class SeedCodesToConditioning(io.ComfyNode):
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         condition = embed(tokenizer, codes, require_text_condition)
         return io.NodeOutput(host.embeddings_to_conditioning(condition))
 

@@ -1,12 +1,23 @@
 """The language model: text and pictures in, text and pictures out."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import GenerationOptions, SeedChat, SeedCodes, SeedLLM, seeded_generators
+from ..seed_core import (
+    NUM_CODES,
+    GenerationOptions,
+    Reply,
+    SeedChat,
+    SeedCodes,
+    SeedLLM,
+    seeded_generators,
+)
 from ..seed_core.errors import OptionError
+from ..seed_core.llm.prompt import split_marks
 from ..seed_core.llm.sampling import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
@@ -130,6 +141,15 @@ class SeedGenerate(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, prompt: str | None = None, codes: Any = host.NOT_CONNECTED
+    ) -> bool | str:
+        """A prompt that arrives by wire is None here; what codes hold is known when it runs."""
+        if prompt is None or codes is not host.NOT_CONNECTED:
+            return True
+        return host.message_of(lambda: split_marks(prompt, torch.empty(0, NUM_CODES)))
+
+    @classmethod
     def execute(
         cls,
         llm: host.LoadedModel[SeedLLM],
@@ -163,6 +183,19 @@ class SeedGenerate(io.ComfyNode):
             progress.show(state.text)
 
         replies = core.answer(plan, on_token)
-        progress.show(lambda: replies[0].text, is_final=True)
         pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)
-        return io.NodeOutput([r.text for r in replies], pictures, [r.chat for r in replies])
+        said = _say(replies)
+        progress.show(lambda: "\n\n".join(said), is_final=True)
+        results = [r.text for r in replies], pictures, [r.chat for r in replies]
+        return io.NodeOutput(*results, ui={"text": said})
+
+
+def _say(replies: Sequence[Reply]) -> list[str]:
+    """Return what the node says: each reply, whose pictures are numbered as in `codes`."""
+    numbers = itertools.count(1)
+    said = [reply.chat.turns[-1].to_text(numbers) for reply in replies]
+    if len(said) > 1:
+        said = [f"{number}: {text}" for number, text in enumerate(said, 1)]
+    if any(len(reply.codes) for reply in replies):
+        said.append("SEED Decode paints the pictures: connect it to codes.")
+    return said

@@ -76,6 +76,12 @@ class SeedTextToCodes(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, text: str | None = None, family: str | None = None) -> bool | str:
+        if text is None or family is None:  # one that arrives by wire is read when it is there
+            return True
+        return host.message_of(lambda: codes_from_text(text, family))
+
+    @classmethod
     def execute(cls, text: str, family: str) -> io.NodeOutput:
         codes = codes_from_text(text, family)
         return io.NodeOutput(host.codes_to_wire(codes.values, codes, codes.distances))

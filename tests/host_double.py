@@ -64,6 +64,11 @@ class NodeOutput(SimpleNamespace):
         super().__init__(args=args, result=args, ui=ui)
 
 
+class ExecutionBlocker:
+    def __init__(self, message: str | None):
+        self.message = message
+
+
 class PreviewImage:
     """Keeps the pictures instead of saving them."""
 
@@ -222,6 +227,7 @@ def install(models_dir: Path) -> list[str]:
             "ui": SimpleNamespace(PreviewImage=PreviewImage, PreviewText=PreviewText),
         },
         "comfy_execution": {},
+        "comfy_execution.graph_utils": {"ExecutionBlocker": ExecutionBlocker},
         "comfy_execution.utils": {"get_executing_context": lambda: None},
         "folder_paths": _folders(models_dir),
         "server": {"PromptServer": SimpleNamespace(instance=None)},

@@ -5,6 +5,7 @@ the host moves weights and lays out pictures, and nothing of what the models com
 """
 
 from ...seed_core.core import LoadedCore
+from .errors import NOT_CONNECTED, message_of, name_for_people
 from .folders import (
     input_file,
     input_files,
@@ -21,11 +22,13 @@ from .wires import (
     embeddings_to_clip_vision,
     embeddings_to_conditioning,
     image_to_pixels,
+    nothing,
     pixels_to_image,
     to_wire,
 )
 
 __all__ = [
+    "NOT_CONNECTED",
     "Core",
     "LoadedCore",
     "LoadedModel",
@@ -42,8 +45,11 @@ __all__ = [
     "input_files",
     "load_model",
     "may_map_files",
+    "message_of",
     "model_folders",
+    "name_for_people",
     "new_output_file",
+    "nothing",
     "pixels_to_image",
     "prefers_fp8",
     "register_model_folders",

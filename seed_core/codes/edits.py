@@ -36,18 +36,13 @@ def mix_codes(
         CodesError: the families differ, or the numbers of pictures do not pair up.
         OptionError: an option is out of its range.
     """
-    _check_one_family([a, b])
-    counts = len(a), len(b)
-    if min(counts) == 0 < max(counts):
+    if bool(len(a)) != bool(len(b)):
+        _check_one_family([a, b])
         raise CodesError(
-            f"one side of the mix has no picture ({counts[0]} and {counts[1]}). A reply without "
+            f"one side of the mix has no picture ({len(a)} and {len(b)}). A reply without "
             "pictures has none: let SEED Generate's reply be image."
         )
-    if counts[0] != counts[1] and min(counts) != 1:
-        raise CodesError(
-            f"{counts[0]} pictures cannot be mixed with {counts[1]}: give both the same number, or "
-            "one of them a single picture, which is then used for all"
-        )
+    count = check_pairs(a, b, "mixed")
     if not 0 <= start <= end <= NUM_CODES:
         raise OptionError(
             f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
@@ -57,7 +52,7 @@ def mix_codes(
     if not 0 <= amount <= 1:
         raise OptionError(f"amount must lie in 0..1; got {amount}")
     position = torch.arange(NUM_CODES)
-    is_from_b = ((position >= start) & (position < end)).repeat(max(counts), 1)  # [B, 32]
+    is_from_b = ((position >= start) & (position < end)).repeat(count, 1)  # [B, 32]
     if mode == "random":
         # Every position draws, so that another range or amount does not turn all choices over.
         chance = torch.empty(is_from_b.shape)
@@ -66,6 +61,27 @@ def mix_codes(
         is_from_b &= chance < amount
     values = torch.where(is_from_b.to(a.values.device), b.values, a.values)
     return SeedCodes(values, a.family, a.codebook_size)
+
+
+def check_pairs(a: SeedCodes, b: SeedCodes, done: str) -> int:
+    """Return how many pairs two batches make; a single picture goes with each of the other side.
+
+    Args:
+        a: codes of one picture or more.
+        b: likewise.
+        done: what is done to pairs, such as ``mixed``.
+
+    Raises:
+        CodesError: the families differ, or the numbers of pictures do not pair up.
+    """
+    _check_one_family([a, b])
+    counts = len(a), len(b)
+    if counts[0] != counts[1] and min(counts) != 1:
+        raise CodesError(
+            f"{counts[0]} pictures cannot be {done} with {counts[1]}: give both the same number, or "
+            "one of them a single picture, which is then used for all"
+        )
+    return max(counts)
 
 
 def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:

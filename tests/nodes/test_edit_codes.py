@@ -11,7 +11,7 @@ def show(pack, codes):
 def test_codes_are_shown_and_passed_on(pack, fox_codes):
     output = show(pack, fox_codes)
     assert output.args == (fox_codes,)
-    assert len(output.ui.as_dict()["images"]) == 1
+    assert len(output.ui["images"]) == 1
 
 
 def test_it_runs_without_a_save_node(pack):
@@ -23,6 +23,48 @@ def test_codes_without_a_picture_show_nothing(pack):
     output = show(pack, codes)
     assert output.args == (codes,)
     assert output.ui is None
+
+
+def shown(output):
+    return len(output.ui["images"]), "".join(output.ui.get("text", ()))
+
+
+def test_two_that_are_compared_are_one_picture(pack, filled):
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    output = node.execute(codes=filled(1), compare_with=filled(2))
+    assert output.args[0].values[0, 0] == 1
+    assert shown(output) == (1, "")
+
+
+def test_one_may_be_compared_with_all(pack, filled):
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    assert shown(node.execute(codes=filled(1, 3), compare_with=filled(2))) == (3, "")
+
+
+def test_a_batch_of_two_is_one_picture(pack, filled):
+    assert shown(show(pack, filled(1, 2))) == (1, "")
+
+
+def test_nothing_to_compare_with_is_told_and_the_codes_are_shown(pack, filled):
+    """A reply that could go either way had no picture."""
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    pictures, said = shown(node.execute(codes=filled(1), compare_with=filled(2, 0)))
+    assert pictures == 1
+    assert "compare_with holds no picture" in said
+
+
+def test_of_very_many_the_first_are_shown_and_told(pack, filled):
+    pictures, said = shown(show(pack, filled(1, 65)))
+    assert pictures == 64
+    assert said == "65 pictures; the first 64 are shown"
+
+
+def test_codes_that_cannot_be_compared_are_one_clear_error(pack, filled):
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    with pytest.raises(pack.seed_core.CodesError, match="2 pictures cannot be compared with 3"):
+        node.execute(codes=filled(1, 2), compare_with=filled(2, 3))
+    with pytest.raises(pack.seed_core.CodesError, match="seed-mini codes .* and seed-2 codes"):
+        node.execute(codes=filled(1), compare_with=filled(2, 1, "seed-2", 8192))
 
 
 @pytest.fixture

@@ -210,3 +210,11 @@ def test_a_damaged_file_is_one_error_with_its_name(run, pack, folders, save):
 def test_codes_travel_on_the_hosts_device(run, management):
     (codes,) = run("SEEDTextToCodes", text=str(list(range(32))))
     assert codes.values.device == torch.device(management.intermediate_device())
+
+
+def test_a_text_without_codes_is_told_before_anything_runs(pack, fox_codes):
+    node = pack.nodes_by_id["SEEDTextToCodes"]
+    assert "the text is empty" in node.validate_inputs(text="", family="seed-mini")
+    assert node.validate_inputs(text=fox_codes.to_text(), family="seed-mini") is True
+    assert node.validate_inputs(family="seed-mini") is True  # the text comes by wire
+    assert node.validate_inputs(text="", family=None) is True

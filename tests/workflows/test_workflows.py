@@ -182,10 +182,11 @@ def test_every_run_gives_the_picture_of_the_thumbnail(name):
 
 
 @each_template
-def test_pictures_are_painted_the_way_seed_mini_is_at_its_best(name):
+def test_pictures_follow_the_codes_as_the_decoder_likes(name):
+    """So another decoder in step 1 paints at its best at once."""
     for node in nodes_of(name, "SEEDDecode"):
         values = contract.widget_values(node, TABLE["SEEDDecode"])
-        assert (values["guidance_scale"], values["steps"]) == (2, 20)
+        assert (values["guidance_scale"], values["steps"]) == (contract.DECODERS_OWN, 20)
 
 
 @each_template
