@@ -76,6 +76,7 @@ class SeedEncode(io.ComfyNode):
                     "codes", tooltip="32 codes for each picture, in the order of the batch."
                 )
             ],
+            is_output_node=True,  # it tells by itself whether it knows such pictures
         )
 
     @classmethod

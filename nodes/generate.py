@@ -138,6 +138,7 @@ class SeedGenerate(io.ComfyNode):
                     is_output_list=True,
                 ),
             ],
+            is_output_node=True,  # it answers a question by itself
         )
 
     @classmethod
