@@ -71,7 +71,7 @@ class SeedChatView(io.ComfyNode):
         said = chat.to_text(is_numbered=True)
         host.show_text(said)
         # Always both: of many conversations the host joins the entries that the first one has.
-        shown = {"text": [said], "images": []}
+        shown = {**host.words([said]), "images": []}
         if tokenizer and decoder and len(codes):
             sketches = paint(tokenizer, decoder, codes, SKETCH)
             shown["images"] = ui.PreviewImage(sketches, cls=cls).values

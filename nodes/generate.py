@@ -188,7 +188,7 @@ class SeedGenerate(io.ComfyNode):
         said = _say(replies)
         progress.show(lambda: "\n\n".join(said), is_final=True)
         results = [r.text for r in replies], pictures, [r.chat for r in replies]
-        return io.NodeOutput(*results, ui={"text": said})
+        return io.NodeOutput(*results, ui=host.words(said))
 
 
 def _say(replies: Sequence[Reply]) -> list[str]:

@@ -286,6 +286,7 @@ def _folders(models_dir: Path) -> dict[str, Any]:
     return {
         "get_input_directory": lambda: str(inputs),
         "get_output_directory": lambda: str(outputs),
+        "get_temp_directory": lambda: str(models_dir.parent / "temp"),
         "get_save_image_path": save_path,
         "get_annotated_filepath": find,
         "models_dir": str(models_dir),

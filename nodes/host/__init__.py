@@ -7,11 +7,14 @@ the host moves weights and lays out pictures, and nothing of what the models com
 from ...seed_core.core import LoadedCore
 from .errors import NOT_CONNECTED, message_of, name_for_people
 from .folders import (
-    input_file,
+    find_file,
     input_files,
     model_folders,
     new_output_file,
+    output_files,
+    output_name,
     register_model_folders,
+    words,
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
 from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
@@ -41,7 +44,7 @@ __all__ = [
     "embeddings_to_conditioning",
     "fp8_operations",
     "image_to_pixels",
-    "input_file",
+    "find_file",
     "input_files",
     "load_model",
     "may_map_files",
@@ -50,9 +53,12 @@ __all__ = [
     "name_for_people",
     "new_output_file",
     "nothing",
+    "output_files",
+    "output_name",
     "pixels_to_image",
     "prefers_fp8",
     "register_model_folders",
     "show_text",
     "to_wire",
+    "words",
 ]

@@ -36,13 +36,18 @@ def mix_codes(
         CodesError: the families differ, or the numbers of pictures do not pair up.
         OptionError: an option is out of its range.
     """
-    if bool(len(a)) != bool(len(b)):
-        _check_one_family([a, b])
+    counts = len(a), len(b)
+    count = count_pairs(a, b)
+    if count is None:
+        if not min(counts):
+            raise CodesError(
+                f"one side of the mix has no picture ({counts[0]} and {counts[1]}). A reply without "
+                "pictures has none: let SEED Generate's reply be image."
+            )
         raise CodesError(
-            f"one side of the mix has no picture ({len(a)} and {len(b)}). A reply without "
-            "pictures has none: let SEED Generate's reply be image."
+            f"{counts[0]} pictures cannot be mixed with {counts[1]}: give both the same number, or "
+            "one of them a single picture, which is then used for all"
         )
-    count = check_pairs(a, b, "mixed")
     if not 0 <= start <= end <= NUM_CODES:
         raise OptionError(
             f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
@@ -63,25 +68,17 @@ def mix_codes(
     return SeedCodes(values, a.family, a.codebook_size)
 
 
-def check_pairs(a: SeedCodes, b: SeedCodes, done: str) -> int:
-    """Return how many pairs two batches make; a single picture goes with each of the other side.
+def count_pairs(a: SeedCodes, b: SeedCodes) -> int | None:
+    """Return how many pairs two batches make, a single picture going with each of the other side.
 
-    Args:
-        a: codes of one picture or more.
-        b: likewise.
-        done: what is done to pairs, such as ``mixed``.
+    None if their numbers do not pair up.
 
     Raises:
-        CodesError: the families differ, or the numbers of pictures do not pair up.
+        CodesError: the families differ.
     """
     _check_one_family([a, b])
-    counts = len(a), len(b)
-    if counts[0] != counts[1] and min(counts) != 1:
-        raise CodesError(
-            f"{counts[0]} pictures cannot be {done} with {counts[1]}: give both the same number, or "
-            "one of them a single picture, which is then used for all"
-        )
-    return max(counts)
+    least, most = sorted((len(a), len(b)))
+    return most if least in (1, most) else None
 
 
 def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .edits import check_pairs, join_codes, select_codes
+from ..errors import CodesError
+from .edits import count_pairs, join_codes, select_codes
 from .familiarity import FAMILIAR_DISTANCE, describe_distances
 from .value import CODEBOOK_SIZES, NUM_CODES, SeedCodes
 
@@ -131,7 +132,12 @@ def draw_comparison(
     Raises:
         CodesError: the families differ, or the numbers of pictures do not pair up.
     """
-    count = check_pairs(codes, others, "compared")
+    count = count_pairs(codes, others)
+    if count is None:
+        raise CodesError(
+            f"{len(codes)} pictures cannot be compared with {len(others)}: give both the same "
+            "number, or one of them a single picture, which is then compared with all"
+        )
     panels = []
     for number in range(min(count, most)):
         pair = join_codes([select_codes(c, min(number, len(c) - 1), 1) for c in (codes, others)])

@@ -49,6 +49,12 @@ LOAD = """async ([url, name]) => {
     await app.loadGraphData(graph, true, true, name, { openSource: 'template' });
 }"""
 LOAD_TEXT = "async (graph) => { await app.loadGraphData(JSON.parse(graph)); }"
+# What Load does in the list of past runs.
+LOAD_LAST_RUN = """async () => {
+    const [run] = Object.values(await (await fetch('/api/history?max_items=1')).json());
+    await app.loadGraphData(run.prompt[3].extra_pnginfo.workflow);
+    app.nodeOutputs = run.outputs;
+}"""
 # What queuePrompt returns means one thing in some releases and another in others.
 QUEUE = """async () => {
     window.seedRun = { outputs: {}, end: null };
@@ -159,6 +165,13 @@ class Frontend:
         self.page.evaluate(LOAD_TEXT, text)
         self.settle()
 
+    def load_last_run(self) -> None:
+        """Reload the page and open the last run again, with all that it showed."""
+        self.page.reload()
+        self.page.wait_for_function(READY, timeout=90_000)
+        self.page.evaluate(LOAD_LAST_RUN)
+        self.settle()
+
     def settle(self) -> None:
         """Let Vue mount and measure the nodes, and delayed checks report."""
         self.page.evaluate(SETTLED)
@@ -204,6 +217,10 @@ class Frontend:
     def fit_view(self) -> None:
         self.command("Comfy.Canvas.FitView")
         self.settle()
+
+    def scale(self) -> float:
+        """How large the graph is drawn; 1 is its own size."""
+        return self.page.evaluate("app.canvas.ds.scale")
 
     def command(self, name: str) -> None:
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -183,4 +184,16 @@ def test_a_drawing_is_told_in_words_on_the_node(run_node, mini, drawn):
 def test_a_reply_in_words_is_all_that_the_node_says(run_node, mini, fox_codes):
     asked = {"prompt": "What is in this picture?", "codes": fox_codes, "reply": "text"}
     output = run_node("SEEDGenerate", llm=mini.llm, **asked, max_new_tokens=40)
-    assert output.ui == {"text": output.args[0]}
+    assert output.ui["text"] == output.args[0]
+
+
+def test_words_are_a_file_too_for_the_app_view(pack, run_node, mini):
+    """It shows files alone."""
+    output = run_node(
+        "SEEDGenerate", llm=mini.llm, prompt="Hello", reply="text", variations=2, max_new_tokens=8
+    )
+    (file,) = output.ui["files"]
+    assert file["type"] == "temp"
+    path = Path(pack.folder_paths.get_temp_directory(), file["subfolder"], file["filename"])
+    assert path.suffix == ".txt"
+    assert path.read_text(encoding="utf-8") == "\n\n".join(output.ui["text"])

@@ -188,9 +188,10 @@ def keep_codes(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
     sheet.picture(shown["Before"][0], MARGIN, MARGIN, HALF, HALF)
     sheet.picture(shown["After"][0], right, MARGIN, HALF, HALF)
     sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
-    for left, codes in zip((MARGIN, right), shown["Codes before and after"], strict=True):
-        sheet.picture(codes, left, right, HALF, HALF * codes.height // codes.width)
-    sheet.words("Change the numbers", SIZE - 32, 32)
+    codes = shown["Codes before and after"][0]
+    upper = codes.crop((0, 0, codes.width, 264))  # the first 16 codes of both
+    width = HALF * upper.width // upper.height
+    sheet.picture(upper, (SIZE - width) // 2, right, width, HALF)
     return sheet.image
 
 

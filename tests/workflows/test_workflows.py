@@ -50,6 +50,7 @@ NATIVE = {
     ),
 }
 NAMES = (*RUNNABLE, *NATIVE)
+APPS = ("ask_about_a_picture", "conversation", "edit_by_instruction", "text_to_image")
 DRAWN_FROM_WORDS = ("lora", "story", "text_to_image", "variations_grid")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
 BY_HAND = {"seed_tokenizer.pth", "causal_qformer.pth"}  # on a Google Drive, behind a page
@@ -110,6 +111,12 @@ def group_boxes(name: str) -> dict[str, tuple[float, float, float, float]]:
 def test_the_folder_holds_the_templates_and_their_thumbnails_only():
     expected = {f"{name}{suffix}" for name in NAMES for suffix in (".json", ".jpg")}
     assert {path.name for path in WORKFLOWS.iterdir()} == expected
+
+
+def test_every_template_has_its_place_in_the_list():
+    script = (ROOT / "nodes" / "web" / "templates.js").read_text(encoding="utf-8")
+    listed = re.search(r"ORDER = \[(.+?)\]", script, re.DOTALL)[1]
+    assert sorted(re.findall(r'"(\w+)"', listed)) == sorted(NAMES)
 
 
 def test_every_node_is_in_a_template():
@@ -279,9 +286,8 @@ def test_only_the_saved_file_of_keep_codes_is_switched_off():
     assert leaving == []
     (note,) = [node for node in inside_it if node["type"] in contract.NOTES]
     (save,) = nodes_of("keep_codes", "SEEDSaveCodes")
-    folder, _, name = save["widgets_values"][0].rpartition("/")
-    saved = f"{name}_00001_.safetensors"
-    for words in (saved, f"output/{folder}", "**input**", "**R**", "**Ctrl+B**"):
+    saved = f"{save['widgets_values'][0]}_00001_.safetensors"
+    for words in (saved, "**R**", "**Ctrl+B**"):
         assert words in note["widgets_values"][0]
 
 
@@ -315,10 +321,43 @@ def test_the_two_rows_of_lora_differ_by_the_lora_alone():
     assert {name for name in paint if paint[name] != repaint[name]} == {"codes"}
 
 
+@pytest.mark.parametrize("name", APPS)
+def test_an_app_view_names_fields_and_results_that_are_there(name):
+    """Each field has words of its own. The file opens as a graph."""
+    workflow = read(name)
+    app = workflow["extra"]["linearData"]
+    assert "linearMode" not in workflow["extra"]
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    assert app["outputs"]
+    assert set(app["outputs"]) <= nodes.keys()
+    for place, widget, told in app["inputs"]:
+        home, node, named = place.split(":")
+        assert (home, named) == (workflow["id"], widget)
+        (slot,) = [slot for slot in nodes[node]["inputs"] if slot["name"] == widget]
+        assert slot["link"] is None
+        assert slot["label"]
+        assert slot["label"] != widget
+        assert told["description"]
+
+
 @each_template
 def test_a_note_explains_what_happens(name):
     notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
     assert any(text.startswith("# ") and "**Press Run**" in text for text in notes)
+
+
+@each_template
+def test_the_first_lines_of_a_note_are_large_enough_for_the_whole_view(name):
+    """Where the graph fills the window, only headings of the first two sizes can be read."""
+    for node in nodes_of(name, *contract.NOTES):
+        first, *_ = node["widgets_values"][0].split("\n")
+        assert first.startswith(("# ", "## ")), node["title"]
+
+
+@each_template
+def test_a_note_says_how_to_get_the_full_size_models(name):
+    notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
+    assert sum("python custom_nodes/seed-llama fetch" in text for text in notes) == 1
 
 
 def models_of(name: str) -> list[dict[str, str]]:
