@@ -24,7 +24,13 @@ class SeedChatView(io.ComfyNode):
             category=CATEGORY,
             description="Shows a conversation: who said what, and quick sketches of its pictures "
             "when a tokenizer and a decoder are connected.",
-            search_aliases=["show chat", "conversation", "chat history", "multimodal LLM"],
+            search_aliases=[
+                "show chat",
+                "conversation",
+                "read reply",
+                "chat history",
+                "multimodal LLM",
+            ],
             inputs=[
                 SeedChatWire.Input("chat", tooltip="The conversation, from SEED Generate."),
                 SeedTokenizerWire.Input(

@@ -104,7 +104,10 @@ class SeedDecode(io.ComfyNode):
             category=CATEGORY,
             description="Paints a picture from codes. It shows the same things as the original, "
             "but never the same pixels.",
-            search_aliases=["SEED decoder", "unCLIP", "image codes", "codes to image"],
+            search_aliases=[
+                *("SEED decoder", "unCLIP", "image codes", "codes to image", "paint", "draw"),
+                *("text to image", "image variation"),
+            ],
             inputs=[*_source_inputs(), *_painting_inputs(), *_rare_inputs()],
             outputs=[io.Image.Output("image", tooltip="One picture for each row of codes.")],
         )

@@ -56,7 +56,10 @@ class SeedEncode(io.ComfyNode):
             category=CATEGORY,
             description="Turns each picture into 32 codes: whole numbers that say what the picture "
             "shows, not where every pixel is.",
-            search_aliases=["SEED tokenizer", "image tokens", "image codes", "image to codes"],
+            search_aliases=[
+                *("SEED tokenizer", "image tokens", "image codes", "image to codes"),
+                *("photo to codes", "describe", "tokenize image", "image variation"),
+            ],
             inputs=[
                 SeedTokenizerWire.Input("tokenizer", tooltip="From Load SEED Tokenizer."),
                 io.Image.Input(

@@ -119,7 +119,11 @@ class SeedGenerate(io.ComfyNode):
             category=CATEGORY,
             description="Ask SEED-LLaMA: describe a picture, answer a question, draw from text, "
             "change a picture by an instruction.",
-            search_aliases=["SEED-LLaMA", "multimodal LLM", "ask image", "caption", "chat"],
+            search_aliases=[
+                *("SEED-LLaMA", "multimodal LLM", "VLM", "ask image", "VQA", "visual question"),
+                *("caption", "describe", "image to text", "img2txt", "interrogate", "prompt"),
+                *("draw", "text to image", "txt2img", "edit image", "instruct", "chat"),
+            ],
             inputs=[*_context_inputs(), *_reply_inputs(), *_sampling_inputs()],
             outputs=[
                 io.String.Output(
