@@ -1,5 +1,6 @@
 """Codes back into pictures, painted by an unCLIP decoder."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,6 +154,7 @@ def paint(
     negative = None if negative_codes is None else embed(tokenizer, negative_codes)
     core = decoder.ready(decoder.core.memory_required(options.width, options.height))
     progress = host.Progress(len(codes) * options.num_inference_steps)
+    colours = host.latent_colours(core)
     pixels: torch.Tensor = core.decode(
         embedding,
         negative=negative,
@@ -160,6 +162,7 @@ def paint(
         generator=seeded_generators(seed, len(codes)),
         on_step=progress.step,
         make_room=decoder.ready,
+        on_look=None if colours is None else partial(progress.picture, colours=colours),
     )
     return host.pixels_to_image(pixels)
 

@@ -18,7 +18,7 @@ from .folders import (
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
 from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
-from .progress import Progress, show_text
+from .progress import Progress, latent_colours, show_text
 from .wires import (
     SeedClipVisionOutput,
     codes_to_wire,
@@ -46,6 +46,7 @@ __all__ = [
     "image_to_pixels",
     "find_file",
     "input_files",
+    "latent_colours",
     "load_model",
     "may_map_files",
     "message_of",

@@ -211,3 +211,97 @@ def test_a_saved_graph_paints_the_very_same_picture(pack, run, mini, models, fox
     assert torch.equal(image, wanted.movedim(1, -1))
     (own,) = run("SEEDDecode", **models, codes=fox_codes, **{**saved, "guidance_scale": -1})
     assert not torch.equal(image, own)
+
+
+# --- previews while it paints ---
+
+
+@pytest.fixture
+def bar(pack, monkeypatch):
+    """The progress bar's calls: done, total, and the picture if one came with it."""
+    calls = []
+
+    class Bar:
+        def __init__(self, total):
+            pass
+
+        def update_absolute(self, done, total, preview=None):
+            calls.append((done, total, preview))
+
+    monkeypatch.setattr(pack.host.progress.comfy.utils, "ProgressBar", Bar)
+    return calls
+
+
+@pytest.fixture
+def previews(pack, monkeypatch):
+    """Switches them on or off, as the host's settings do for each job."""
+    progress = pack.host.progress
+    methods = {False: progress.LatentPreviewMethod.NoPreviews}
+    methods[True] = progress.LatentPreviewMethod.Auto
+
+    def switch(is_on):
+        monkeypatch.setattr(progress.args, "preview_method", methods[is_on])
+
+    return switch
+
+
+def test_without_previews_there_are_none(run, models, fox_codes, bar, previews):
+    previews(False)
+    run("SEEDDecode", **models, codes=fox_codes, steps=4)
+    assert [call[2] for call in bar] == [None] * 4
+
+
+def test_previews_come_with_the_steps(pack, run, models, fox_codes, bar, previews, monkeypatch):
+    monkeypatch.setattr(pack.host.progress, "PREVIEW_INTERVAL", 0)
+    previews(True)
+    run("SEEDDecode", **models, codes=fox_codes, steps=4)
+    assert [call[:2] for call in bar] == [(i, 4) for i in (1, 2, 3, 4)]
+    for form, picture, largest in (call[2] for call in bar):
+        assert (form, picture.mode, picture.size) == ("JPEG", "RGB", (16, 16))
+        assert largest == pack.host.progress.args.preview_size
+    first, last = bar[0][2][1], bar[-1][2][1]
+    assert first.tobytes() != last.tobytes()
+
+
+def test_previews_come_a_few_times_a_second_at_most(run, models, fox_codes, bar, previews, pack):
+    """However fast the steps are, and however slow: the clock stands still here."""
+    previews(True)
+    pack.host.progress.time = SimpleNamespace(monotonic=lambda: 5.0)
+    try:
+        run("SEEDDecode", **models, codes=fox_codes, steps=4)
+    finally:
+        pack.host.progress.time = importlib.import_module("time")
+    assert [call[2] is not None for call in bar] == [True, False, False, False]
+
+
+def test_previews_change_no_picture(pack, run, models, fox_codes, previews, monkeypatch):
+    monkeypatch.setattr(pack.host.progress, "PREVIEW_INTERVAL", 0)
+    made = []
+    for is_on in (False, True):
+        previews(is_on)
+        made += run("SEEDDecode", **models, codes=fox_codes, steps=3)
+    assert torch.equal(*made)
+
+
+def test_the_colours_are_the_decoders_or_the_hosts_or_unknown(pack, models, previews):
+    def colours(own, scaling_factor):
+        config = SimpleNamespace(scaling_factor=scaling_factor)
+        module = SimpleNamespace(vae=SimpleNamespace(config=config))
+        return pack.host.latent_colours(SimpleNamespace(module=module, colours=own))
+
+    previews(True)
+    own = models["decoder"].core.colours
+    assert pack.host.latent_colours(models["decoder"].core) is own
+    assert colours(own, 0.18215) is own
+    assert colours(None, 0.18215).shape == (5, 3)
+    assert colours(None, 0.5) is None
+    previews(False)
+    assert colours(own, 0.18215) is None
+
+
+def test_sketches_of_a_conversation_are_seen_coming_too(pack, models, fox_codes, bar, previews):
+    previews(True)
+    chat = pack.seed_core.SeedChat("seed-mini", 512).answer((tuple(fox_codes.values[0].tolist()),))
+    with torch.inference_mode():
+        pack.nodes_by_id["SEEDChatView"].execute(chat=chat, **models)
+    assert bar[0][2] is not None

@@ -187,6 +187,27 @@ def test_guidance_that_is_no_number_in_range_is_refused(folder, wrong):
         read(folder)
 
 
+def write_colours(folder, colours):
+    file = folder / "vae" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["_latent_colours"]
+    file.write_text(json.dumps(config | colours), encoding="utf-8")
+
+
+def test_a_vae_need_not_say_what_colours_its_latents_have(folder):
+    write_colours(folder, {})
+    assert read(folder).colours is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], [[0.0] * 3] * 4, [[0.0] * 2] * 5, 3, "abcde", [0, 0, 0, 0, 0], [["1"] * 3] * 5]
+)
+def test_colours_that_are_no_table_are_refused(folder, wrong):
+    write_colours(folder, {"_latent_colours": wrong})
+    with pytest.raises(CheckpointError, match=r"_latent_colours in vae/config\.json.* 5 rows"):
+        read(folder)
+
+
 @pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
 @pytest.mark.parametrize("name", ["os", "NoSuchScheduler", None])
 def test_an_unknown_scheduler_is_refused_by_name(folder, part, name):
