@@ -24,6 +24,7 @@ from .io_types import (
     SeedTokenizerWire,
     no_picture,
     random_seed_input,
+    without_words,
 )
 
 
@@ -111,7 +112,13 @@ class SeedDecode(io.ComfyNode):
             ],
             inputs=[*_source_inputs(), *_painting_inputs(), *_rare_inputs()],
             outputs=[io.Image.Output("image", tooltip="One picture for each row of codes.")],
+            has_intermediate_output=True,  # its words come again with a run from the host's cache
         )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
+        """A side that arrives by wire is None here."""
+        return host.message_of(lambda: DecodeOptions(width=width or 0, height=height or 0))
 
     @classmethod
     def execute(
@@ -136,7 +143,7 @@ class SeedDecode(io.ComfyNode):
             width=width,
             height=height,
         )
-        return io.NodeOutput(paint(tokenizer, decoder, codes, options, seed, negative_codes))
+        return without_words(paint(tokenizer, decoder, codes, options, seed, negative_codes))
 
 
 def paint(

@@ -24,6 +24,7 @@ from .io_types import (
     SeedCodesWire,
     SeedTokenizerWire,
     no_picture,
+    without_words,
 )
 
 
@@ -71,13 +72,14 @@ class SeedCodesToEmbedding(io.ComfyNode):
                     is_output_list=True,
                 )
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
         if not len(codes):
             return no_picture()
-        return io.NodeOutput(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
+        return without_words(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
 
 
 class SeedCodesToIpAdapter(io.ComfyNode):
@@ -104,6 +106,7 @@ class SeedCodesToIpAdapter(io.ComfyNode):
                     tooltip="As many zeros, for neg_embed of the same node. Connect it as well.",
                 ),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -111,7 +114,7 @@ class SeedCodesToIpAdapter(io.ComfyNode):
         if not len(codes):
             return no_picture(outputs=2)
         embedding = host.to_wire(embed(tokenizer, codes, require_ip_adapter))
-        return io.NodeOutput(embedding, torch.zeros_like(embedding))
+        return without_words(embedding, torch.zeros_like(embedding))
 
 
 class SeedCodesToConditioning(io.ComfyNode):
@@ -135,6 +138,7 @@ class SeedCodesToConditioning(io.ComfyNode):
                     "Latent Image the same batch_size.",
                 )
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -142,7 +146,7 @@ class SeedCodesToConditioning(io.ComfyNode):
         if not len(codes):
             return no_picture()
         condition = embed(tokenizer, codes, require_text_condition)
-        return io.NodeOutput(host.embeddings_to_conditioning(condition))
+        return without_words(host.embeddings_to_conditioning(condition))
 
 
 class SeedBlendEmbeddings(io.ComfyNode):

@@ -4,6 +4,8 @@ Tokenizer, LLM and decoder travel as `host.LoadedModel`, codes as `SeedCodes`, a
 `SeedChat`. CLIP_VISION_OUTPUT, IMAGE and STRING are the host's own, EMBEDS is IPAdapter's: a tensor.
 """
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from . import host
@@ -32,6 +34,14 @@ def no_picture(outputs: int = 1) -> io.NodeOutput:
     said = NO_PICTURE[0].upper() + NO_PICTURE[1:]
     host.show_text(said)
     return io.NodeOutput(*(host.nothing() for _ in range(outputs)), ui={"text": [said]})
+
+
+def without_words(*results: Any) -> io.NodeOutput:
+    """Give results and take what the node said in the last run off it.
+
+    Of several runs over a list the host joins only the entries that the first one has.
+    """
+    return io.NodeOutput(*results, ui={"text": []})
 
 
 def random_seed_input(effect: str) -> io.Int.Input:

@@ -48,10 +48,7 @@ def mix_codes(
             f"{counts[0]} pictures cannot be mixed with {counts[1]}: give both the same number, or "
             "one of them a single picture, which is then used for all"
         )
-    if not 0 <= start <= end <= NUM_CODES:
-        raise OptionError(
-            f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
-        )
+    check_range(start, end)
     if mode not in MIX_MODES:
         raise OptionError(f"unknown mode {mode!r}; known modes: {', '.join(MIX_MODES)}")
     if not 0 <= amount <= 1:
@@ -66,6 +63,14 @@ def mix_codes(
         is_from_b &= chance < amount
     values = torch.where(is_from_b.to(a.values.device), b.values, a.values)
     return SeedCodes(values, a.family, a.codebook_size)
+
+
+def check_range(start: int, end: int) -> None:
+    """Refuse positions ``start .. end - 1`` that no picture has, with an `OptionError`."""
+    if not 0 <= start <= end <= NUM_CODES:
+        raise OptionError(
+            f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
+        )
 
 
 def count_pairs(a: SeedCodes, b: SeedCodes) -> int | None:

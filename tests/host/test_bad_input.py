@@ -163,6 +163,7 @@ def test_too_many_negatives_are_counted(comfy_server, graphs):
         ("ask", "generate", {"top_p": 1.5}, "bigger than max"),
         ("reconstruct", "encode", {"fit": "zoom"}, "not in list"),
         ("text_to_image", "generate", {"prompt": " "}, "the prompt is empty"),
+        ("reconstruct", "decode", {"width": 100}, "multiple of 8 pixels up to 4096; got 100"),
     ],
 )
 def test_bad_values_are_told_by_the_host(comfy_server, graphs, name, node, value, words):
@@ -189,16 +190,6 @@ def test_codes_of_another_family_are_refused_by_both_names(
     graph["other"] = {"class_type": "SEEDTokenizerLoader", "inputs": inputs}
     graph.set("decode", tokenizer=["other", 0])
     fails(comfy_server, graph, "decode", "seed-2", "seed-mini", "same family")
-
-
-def test_an_odd_size_is_refused_before_painting(comfy_server, graphs):
-    fails(
-        comfy_server,
-        graphs["reconstruct"].set("decode", width=100),
-        "decode",
-        "100",
-        "multiple of 8",
-    )
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def test_negatives_must_be_one_or_as_many(pack, run, models, fox_codes):
         run("SEEDDecode", **models, codes=fox_codes, negative_codes=two)
 
 
+def test_an_odd_size_is_told_before_anything_runs(pack):
+    node = pack.nodes_by_id["SEEDDecode"]
+    assert "width must be" in node.validate_inputs(width=100, height=0)
+    assert "height must be" in node.validate_inputs(height=4104)
+    assert node.validate_inputs(width=96, height=64) is True
+    assert node.validate_inputs() is True  # both come by wire
+
+
 def test_an_odd_size_is_refused(pack, run, models, fox_codes):
     with pytest.raises(pack.seed_core.OptionError, match="multiple of 8"):
         run("SEEDDecode", **models, codes=fox_codes, width=100)

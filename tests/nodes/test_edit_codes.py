@@ -18,11 +18,12 @@ def test_it_runs_without_a_save_node(pack):
     assert pack.nodes_by_id["SEEDPreviewCodes"].GET_SCHEMA().is_output_node
 
 
-def test_codes_without_a_picture_show_nothing(pack):
+def test_codes_without_a_picture_show_nothing_but_say_so(pack):
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
     output = show(pack, codes)
     assert output.args == (codes,)
-    assert output.ui is None
+    assert output.ui["images"] == []
+    assert "no picture" in output.ui["text"][0]
 
 
 def shown(output):
@@ -114,3 +115,19 @@ def test_mistakes_are_errors_of_ours(run, pack, filled):
         run("SEEDBatchCodes", codes_1=filled(1), codes_2=filled(2, 1, "seed-2", 8192))
     with pytest.raises(error, match="batch of 1"):
         run("SEEDSelectCodes", codes=filled(1), index=1)
+
+
+def test_every_preview_shows_the_same_kinds_of_things(pack, filled):
+    """Over a list of codes the host joins what the first one shows, by name."""
+    shows = [show(pack, filled(1, count)).ui.keys() for count in (65, 1, 0)]
+    assert shows == [{"images", "text"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "is_right"), [(0, 32, True), (20, 10, False), (0, 33, False)]
+)
+def test_positions_that_no_picture_has_are_told_before_anything_runs(pack, start, end, is_right):
+    node = pack.nodes_by_id["SEEDMixCodes"]
+    said = node.validate_inputs(start=start, end=end)
+    assert said is True if is_right else f"got {start} and {end}" in said
+    assert node.validate_inputs(start=start) is True  # the other comes by wire
