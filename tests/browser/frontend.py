@@ -42,6 +42,8 @@ OWN_NOISE = (
     "[MaskEditor]",
     "ComfyApp graph accessed before initialization",
     "huggingface.co",
+    "Invalid layout total size",
+    "input.link is deprecated",
 )
 READY = "window.app?.extensionManager && window.app.canvas && window.app.rootGraph?._nodes.length"
 LOAD = """async ([url, name]) => {
@@ -182,8 +184,12 @@ class Frontend:
         return self.messages + [text for text in shown if text]
 
     def api_prompt(self) -> dict[str, Any]:
-        """The API form the frontend would queue now."""
-        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        """The API form the frontend would queue now, without the pack that newer ones name."""
+        prompt = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        for node in prompt.values():
+            for key in ("cnr_id", "ver"):
+                node.get("_meta", {}).pop(key, None)
+        return prompt
 
     def run(self, timeout: float = 120) -> dict[str, Any]:
         """Queue the graph, wait for its end and give each node's shown output by node id."""
@@ -242,7 +248,8 @@ class Frontend:
         """Select the first node of a type and press its information button; the page that opens."""
         self.page.evaluate(SELECT, node_type)
         self.page.get_by_test_id("info-button").click()
-        content = self.page.locator(".node-help-content [class*=markdown-content]")
+        classes = (".markdown-content", ".comfy-markdown-content")  # the second since 1.58
+        content = self.page.locator(".node-help-content").locator(",".join(classes)).first
         content.wait_for()
         return content
 

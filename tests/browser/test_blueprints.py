@@ -80,7 +80,7 @@ def server_with_ipadapter(browser_server, tmp_path_factory):
             path.parent.mkdir(parents=True)
             path.touch()
     packs = browser_server.packs | {"ipadapter": IPADAPTER_DOUBLE}
-    server = type(browser_server)(browser_server.checkout, base, packs)
+    server = type(browser_server)(browser_server.checkout, base, packs, browser_server.args)
     server.start()
     yield server
     server.stop()
@@ -167,6 +167,7 @@ def check_edit(frontend, shown):
 CHECKS = {DRAW: check_draw, CHAT: check_chat, EDIT: check_edit, VARIATION: check_variation}
 
 
+@pytest.mark.every_frontend
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_drops_clean_runs_on_one_picture_and_gives_the_right_thing(
     name, frontend, request, screenshot_folder
@@ -334,6 +335,7 @@ def comparable(graph: dict) -> dict:
     )
 
 
+@pytest.mark.every_frontend
 def test_the_frontend_saves_what_the_file_says(frontend):
     """A file that the frontend would repair or fill in is not the file people get."""
     for name in RUNNABLE:

@@ -49,7 +49,7 @@ def server(comfy, browser_server, tmp_path_factory):
     ipadapter = comfy.find_ipadapter() or IPADAPTER_DOUBLE
     packs = browser_server.packs | {"ComfyUI_IPAdapter_plus": ipadapter}
     base = tmp_path_factory.mktemp("with_ipadapter")
-    server = type(browser_server)(browser_server.checkout, base, packs)
+    server = type(browser_server)(browser_server.checkout, base, packs, browser_server.args)
     server.start()
     yield server
     server.stop()

@@ -273,6 +273,7 @@ BEGINNING = ("reconstruct", "text_to_image", "ask_about_a_picture", "edit_by_ins
 TEMPLATES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
+@pytest.mark.every_frontend
 @pytest.mark.parametrize("name", CHECKS)
 def test_loads_clean_runs_and_shows_the_right_thing(
     name, frontend, request, screenshot_folder, is_current
@@ -323,6 +324,7 @@ def of_ours(prompt: dict) -> dict:
     return {key: node for key, node in prompt.items() if node["class_type"].startswith("SEED")}
 
 
+@pytest.mark.every_frontend
 def test_queues_what_the_api_twins_say(open_frontend, is_current):
     frontend = open_frontend(vue_nodes=False)
     for name in CHECKS:
