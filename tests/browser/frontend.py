@@ -224,6 +224,10 @@ class Frontend:
         self.command("Comfy.Canvas.FitView")
         self.settle()
 
+    def version(self) -> tuple[int, ...]:
+        """Of the frontend, as (1, 47, 10)."""
+        return tuple(map(int, self.page.evaluate("__COMFYUI_FRONTEND_VERSION__").split(".")))
+
     def scale(self) -> float:
         """How large the graph is drawn; 1 is its own size."""
         return self.page.evaluate("app.canvas.ds.scale")
