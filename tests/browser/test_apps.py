@@ -67,7 +67,7 @@ def test_a_template_opens_as_a_graph_and_is_an_app_at_a_click(name, frontend, sc
     pictures, words = RESULTS[name]
     results = page.get_by_test_id("linear-history-item")
     results.nth(pictures - (words is None)).wait_for()
-    shown = page.get_by_test_id("linear-image-output").locator("img")
+    shown = page.get_by_test_id("linear-image-output")
     assert shown.count() == pictures
     page.wait_for_function(
         "(all) => all.every((img) => img.naturalWidth > 0)", arg=shown.element_handles()
