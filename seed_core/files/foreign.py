@@ -55,7 +55,7 @@ _FILES = {
     **dict.fromkeys(("pytorch_model_fsdp*", "*.distcp"), _FSDP),
     "checkpoint-*": "is a checkpoint of a training run. Choose that folder.",
     "adapter_model*": "is a LoRA adapter, which changes a model but is not one. Load it with Load "
-    "SEED-LLaMA LoRA (--lora in a terminal).",
+    "SEED LoRA (--lora in a terminal).",
     **dict.fromkeys(
         (
             "*.part",
@@ -167,7 +167,7 @@ def explain_names(unknown: Iterable[str]) -> str | None:
         if ".lora_" in name or ".base_layer." in name:
             return (
                 "holds a LoRA adapter, alone or beside the weights that it changes. Load an adapter "
-                "with Load SEED-LLaMA LoRA (--lora in a terminal)."
+                "with Load SEED LoRA (--lora in a terminal)."
             )
     return None
 
