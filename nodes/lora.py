@@ -15,14 +15,14 @@ class SeedLoraLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SEEDLoRALoader",
-            display_name="Load SEED-LLaMA LoRA",
+            display_name="Load SEED LoRA",
             category=CATEGORY,
             description="Applies a LoRA adapter, as saved by peft after fine-tuning, to SEED-LLaMA. "
             "The model itself stays as it is. Several adapters can be chained.",
             search_aliases=["LoRA", "peft", "adapter", "fine-tune", "SEED-LLaMA"],
             inputs=[
                 SeedLlmWire.Input(
-                    "llm", tooltip="From Load SEED-LLaMA, or from another Load SEED-LLaMA LoRA."
+                    "llm", tooltip="From Load SEED-LLaMA, or from another Load SEED LoRA."
                 ),
                 io.Combo.Input(
                     "lora",

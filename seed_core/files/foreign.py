@@ -167,7 +167,7 @@ def explain_names(unknown: Iterable[str]) -> str | None:
         if ".lora_" in name or ".base_layer." in name:
             return (
                 "holds a LoRA adapter, alone or beside the weights that it changes. Load an adapter "
-                "with Load SEED-LLaMA LoRA (--lora in a terminal)."
+                "with Load SEED LoRA (--lora in a terminal)."
             )
     return None
 

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from seed_core.fetching.downloads import DOWNLOADS
+from seed_core.models.tokenizer import SEED_1_LINK
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORKFLOWS = ROOT / "workflows"
@@ -50,12 +53,14 @@ NAMES = (*RUNNABLE, *NATIVE)
 APPS = ("ask_about_a_picture", "conversation", "edit_by_instruction", "text_to_image")
 DRAWN_FROM_WORDS = ("lora", "story", "text_to_image", "variations_grid")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
-PUBLISHED_ELSEWHERE = ("seed_tokenizer.pth",)  # on a Google Drive: the frontend offers none
+BY_HAND = {"seed_tokenizer.pth", "causal_qformer.pth"}  # on a Google Drive, behind a page
 LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
 CHANCE = ("SEEDGenerate", "SEEDMixCodes", "SEEDDecode", "KSampler", "PrimitiveInt")
 BUNDLED_LOADERS = ("SEEDTokenizerLoader", "SEEDLLaMALoader", "SEEDDecoderLoader")
 # What the frontend lets people download: from its missingModelDownload module.
 OFFERED_SOURCES = ("https://huggingface.co/", "https://civitai.com/")
+TOKENIZER = "seed-tokenizer-2"  # what fetch calls the one that the native templates load
+TOKENIZER_SOURCES = DOWNLOADS[TOKENIZER].sources
 OFFERED_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
 MODEL_FOLDERS = ("checkpoints", "ipadapter", "seed_tokenizer")
 TITLE_HEIGHT = 30  # LiteGraph draws a node's title above its position
@@ -370,14 +375,37 @@ def test_the_chosen_files_are_those_offered_for_download(name):
     for node in nodes_of(name, *LOADERS):
         chosen = node["widgets_values"][0]
         assert chosen in NATIVE[name]
-        offered = [model["name"] for model in node["properties"].get("models", [])]
-        assert offered == ([] if chosen in PUBLISHED_ELSEWHERE else [chosen])
+        assert [model["name"] for model in node["properties"]["models"]] == [chosen]
+
+
+@each_native
+def test_download_all_and_fetch_together_get_what_its_loaders_need(name):
+    """The frontend offers what a widget names; the rest is on the tokenizer loader's help page."""
+    offered = {model["name"] for model in models_of(name) if model["name"] not in BY_HAND}
+    fetched = {file for source in TOKENIZER_SOURCES for file in source.files}
+    assert set(NATIVE[name]) - offered - fetched == BY_HAND & set(NATIVE[name])
+    page = (ROOT / "nodes/web/docs/SEEDTokenizerLoader.md").read_text(encoding="utf-8")
+    assert [file for file in set(NATIVE[name]) - offered if f"`{file}`" not in page] == []
+
+
+@each_native
+def test_what_fetch_gets_too_is_offered_from_the_same_page(name):
+    homes = {file: source for source in TOKENIZER_SOURCES for file in source.files}
+    for model in models_of(name):
+        if model["name"] in homes:
+            home = homes[model["name"]]
+            assert model["url"] == f"{home.page}/resolve/main/{model['name']}"
+            assert model["directory"] == DOWNLOADS[TOKENIZER].folder
 
 
 @each_native
 def test_models_are_offered_from_where_the_frontend_downloads(name):
+    """For a file published elsewhere it shows the page's link, without a button."""
     assert models_of(name)
     for model in models_of(name):
+        if model["name"] in BY_HAND:
+            assert model["url"] == SEED_1_LINK
+            continue
         assert model["url"].startswith(OFFERED_SOURCES)
         assert model["url"].endswith("/" + model["name"])
         assert model["name"].endswith(OFFERED_SUFFIXES)
@@ -396,8 +424,7 @@ def test_the_note_says_name_source_size_and_folder_of_every_file(name):
     folders = {model["name"]: model["directory"] for model in models_of(name)}
     for file, _, size, folder in rows:
         assert folder.split(",")[0] == folders.get(file, "seed_tokenizer")
-        on_google_drive = file in ("seed_tokenizer.pth", "causal_qformer.pth")
-        assert size == "see there" if on_google_drive else re.fullmatch(r"[\d.]+ [GM]B", size)
+        assert size == "see there" if file in BY_HAND else re.fullmatch(r"[\d.]+ [GM]B", size)
 
 
 def test_native_blend_paints_with_the_models_and_settings_of_native_unclip():
