@@ -27,7 +27,7 @@ MOST_VARIATIONS = 64
 
 def _context_inputs() -> list[Any]:
     return [
-        SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA."),
+        SeedLlmWire.Input("llm", tooltip="From Load SEED LLM."),
         io.String.Input(
             "prompt",
             multiline=True,

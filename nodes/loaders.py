@@ -110,7 +110,7 @@ class SeedLlamaLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SEEDLLaMALoader",
-            display_name="Load SEED-LLaMA",
+            display_name="Load SEED LLM",
             category=CATEGORY,
             description="Loads the language model that reads and writes text and picture codes.",
             search_aliases=[
