@@ -46,9 +46,13 @@ def definitions(language: str) -> dict:
 def test_nodes_and_widgets_are_called_by_their_translated_names(
     language, open_frontend, screenshot_folder
 ):
-    """Open a template in the language: titles, sockets and widgets are what the file says."""
+    """Put a node on the canvas: its title, sockets and widgets are what the file says.
+
+    Templates have names of their own for some, in English.
+    """
     frontend = open_frontend(vue_nodes=True, locale=language)
-    frontend.load_template("text_to_image")
+    frontend.page.evaluate(ALONE, "SEEDGenerate")
+    frontend.fit_view()
     wanted = definitions(language)["SEEDGenerate"]
     shown = frontend.page.evaluate(LABELS, "SEEDGenerate")
     names = {key: entry["name"] for key, entry in wanted["inputs"].items()}
