@@ -79,7 +79,8 @@ class SeedChatView(io.ComfyNode):
         # Always both: of many conversations the host joins the entries that the first one has.
         shown = {**host.words([said]), "images": []}
         if tokenizer and decoder and len(codes):
-            sketches = paint(tokenizer, decoder, codes, SKETCH)
+            # Previews would take the place of the pictures.
+            sketches = paint(tokenizer, decoder, codes, SKETCH, has_preview=False)
             shown["images"] = ui.PreviewImage(sketches, cls=cls).values
         return io.NodeOutput(text, codes, ui=shown)
 

@@ -27,6 +27,8 @@ from .io_types import (
     without_words,
 )
 
+LONGEST_SIDE = 2048  # pixels
+
 
 def _source_inputs() -> list[Any]:
     return [
@@ -85,7 +87,7 @@ def _rare_inputs() -> list[Any]:
                 side,
                 default=0,
                 min=0,
-                max=2048,
+                max=LONGEST_SIDE,
                 step=8,
                 tooltip=f"{side.capitalize()} {size}",
                 advanced=True,
@@ -117,7 +119,9 @@ class SeedDecode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
-        """A side that arrives by wire is None here."""
+        """A side that arrives by wire is None here. The host leaves the check of both to this."""
+        if max(width or 0, height or 0) > LONGEST_SIDE:
+            return f"width and height go up to {LONGEST_SIDE} pixels; got {width} and {height}"
         return host.message_of(lambda: DecodeOptions(width=width or 0, height=height or 0))
 
     @classmethod
@@ -134,7 +138,7 @@ class SeedDecode(io.ComfyNode):
         height: int,
         negative_codes: SeedCodes | None = None,
     ) -> io.NodeOutput:
-        if not len(codes):
+        if not len(codes) or (negative_codes is not None and not len(negative_codes)):
             return no_picture()
         options = DecodeOptions(
             num_inference_steps=steps,
@@ -153,6 +157,7 @@ def paint(
     options: DecodeOptions,
     seed: int = 0,
     negative_codes: SeedCodes | None = None,
+    has_preview: bool = True,
 ) -> torch.Tensor:
     """IMAGE [B, H, W, 3] of codes."""
     require_match(tokenizer, decoder, codes, negative_codes)
@@ -161,7 +166,7 @@ def paint(
     negative = None if negative_codes is None else embed(tokenizer, negative_codes)
     core = decoder.ready(decoder.core.memory_required(options.width, options.height))
     progress = host.Progress(len(codes) * options.num_inference_steps)
-    colours = host.latent_colours(core)
+    colours = host.latent_colours(core) if has_preview else None
     pixels: torch.Tensor = core.decode(
         embedding,
         negative=negative,

@@ -61,9 +61,7 @@ class SeedPreviewCodes(io.ComfyNode):
 
 def _shown(codes: SeedCodes, images: list[Any], said: list[str]) -> io.NodeOutput:
     # Always both: of codes in a list the host joins the entries that the first of them has.
-    if said:
-        host.show_text("\n".join(said))
-    return io.NodeOutput(codes, ui={"images": images, "text": said})
+    return io.NodeOutput(codes, ui={"images": images, **host.say(*said)})
 
 
 def _position(name: str, default: int, tooltip: str) -> io.Int.Input:

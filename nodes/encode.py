@@ -13,7 +13,10 @@ from . import host
 from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
 from .kinds import TOKENIZER
 
-FOR_PHOTOGRAPHS = "For photographs and any other picture choose a SEED-2 tokenizer."
+FOR_PHOTOGRAPHS = (
+    "For photographs and any other picture choose the SEED-2 models in all loaders: the tokenizer, "
+    "SEED-LLaMA and the decoder."
+)
 
 
 class SeedSamplePicture(io.ComfyNode):
@@ -79,7 +82,7 @@ class SeedEncode(io.ComfyNode):
                     "codes", tooltip="32 codes for each picture, in the order of the batch."
                 )
             ],
-            is_output_node=True,  # it tells by itself whether it knows such pictures
+            has_intermediate_output=True,  # its words come again with a run from the host's cache
         )
 
     @classmethod
@@ -94,6 +97,4 @@ class SeedEncode(io.ComfyNode):
         said = summarize_distances(codes)
         if unfamiliar_rows(codes):
             said = f"{said}\n\n{FOR_PHOTOGRAPHS} {TOKENIZER.how_to_get()}"
-        # At each run: nothing takes the words of the last one off the node.
-        host.show_text(said)
-        return io.NodeOutput(codes, ui={"text": [said]})
+        return io.NodeOutput(codes, ui=host.say(said))

@@ -202,5 +202,5 @@ def _say(replies: Sequence[Reply]) -> list[str]:
     if len(said) > 1:
         said = [f"{number}: {text}" for number, text in enumerate(said, 1)]
     if any(len(reply.codes) for reply in replies):
-        said.append("SEED Decode paints the pictures: connect it to codes.")
+        said.append("SEED Decode paints what is in codes.")
     return said

@@ -32,8 +32,7 @@ def no_picture(outputs: int = 1) -> io.NodeOutput:
     It is no error: whether the model draws or only talks may be its own choice.
     """
     said = NO_PICTURE[0].upper() + NO_PICTURE[1:]
-    host.show_text(said)
-    return io.NodeOutput(*(host.nothing() for _ in range(outputs)), ui={"text": [said]})
+    return io.NodeOutput(*(host.nothing() for _ in range(outputs)), ui=host.say(said))
 
 
 def without_words(*results: Any) -> io.NodeOutput:

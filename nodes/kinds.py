@@ -135,8 +135,8 @@ class ModelKind:
             return f"Put {self.by_hand}, into {folder}, then press R."
         command = command_line("fetch", self.download, "--into", folder)
         return (
-            "To get one, run this in a terminal, then press R (by hand: the node's help, and "
-            f"{self.by_hand}):\n{command}"
+            f"To get one, run the line below in a terminal and press R. By hand: {self.by_hand}, as "
+            f"the help of this node says.\n{command}"
         )
 
     def with_advice(self, error: CheckpointError) -> CheckpointError:

@@ -18,7 +18,7 @@ from .folders import (
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
 from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
-from .progress import Progress, latent_colours, show_text
+from .progress import Progress, latent_colours, say, show_text
 from .wires import (
     SeedClipVisionOutput,
     codes_to_wire,
@@ -59,6 +59,7 @@ __all__ = [
     "pixels_to_image",
     "prefers_fp8",
     "register_model_folders",
+    "say",
     "show_text",
     "to_wire",
     "words",

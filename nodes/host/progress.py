@@ -29,22 +29,26 @@ class Progress:
     def __init__(self, total: int):
         self._bar = comfy.utils.ProgressBar(total)
         self._next_text = self._next_picture = 0.0
-        self._preview: tuple[str, Image.Image, int] | None = None
+        self._draw: Callable[[], torch.Tensor] | None = None
 
     def step(self, done: int, total: int) -> None:
         """Move the bar. Raises the host's interruption when Stop was pressed."""
-        self._bar.update_absolute(done, total, self._preview)
-        self._preview = None
+        self._bar.update_absolute(done, total, self._preview(is_last=done == total))
         # The bar skips updates that come too fast, and with them the check.
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def picture(self, look: Callable[[], torch.Tensor], colours: torch.Tensor) -> None:
         """Have the next step show latents in their colours, a few times a second at most."""
+        self._draw = lambda: rough_picture(look(), colours)
+
+    def _preview(self, is_last: bool) -> tuple[str, Image.Image, int] | None:
         now = time.monotonic()
-        if now >= self._next_picture:
-            self._next_picture = now + PREVIEW_INTERVAL
-            pixels = rough_picture(look(), colours).mul(255).byte().numpy()
-            self._preview = ("JPEG", Image.fromarray(pixels), args.preview_size)
+        # The last one stays on the node.
+        if self._draw is None or (now < self._next_picture and not is_last):
+            return None
+        self._next_picture = now + PREVIEW_INTERVAL
+        pixels = self._draw().mul(255).byte().numpy()
+        return ("JPEG", Image.fromarray(pixels), args.preview_size)
 
     def show(self, text: Callable[[], str], is_final: bool = False) -> None:
         """Write on the node, a few times a second at most."""
@@ -61,6 +65,13 @@ def show_text(text: str) -> None:
         server = PromptServer.instance
         escaped = html.escape(text, quote=False)
         server.send_progress_text(escaped, context.node_id, server.client_id)
+
+
+def say(*said: str) -> dict[str, list[str]]:
+    """Write on the node that is running, and return what makes the frontend keep it there."""
+    if said:
+        show_text("\n".join(said))
+    return {"text": list(said)}
 
 
 def latent_colours(decoder: SeedDecoder) -> torch.Tensor | None:

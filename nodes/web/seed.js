@@ -3,13 +3,12 @@
 import { app } from "../../scripts/app.js";
 
 const isOurs = (type) => String(type ?? "").startsWith("SEED");
-const addSheet = () => document.head.appendChild(document.createElement("style"));
 
 // --- colours of the wires
 const WIRES = ["SEED_TOKENIZER", "SEED_LLM", "SEED_DECODER", "SEED_CODES", "SEED_CHAT"];
 const DARK = ["#00d2ff", "#c36987", "#d27800", "#ffff00", "#96ffe1"];
 const LIGHT = ["#3c4bff", "#3c2d5a", "#1e3c0f", "#69780f", "#007869"];
-const sheet = addSheet();
+const sheet = document.head.appendChild(document.createElement("style"));
 
 // Every palette writes its colours into the page's style, which a canvas reads in any notation, and
 // empties the colour of each type that it does not know.
@@ -18,28 +17,17 @@ function followPalette() {
   pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--bg-color").trim();
   const [red, green, blue] = [1, 3, 5].map((i) => parseInt(pen.fillStyle.slice(i, i + 2), 16));
   const colours = red + green + blue > 1.5 * 255 ? LIGHT : DARK;
-  sheet.textContent = `:root {${WIRES.map((type, i) => `--color-datatype-${type}: ${colours[i]};`).join("")}}`;
+  const rule = (type, i) => `--color-datatype-${type}: ${colours[i]};`;
+  sheet.textContent = `:root {${WIRES.map(rule).join("")}}`;
   for (const table of [app.canvas?.default_connection_color_byType, window.LGraphCanvas?.link_type_colors])
     for (const [i, type] of table ? WIRES.entries() : [])
       if ([undefined, "", DARK[i], LIGHT[i]].includes(table[type])) table[type] = colours[i];
   app.canvas?.setDirty?.(true, true);
 }
 
-// --- examples in empty boxes: Vue nodes know the placeholder but leave it out
-function showExamples(type, input) {
-  for (const [, options] of Object.values({ ...input?.required, ...input?.optional })) {
-    if (!options?.placeholder) continue;
-    const box = `[node-type="${type}"]:has(> textarea[placeholder=""]:placeholder-shown)`;
-    const words = JSON.stringify(options.placeholder).replaceAll("\\n", "\\a ");
-    addSheet().textContent = `${box}::after { content: ${words}; position: absolute; opacity: 0.6;
-      inset: 1.5rem 0.75rem auto; pointer-events: none; font: var(--comfy-textarea-font-size) monospace; }`;
-  }
-}
-
 // --- words that stay on a node
 const LIVE = ["$$node-text-preview"]; // the page's own box for what a node says while it runs
 const WORDS = ["preview_text", "preview_mode"];
-
 // A node by its number, or by a path of numbers or of a subgraph's name in front of it.
 function nodeAt(path) {
   const steps = String(path).split(":");
@@ -48,50 +36,64 @@ function nodeAt(path) {
   return steps.reduce(into, app.rootGraph)?.getNodeById(last);
 }
 
-function removeWidgets(node, names) {
-  const found = isOurs(node?.type) && node.widgets?.filter(({ name }) => names.includes(name));
-  for (const widget of found || []) node.removeWidget?.(widget);
-}
+const removeWidgets = (node, names) =>
+  node?.widgets?.filter(({ name }) => names.includes(name)).forEach((widget) => node.removeWidget?.(widget));
 
-function showWords(node, output) {
+function write(node, words) {
   const boxes = window.comfyAPI?.textPreviewWidgets;
-  if (!isOurs(node?.type) || !output?.text || !boxes?.addTextPreviewWidgets) return;
-  removeWidgets(node, output.text.length ? LIVE : [...LIVE, ...WORDS]);
-  if (!output.text.length) return;
+  if (!boxes?.addTextPreviewWidgets) return;
+  removeWidgets(node, words.length ? LIVE : [...LIVE, ...WORDS]);
+  if (!words.length) return;
   if (!node.widgets?.some(({ name }) => name === WORDS[0])) {
     boxes.addTextPreviewWidgets(node);
     // A switch to Markdown, where words in angle brackets would vanish.
     for (const mode of node.widgets) if (mode.name === WORDS[1]) mode.hidden = true;
-    const [width, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    node.setSize(node.computeSize().map((side, i) => Math.max(side, node.size[i])));
   }
-  boxes.updateTextPreviewWidgets(node, { text: [output.text].flat().join("\n\n") });
+  boxes.updateTextPreviewWidgets(node, { text: words.join("\n\n") });
   node.setDirtyCanvas?.(true, true);
 }
 
+// What a node in a subgraph says is on the subgraph's node as well, where people look.
+function showWords(path, output) {
+  const node = nodeAt(path);
+  if (!isOurs(node?.type) || !output?.text) return;
+  write(node, [output.text].flat());
+  const [first, ...inner] = String(path).split(":");
+  const isOuter = ({ id, type }) => String(id) === first || type === first;
+  const outer = inner.length && app.rootGraph.nodes.find(isOuter);
+  if (!outer) return;
+  outer.seedWords = { ...outer.seedWords, [node.id]: [output.text].flat() };
+  write(outer, Object.values(outer.seedWords).flat());
+}
+
 // --- errors: the page says that a node threw one or rejected a value, ours say what is wrong
-function say(sentence, type) {
-  if (!sentence || !isOurs(type)) return;
+function say(sentences, isAll) {
+  const words = [...new Set(sentences)].join("\n");
   let frames = 60; // the page opens its message within a few
-  const write = () => {
+  (function put() {
     const shown = document.querySelector("[data-testid=error-overlay-messages] p");
-    if (shown && !shown.textContent.includes(sentence)) shown.textContent = sentence;
-    if (shown) shown.style.webkitLineClamp = "none";
-    if (frames-- > 0) requestAnimationFrame(write);
-  };
-  write();
+    if (shown && !shown.textContent.includes(words))
+      shown.textContent = isAll ? words : `${shown.textContent}\n${words}`;
+    shown?.style.setProperty("-webkit-line-clamp", "none");
+    if (words && frames-- > 0) requestAnimationFrame(put);
+  })();
 }
 
 // What is refused before a run is told in the answer to the queue alone.
 function listenToQueue(api, queue) {
+  const isSentence = ([type, error]) => isOurs(type) && error.type === "custom_validation_failed";
   const sayAll = (answer) => {
-    for (const { class_type, errors } of Object.values(answer?.node_errors ?? {}))
-      for (const { type, details } of errors)
-        if (type === "custom_validation_failed") say(details.replace(/^\w+ - /, ""), class_type);
+    const refused = Object.values(answer?.node_errors ?? {});
+    const errors = refused.flatMap((node) => node.errors.map((error) => [node.class_type, error]));
+    const ours = errors.filter(isSentence).map(([, { details }]) => details.replace(/^\w+ - /, ""));
+    say(ours, errors.every(isSentence));
+  };
+  api.queuePrompt = (...given) => {
+    const answer = queue.apply(api, given);
+    answer.then(sayAll, (error) => sayAll(error?.response));
     return answer;
   };
-  const fail = (error) => Promise.reject((sayAll(error?.response), error));
-  api.queuePrompt = (...given) => queue.apply(api, given).then(sayAll, fail);
 }
 
 // --- files for SEED Load Codes: the page has uploads for pictures, sound and video alone
@@ -114,7 +116,7 @@ function takeFiles(node) {
   const chooser = Object.assign(document.createElement("input"), { type: "file" });
   chooser.onchange = () => upload(node, chooser.files[0]);
   const button = node.addWidget("button", "upload", "", () => chooser.click(), { serialize: false });
-  button.label = "choose file to upload"; // the page's own words
+  Object.assign(button, { label: "choose file to upload", serialize: false }); // the page's own words
   node.onDragOver = ({ dataTransfer }) => dataTransfer?.types.includes("Files");
   node.onDragDrop = ({ dataTransfer: { files } }) => files.length && upload(node, files[0]).then(() => true);
 }
@@ -122,7 +124,6 @@ function takeFiles(node) {
 // --- templates: the page lists a pack's as their folder happens to hold them
 const ORDER = `reconstruct text_to_image ask_about_a_picture edit_by_instruction mix_two_pictures conversation
   story keep_codes lora variations_grid native_unclip native_blend ipadapter_sdxl seed1_stable_diffusion`;
-
 function sortTemplates(api, list) {
   const pack = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2));
   const sort = (packs) => (packs?.[pack]?.sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b)), packs);
@@ -136,14 +137,11 @@ app.registerExtension({
   setup() {
     followPalette();
     new MutationObserver(followPalette).observe(document.documentElement, { attributeFilter: ["style"] });
-    on("progress_text", ({ nodeId }) => removeWidgets(nodeAt(nodeId), WORDS)); // a new run begins to speak
-    on("executed", ({ node, output }) => showWords(nodeAt(node), output));
-    on("execution_error", (error) => say(error.exception_message?.trim(), error.node_type));
+    on("progress_text", ({ nodeId }) => isOurs(nodeAt(nodeId)?.type) && removeWidgets(nodeAt(nodeId), WORDS));
+    on("executed", ({ node, output }) => showWords(node, output));
+    on("execution_error", ({ exception_message: words, node_type }) => isOurs(node_type) && say([words.trim()], true));
     if (app.api?.queuePrompt) listenToQueue(app.api, app.api.queuePrompt);
   },
-  beforeRegisterNodeDef: (_, { name, input }) => isOurs(name) && showExamples(name, input),
   nodeCreated: (node) => node.comfyClass === "SEEDLoadCodes" && takeFiles(node),
-  onNodeOutputsUpdated(outputs) {
-    for (const [path, output] of Object.entries(outputs ?? {})) showWords(nodeAt(path), output);
-  },
+  onNodeOutputsUpdated: (outputs) => Object.entries(outputs ?? {}).forEach((one) => showWords(...one)),
 });

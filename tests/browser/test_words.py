@@ -25,6 +25,9 @@ TUCK_AWAY = """() => {
     const node = app.rootGraph._nodes.find((node) => node.type === 'SEEDGenerate');
     app.rootGraph.convertToSubgraph(new Set([node]));
 }"""
+SAID_OUTSIDE = """() => app.rootGraph._nodes.filter((node) => node.subgraph)
+    .flatMap((node) => node.widgets ?? []).filter((w) => w.name === 'preview_text')
+    .map((w) => w.value)"""
 WITHOUT = "**/extensions/seed-llama/seed.js"
 
 
@@ -111,17 +114,20 @@ def test_the_pack_works_without_its_script(frontend_module, browser_server, chro
 
 
 @pytest.mark.usefixtures("current_frontend")
-def test_an_empty_prompt_shows_its_example(open_frontend, front_end, screenshot_folder):
-    frontend = open_frontend(vue_nodes=True)
+def test_what_is_said_in_a_blueprint_is_on_its_node(frontend, request, screenshot_folder):
+    """Its own nodes are out of sight. Nothing of it is saved or queued."""
     frontend.load_template("ask_about_a_picture")
-    box = frontend.page.locator("[data-node-id] textarea").filter(visible=True)
-    prompt = box.and_(frontend.page.locator("[node-type=SEEDGenerate] > textarea"))
-    example = "(box) => getComputedStyle(box.parentElement, '::after').content"
-    assert prompt.evaluate(example) == "none"
-    prompt.fill("")
-    shown = prompt.get_attribute("placeholder") or prompt.evaluate(example).strip('"')
-    assert shown == "What is in this picture? <image>"
-    frontend.screenshot(screenshot_folder / f"example-{front_end}.png")
+    frontend.page.evaluate(TUCK_AWAY)
+    queued, saved = frontend.api_prompt(), frontend.page.evaluate(SAVED)
+    frontend.run()
+    frontend.settle()
+    (shown,) = frontend.page.evaluate(SAID_OUTSIDE)
+    assert shown == "A big sunflower on an orange background."
+    assert frontend.api_prompt() == queued
+    assert {
+        k: [v for v in values if v != shown] for k, values in frontend.page.evaluate(SAVED).items()
+    } == saved
+    frontend.screenshot(screenshot_folder / f"outside-{request.node.callspec.id}.png")
 
 
 def test_an_old_frontend_without_such_boxes_says_nothing_about_it(open_frontend):

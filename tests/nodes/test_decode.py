@@ -49,10 +49,13 @@ def test_width_and_height_are_the_pictures(run, models, fox_codes):
     assert image.shape == (1, 64, 96, 3)
 
 
-def test_a_picture_to_steer_away_from_has_to_be_one(pack, run, models, fox_codes):
+def test_a_reply_without_a_picture_to_steer_away_from_is_told_too(
+    pack, run_node, models, fox_codes
+):
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
-    with pytest.raises(pack.seed_core.CodesError, match=r"negative_codes holds 0 pictures"):
-        run("SEEDDecode", **models, codes=fox_codes, negative_codes=codes)
+    output = run_node("SEEDDecode", **models, codes=fox_codes, negative_codes=codes)
+    assert "no picture" in output.ui["text"][0]
+    assert type(output.args[0]).__name__ == "ExecutionBlocker"
 
 
 def test_codes_of_another_family_are_refused_by_both_names(pack, run, models):
