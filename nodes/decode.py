@@ -120,8 +120,9 @@ class SeedDecode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
         """A side that arrives by wire is None here. The host leaves the check of both to this."""
-        if max(width or 0, height or 0) > LONGEST_SIDE:
-            return f"width and height go up to {LONGEST_SIDE} pixels; got {width} and {height}"
+        for name, side in (("width", width), ("height", height)):
+            if side is not None and side > LONGEST_SIDE:
+                return f"{name} must be {LONGEST_SIDE} pixels at most; got {side}"
         return host.message_of(lambda: DecodeOptions(width=width or 0, height=height or 0))
 
     @classmethod

@@ -6,8 +6,8 @@ const isOurs = (type) => String(type ?? "").startsWith("SEED");
 
 // --- colours of the wires
 const WIRES = ["SEED_TOKENIZER", "SEED_LLM", "SEED_DECODER", "SEED_CODES", "SEED_CHAT"];
-const DARK = ["#00d2ff", "#c36987", "#d27800", "#ffff00", "#96ffe1"];
-const LIGHT = ["#3c4bff", "#3c2d5a", "#1e3c0f", "#69780f", "#007869"];
+const DARK = ["#009678", "#f000f0", "#d25a00", "#5af000", "#5af0f0"];
+const LIGHT = ["#19644b", "#964b7d", "#af6419", "#960000", "#324bfa"];
 const sheet = document.head.appendChild(document.createElement("style"));
 
 // Every palette writes its colours into the page's style, which a canvas reads in any notation, and

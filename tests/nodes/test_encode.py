@@ -71,7 +71,7 @@ def test_alpha_is_dropped_and_grey_is_repeated(run, mini, fox, fox_codes):
 def test_how_well_the_codes_fit_is_told_on_the_node(pack, run, mini, fox, monkeypatch):
     """At every run, as the frontend keeps the last words. seed-mini does not know a fox in negative."""
     said = []
-    monkeypatch.setattr(pack.host, "show_text", said.append)
+    monkeypatch.setattr(pack.host.progress, "show_text", said.append)
     for image in (1 - fox, fox, torch.cat((fox, 1 - fox))):
         (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=image)
         assert codes.distances.shape == (len(image), 32)
@@ -85,7 +85,7 @@ def test_how_well_the_codes_fit_is_told_on_the_node(pack, run, mini, fox, monkey
 
 def test_it_stays_on_the_node(pack, run_node, mini, fox, monkeypatch):
     said = []
-    monkeypatch.setattr(pack.host, "show_text", said.append)
+    monkeypatch.setattr(pack.host.progress, "show_text", said.append)
     output = run_node("SEEDEncode", tokenizer=mini.tokenizer, image=fox)
     assert output.ui == {"text": said}
 
