@@ -76,7 +76,7 @@ def test_how_well_the_codes_fit_is_told_on_the_node(pack, run, mini, fox, monkey
         (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=image)
         assert codes.distances.shape == (len(image), 32)
     assert "This picture is of a kind that seed-mini does not know" in said[0]
-    assert "choose a SEED-2 tokenizer" in said[0]
+    assert "choose the SEED-2 models in all loaders" in said[0]
     assert "fetch seed-tokenizer-2" in said[0]
     assert said[1].startswith("One picture of the kind that seed-mini knows")
     assert "SEED-2" not in said[1]
