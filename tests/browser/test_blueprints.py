@@ -310,7 +310,10 @@ def look_inside(frontend, screenshots: Path, shot: str) -> list[dict]:
 
 
 def comparable(graph: dict) -> dict:
-    """A subgraph without what is given anew on every canvas: identifiers and numbers."""
+    """A subgraph without what is given anew on every canvas: identifiers and numbers.
+
+    And without the copy of the widgets' values by their names, which frontends after 1.47 add.
+    """
     place = {node["id"]: i for i, node in enumerate(graph["nodes"])} | {-10: "in", -20: "out"}
     numbers = ("id", "order", "link", "links", "linkIds", "pos")
     wires = [
@@ -322,7 +325,7 @@ def comparable(graph: dict) -> dict:
         return [{k: v for k, v in slot.items() if k not in numbers} for slot in found]
 
     nodes = [
-        {k: v for k, v in node.items() if k not in ("id", "order")}
+        {k: v for k, v in node.items() if k not in ("id", "order", "widgets_values_named")}
         | {side: slots(node[side]) for side in ("inputs", "outputs")}
         for node in graph["nodes"]
     ]
