@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import tempfile
 import textwrap
@@ -297,7 +298,9 @@ def open_frontend(vue_nodes: bool) -> Iterator[Any]:
     drive = load_beside(TESTS / "browser" / "frontend.py")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         packs = {comfy.PACK_NAME: comfy.PACK_ROOT, "ipadapter": IPADAPTER_DOUBLE}
-        server = comfy.ComfyServer(comfy.find_checkout(), Path(folder) / "comfy", packs)
+        newest = os.environ.get("COMFYUI_FRONTEND_PATH")  # as for the tests of the browser
+        args = (*comfy.ON_THE_PROCESSOR, *(("--front-end-root", newest) if newest else ()))
+        server = comfy.ComfyServer(comfy.find_checkout(), Path(folder) / "comfy", packs, args)
         stand_ins(server.base_dir / "models")
         server.start()
         try:
