@@ -64,6 +64,16 @@ class Download(NamedTuple):
     folder: str
     sources: tuple[Source, ...]
 
+    @property
+    def kind(self) -> str:
+        """What it is: tokenizer, llm or decoder."""
+        return self.folder.partition("/")[0].removeprefix("seed_")
+
+    @property
+    def shares_folder(self) -> bool:
+        """Whether others of its kind lie in the same folder."""
+        return "/" not in self.folder
+
 
 def _llm(name: str, gigabytes: float | None, commit: str | None) -> Download:
     weights = HubSource(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
