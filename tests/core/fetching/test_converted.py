@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from random import Random
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from seed_core.fetching.converted import fetch_converted
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
 from seed_core.fetching.fetch import fetch
 from seed_core.fetching.plan import make_plan
+from seed_core.files.writer import sha256_of
 from seed_core.models.convert import convert_model, plan_conversion
 
 NAME = "seed-llama-8b-sft"
@@ -269,3 +275,30 @@ def test_too_little_room_is_said_before_a_shard_is_fetched(published, models, mo
     with pytest.raises(DownloadError, match="while it is converted"):
         fetch_converted(plan_in(models), torch.float16, output_in(models))
     assert not any(path.endswith(".bin") and begin is None for path, begin in published.asked)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_at_any_moment_leaves_what_the_next_goes_on_with(
+    published, models, tmp_path, kills
+):
+    expected = reference(models, torch.float8_e4m3fn, tmp_path)
+    output, plan = output_in(models), plan_in(models)
+    begun = time.monotonic()
+    fetch_converted(plan, torch.float8_e4m3fn, output)
+    takes, random = time.monotonic() - begun, Random(kills)
+    for _ in range(kills):
+        output.unlink(missing_ok=True)
+        for lasts in (random.uniform(0, takes), None):
+            child = os.fork()
+            if not child:
+                try:
+                    fetch_converted(plan, torch.float8_e4m3fn, output)
+                finally:
+                    os._exit(0)
+            if lasts is not None:
+                threading.Event().wait(lasts)
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert sha256_of(output) == expected
+        assert [path for path in output.parent.iterdir() if path.suffix != ".lock"] == [output]
