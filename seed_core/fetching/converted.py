@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +27,7 @@ from . import outline
 from .describe import show_size
 from .downloads import DOWNLOADS, Source
 from .failures import Listener, explained
+from .fetch import alone
 from .plan import DIGITS, UNFINISHED, File, Plan, check_lengths
 from .transfer import get_file, get_part
 
@@ -59,20 +59,19 @@ def fetch_converted(
         OptionError: the output exists or cannot be written, or another run is writing it.
     """
     listener = Listener(on_bytes)
-    work = replace(plan, folder=_work_folder(plan, output))
-    is_finished = output.exists() and work.folder.exists()  # but its hash was not told yet
-    if not is_finished:
-        check_output(output, SUFFIX, nbytes=0)
-        if not plan.missing:
-            conversion = _plan_conversion(plan, dtype)
-            return convert_model(conversion, output, lambda *_: listener())
-        check_lengths(work.folder, [file for _, file in work.files])
-        work.folder.mkdir(parents=True, exist_ok=True)
-        _fetch(work, dtype, output, listener)
-    digest = sha256_of(output, listener)
-    shutil.rmtree(work.folder.parent, ignore_errors=True)
-    with suppress(OSError):  # others lie there
-        work.folder.parent.parent.rmdir()
+    with alone(output.name, output.parent) as unfinished:
+        work = replace(plan, folder=unfinished / _version(plan, output) / plan.name)
+        is_finished = output.exists() and work.folder.exists()  # but its hash was not told yet
+        if not is_finished:
+            check_output(output, SUFFIX, nbytes=0)
+            if not plan.missing:
+                conversion = _plan_conversion(plan, dtype)
+                return convert_model(conversion, output, lambda *_: listener())
+            check_lengths(work.folder, [file for _, file in work.files])
+            work.folder.mkdir(parents=True, exist_ok=True)
+            _fetch(work, dtype, output, listener)
+        digest = sha256_of(output, listener)
+        shutil.rmtree(work.folder.parent, ignore_errors=True)
     return digest
 
 
@@ -82,12 +81,11 @@ def output_of(plan: Plan, precision: str) -> Path:
     return folder / f"{plan.name}-{precision}{SUFFIX}"
 
 
-def _work_folder(plan: Plan, output: Path) -> Path:
-    """Return where the files lie until they are converted: a folder that no loader lists."""
+def _version(plan: Plan, output: Path) -> str:
+    """Return the name of a folder for the files until they are converted."""
     # Other versions and precisions have others, so that nothing is ever continued by mistake.
     versions = [f"{file.sha256 or file.commit} {file.name}" for _, file in plan.files]
-    version = sha256("\n".join([output.name, *versions]).encode()).hexdigest()[:DIGITS]
-    return output.parent / UNFINISHED / version / plan.name
+    return sha256("\n".join([output.name, *versions]).encode()).hexdigest()[:DIGITS]
 
 
 def _plan_conversion(plan: Plan, dtype: torch.dtype) -> Conversion:
@@ -102,6 +100,9 @@ def _fetch(plan: Plan, dtype: torch.dtype, output: Path, listener: Listener) -> 
         if not path.exists():
             with explained(source, output.parent, listener):
                 _prepare(plan, source, file, listener)
+    # Each time anew: a run may have ended between a file and its record.
+    origins = {path: file.origin(source) for path, (source, file) in entries.items()}
+    origin.note(plan.folder, plan.name, origins)
     conversion = _plan_conversion(plan, dtype)
     _check_room(plan, conversion, output)
     run = _Run(plan, conversion, listener)
@@ -146,7 +147,6 @@ def _prepare(plan: Plan, source: Source, file: File, listener: Listener) -> None
         arrived = _arrived(plan.folder, file)
         get_file(source, file, arrived, listener)
         arrived.replace(path)
-    origin.note(plan.folder, plan.name, file.name, file.origin(source))
 
 
 def _mark(folder: Path, file: File) -> Path:

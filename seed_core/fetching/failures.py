@@ -88,14 +88,19 @@ def _broken(error: BaseException, source: Source, folder: Path) -> str:
             f"the disk of {folder} is full. Make room, then run the same command again: it goes "
             "on where this one ended"
         )
-    if name := getattr(error, "filename", None):
-        return (
-            f"{name} cannot be used: {getattr(error, 'strerror', error)}. {_settings()}If that "
-            f"is the disk of {folder}, choose another with --models"
-        )
+    if getattr(error, "filename", None):
+        return unusable(error, folder)
     return (
         f"no connection to {source.page} ({_reason(error)}). {_settings()}Run the same command "
         f"again when there is one: it goes on where this one ended. {by_hand(source, folder)}"
+    )
+
+
+def unusable(error: BaseException, folder: Path) -> str:
+    """Return what to say of a file or folder that the system does not let us use."""
+    return (
+        f"{getattr(error, 'filename', folder)} cannot be used: {getattr(error, 'strerror', error)}. "
+        f"{_settings()}If that is the disk of {folder}, choose another with --models"
     )
 
 

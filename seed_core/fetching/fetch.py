@@ -6,15 +6,16 @@ one goes on where it stopped. Files that are there already are never written ove
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import DownloadError
 from ..files import origin
 from .describe import show_size
-from .failures import Listener, explained
-from .plan import UNFINISHED, Plan, check_nothing_in_the_way
+from .downloads import Source
+from .failures import Listener, explained, unusable
+from .plan import UNFINISHED, File, Plan, check_nothing_in_the_way
 from .transfer import get_file
 
 
@@ -32,6 +33,37 @@ def check_disk(plan: Plan) -> None:
         )
 
 
+@contextlib.contextmanager
+def alone(name: str, folder: Path) -> Iterator[Path]:
+    """Keep two runs that fetch a model apart, and give the folder of unfinished files.
+
+    The folder goes when nothing is left in it.
+
+    Raises:
+        DownloadError: another run is fetching the model, or the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    unfinished = folder / UNFINISHED
+    lock = FileLock(unfinished / f"{name}.lock")
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DownloadError(
+            f"another run is fetching {name} into {folder}; wait for its end"
+        ) from error
+    except OSError as error:
+        raise DownloadError(unusable(error, folder)) from error
+    try:
+        yield unfinished
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # others lie there
+            Path(lock.lock_file).unlink(missing_ok=True)
+            unfinished.rmdir()
+
+
 def fetch(plan: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[Path]:
     """Fetch what is missing, yielding the path of each file when it is complete.
 
@@ -45,13 +77,17 @@ def fetch(plan: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Itera
             arrives damaged.
     """
     listener = Listener(on_bytes)
-    for source, file in plan.missing:
-        arrived, target = file.unfinished(plan.folder), plan.folder / file.name
-        with explained(source, plan.folder, listener):
-            get_file(source, file, arrived, listener)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            check_nothing_in_the_way(target, file.size)
-            arrived.replace(target)
-            origin.note(plan.folder, plan.name, file.name, file.origin(source))
-        yield target
-    shutil.rmtree(plan.folder / UNFINISHED, ignore_errors=True)
+    with alone(plan.name, plan.folder):
+        for source, file in plan.missing:
+            with explained(source, plan.folder, listener):
+                yield _fetch_file(plan, source, file, listener)
+
+
+def _fetch_file(plan: Plan, source: Source, file: File, listener: Listener) -> Path:
+    arrived, target = file.unfinished(plan.folder), plan.folder / file.name
+    get_file(source, file, arrived, listener)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_nothing_in_the_way(target, file.size)
+    origin.note(plan.folder, plan.name, {arrived: file.origin(source)})
+    arrived.replace(target)
+    return target

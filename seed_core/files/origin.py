@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from typing import Any
 SUFFIX = ".fetched.json"
 
 
-def note(folder: Path, model: str, name: str, origin: dict[str, Any]) -> None:
-    """Write down where a file is from, once it is in its place.
+def note(folder: Path, model: str, origins: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Write down where files are from, before they are moved to their places.
 
     Args:
         folder: the model's own.
         model: what `fetch` calls it, which names the record.
-        name: of the file, below the folder.
-        origin: of the file; ``sha256`` is read again by `identity`.
+        origins: by where each file lies now: its ``name`` below the folder, its ``size`` and
+            ``sha256``, which `identity` reads again, and whatever people may want to know.
     """
     path = folder / f"{model}{SUFFIX}"
     record = _read(path)
-    # A file that is changed later is no longer the one whose hash stands here.
-    record[name] = {**origin, "modified": (folder / name).stat().st_mtime_ns}
+    for file, origin in origins.items():
+        # A file that is changed later is no longer the one whose hash stands here.
+        record[origin["name"]] = {**origin, "modified": file.stat().st_mtime_ns}
     new = path.with_suffix(".new")
     new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     new.replace(path)

@@ -302,3 +302,18 @@ def test_a_process_that_is_killed_at_any_moment_leaves_what_the_next_goes_on_wit
             os.waitpid(child, 0)
         assert sha256_of(output) == expected
         assert [path for path in output.parent.iterdir() if path.suffix != ".lock"] == [output]
+
+
+def test_two_runs_of_one_model_are_kept_apart(published, models):
+    output = output_in(models)
+    plan, said = plan_in(models), []
+
+    def again(_):
+        if not said:
+            with pytest.raises(DownloadError, match="another run is fetching") as caught:
+                fetch_converted(plan, torch.float16, output)
+            said.append(caught)
+
+    fetch_converted(plan, torch.float16, output, again)
+    assert said
+    load_llm(output)
