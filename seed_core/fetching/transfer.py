@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from .downloads import HubSource, Source
 from .failures import Listener
 from .plan import File
 
+_TELL_EVERY = 0.2  # seconds
+
 
 def get_file(source: Source, file: File, path: Path, listener: Listener) -> None:
     """Append to an unfinished file what it still lacks, and check the whole.
@@ -25,10 +29,11 @@ def get_file(source: Source, file: File, path: Path, listener: Listener) -> None
         DownloadError: it arrived damaged, and was deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _Watched(path.open("ab", buffering=0), listener) as stream:
+    with _Stoppable(path) as stream:
         if stream.tell() > file.size:  # a server that began anew where it was asked to go on
             stream.truncate(0)
-        _http_get(source, file, stream, stream.seek(0, os.SEEK_END), file.size)
+        resume = stream.seek(0, os.SEEK_END)
+        _in_background(lambda: _http_get(source, file, stream, resume, file.size), stream, listener)
     size = path.stat().st_size
     if size == file.size and file.sha256 in (None, sha256_of(path, listener)):
         return
@@ -75,17 +80,61 @@ def _http_get(
     )
 
 
-class _Watched(io.BufferedWriter):
-    """A file that tells how much is written to it."""
+class _Stoppable(io.FileIO):
+    """A file that grows at its end until it is stopped; counts what is written."""
 
-    def __init__(self, raw: Any, listener: Listener) -> None:
-        super().__init__(raw)
-        self._listener = listener
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "ab")
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._new = 0
 
     def write(self, data: Any) -> int:
-        written = super().write(data)
-        self._listener(written)
-        return written
+        with self._lock:
+            if self._is_stopped:
+                raise InterruptedError("stopped")
+            view = memoryview(data)
+            while view:  # a system may take less than it is given
+                view = view[super().write(view) :]
+            self._new += len(data)
+        return len(data)
+
+    def stop(self) -> None:
+        """Write no more; a write that has begun is waited for."""
+        with self._lock:
+            self._is_stopped = True
+
+    def take_count(self) -> int:
+        """Return the bytes that were written since this was last asked."""
+        with self._lock:
+            new, self._new = self._new, 0
+        return new
+
+
+def _in_background(work: Callable[[], None], stream: _Stoppable, listener: Listener) -> None:
+    """Run a transfer while the listener is told of it.
+
+    A server may be silent for a long time. Who wants to stop does not wait for it: the transfer
+    then ends by itself, when it next has something to write.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again where the work is waited for
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_TELL_EVERY)
+            listener(stream.take_count())
+    finally:
+        stream.stop()
+    for error in raised:
+        raise error
 
 
 class _Limited(io.BytesIO):
