@@ -66,9 +66,10 @@ def run(args: argparse.Namespace) -> None:
         for line in describe.describe_all():
             say(line)
         return
+    download = DOWNLOADS[args.name]
     if args.precision is not None:
-        check_precision(DOWNLOADS[args.name].kind, LLM_PRECISIONS[args.precision])
-    folder = places.find_folder(DOWNLOADS[args.name].folder, args.models, args.into)
+        check_precision(download.kind, LLM_PRECISIONS[args.precision])
+    folder = places.find_folder(download.folder, args.models, args.into)
     wanted = plan.make_plan(args.name, folder, args.revision)
     for line in describe.describe(wanted):
         say(line)
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
         for path in fetch.fetch(wanted):
             say(f"fetched {path}")
         return
-    output = converted.output_of(wanted, args.precision)
+    root = folder if download.shares_folder else folder.parent
+    output = download.place(root, args.precision)
     check_output(output, nbytes=0)
     say(f"converted to {args.precision} while it comes, into {output}")
     if not args.yes:

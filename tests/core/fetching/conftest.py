@@ -60,7 +60,12 @@ class Handler(BaseHTTPRequestHandler):
         if (cut := self.server.cut_after) and len(content) > cut:
             content, self.server.cut_after = content[:cut], None
             self.server.refusal = (503, {})
-        self.wfile.write(content)
+        half = len(content) // 2
+        self.wfile.write(content[:half])
+        if content and self.server.silence is not None:
+            self.wfile.flush()
+            self.server.silence.wait()
+        self.wfile.write(content[half:])
 
     def log_message(self, *_):
         """A test's output is its own."""
@@ -78,6 +83,7 @@ class Hub(ThreadingHTTPServer):
         refusal: status and headers that answer everything.
         cut_after: bytes of an answer after which the connection ends, once; then comes a refusal.
         sends_parts: whether it heeds ranges.
+        silence: what it waits for in the middle of each answer.
     """
 
     def __init__(self):
@@ -85,6 +91,7 @@ class Hub(ThreadingHTTPServer):
         self.files, self.web, self.sent, self.announced = {}, {}, {}, {}
         self.asked, self.refusal, self.cut_after = [], None, None
         self.sends_parts = True
+        self.silence = None
         self.commit = "a" * 40
         self.url = f"http://127.0.0.1:{self.server_port}"
 

@@ -5,13 +5,15 @@ import json
 import os
 import re
 import shutil
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from seed_core.__main__ import main
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
-from seed_core.fetching.plan import UNFINISHED, File
+from seed_core.fetching.fetch import fetch
+from seed_core.fetching.plan import UNFINISHED, File, make_plan
 
 COMMIT = "a" * 40
 WEIGHTS = bytes(range(256)) * 400
@@ -392,3 +394,25 @@ def test_pins_are_commits_or_the_beginnings_of_some():
     hashes = [source.sha256 for source in sources if isinstance(source, WebSource)]
     assert hashes
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes)
+
+
+class StopError(Exception):
+    pass
+
+
+def test_who_stops_does_not_wait_for_a_silent_server(hub, models):
+    """And what it sends afterwards is not written: the next run has its own."""
+    plan = make_plan(NAME, models / "seed_tokenizer")
+    hub.silence = threading.Event()
+
+    def stop(_):
+        raise StopError
+
+    with pytest.raises(StopError):  # it would wait for ever
+        list(fetch(plan, stop))
+    begun = [path for path in models.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_size for path in begun}
+    hub.silence.set()
+    assert run(models) == 0
+    assert (models / "seed_tokenizer" / "seed_quantizer.pt").read_bytes() == WEIGHTS
+    assert sum(before.values()) < len(WEIGHTS)
