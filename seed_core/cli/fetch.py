@@ -80,10 +80,10 @@ def run(args: argparse.Namespace) -> None:
         for path in fetch.fetch(wanted):
             say(f"fetched {path}")
         return
-    root = folder if download.shares_folder else folder.parent
-    output = download.place(root, args.precision)
+    output = converted.output_of(wanted, args.precision)
     check_output(output, nbytes=0)
-    say(f"converted to {args.precision} while it comes, into {output}")
+    size = download.gigabytes[args.precision]
+    say(f"converted to {args.precision} while it comes, into {output}: about {size} GB in the end")
     if not args.yes:
         _ask_to_go_on()
     digest = converted.fetch_converted(wanted, LLM_PRECISIONS[args.precision], output)

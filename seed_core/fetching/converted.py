@@ -75,6 +75,12 @@ def fetch_converted(
     return digest
 
 
+def output_of(plan: Plan, precision: str) -> Path:
+    """Return where the file goes: beside other models of its kind, for a loader to list."""
+    folder = plan.folder if DOWNLOADS[plan.name].shares_folder else plan.folder.parent
+    return folder / f"{plan.name}-{precision}{SUFFIX}"
+
+
 def _version(plan: Plan, output: Path) -> str:
     """Return the name of a folder for the files until they are converted."""
     # Other versions and precisions have others, so that nothing is ever continued by mistake.

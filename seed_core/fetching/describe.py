@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from .downloads import DOWNLOADS, HubSource
 from .plan import Plan
@@ -25,41 +23,6 @@ def describe(plan: Plan) -> Iterator[str]:
             there = ", is there already" if (plan.folder / file.name).exists() else ""
             yield f"    {file.name}, {show_size(file.size)}{there}"
     yield f"to fetch: {show_size(plan.needed)}; free on that disk: {show_size(plan.free)}"
-
-
-def describe_choice(name: str, precision: str | None, folder: Path) -> Iterator[str]:
-    """Yield lines on one model and what would become of it, without asking a server.
-
-    Sizes are the rounded ones of `DOWNLOADS`.
-
-    Args:
-        name: a key of ``DOWNLOADS``.
-        precision: that it would be converted to; None as it is published.
-        folder: for models of its kind.
-    """
-    download = DOWNLOADS[name]
-    place = download.place(folder, precision)
-    whole = download.published_gigabytes
-    yield f"{name}: {_about(whole)} to fetch"
-    for source in download.sources:
-        remark = f"; {source.remark}" if source.remark else ""
-        yield f"- {', '.join(source.files)} ({_about(source.gigabytes)})"
-        yield f"  from {source.page} (licence: {source.licence}{remark})"
-        if isinstance(source, HubSource):
-            yield f"  at commit {source.commit or 'of the day, which this pack does not pin'}"
-    kept = whole if precision is None else download.gigabytes[precision]
-    how = "as it is published" if precision is None else f"one file in {precision}"
-    yield f"What stays on the disk: {how}, {_about(kept)}, {place}"
-    if precision is not None:
-        yield "On the way it needs room for that and one of the published files more."
-    there = next(each for each in (place, *place.parents) if each.exists())
-    yield f"Free on that disk: {show_size(shutil.disk_usage(there).free)}"
-    if download.is_there(folder, precision):
-        yield "All of it is there."
-
-
-def _about(gigabytes: float | None) -> str:
-    return "of a size that its page does not tell" if gigabytes is None else f"{gigabytes:.1f} GB"
 
 
 def describe_all() -> Iterator[str]:

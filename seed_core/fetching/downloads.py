@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from ..llm.vocab import VOCABULARY_FILES
@@ -72,28 +71,6 @@ class Download(NamedTuple):
         """Of all files; None where a page does not say."""
         sizes = [source.gigabytes for source in self.sources]
         return None if None in sizes else sum(filter(None, sizes))
-
-    def place(self, folder: Path, precision: str | None = None) -> Path:
-        """Return what a loader opens.
-
-        Args:
-            folder: for models of this kind.
-            precision: that it is converted to; None as it is published.
-        """
-        name = next(name for name, download in DOWNLOADS.items() if download is self)
-        if precision is not None:
-            return folder / f"{name}-{precision}.safetensors"
-        return folder / (self.sources[0].files[0] if self.shares_folder else name)
-
-    def is_there(self, folder: Path, precision: str | None = None) -> bool:
-        """Tell whether all of it is there; see `place`."""
-        place = self.place(folder, precision)
-        if precision is not None:
-            return place.is_file()
-        own = folder if self.shares_folder else place
-        # The small files arrive last, and only names of large ones are patterns.
-        names = [name for source in self.sources for name in source.files if "*" not in name]
-        return all((own / name).is_file() for name in names)
 
     @property
     def kind(self) -> str:
