@@ -36,8 +36,7 @@ def read_and_paint() -> tuple[Image.Image, list[int], Image.Image]:
         picture = file.convert("RGB")
     tokenizer, decoder = seed_core.load_tokenizer("seed-mini"), seed_core.load_decoder("seed-mini")
     codes = tokenizer.encode(tokenizer.preprocess([picture]))
-    options = seed_core.DecodeOptions(guidance_scale=2)
-    pixels = decoder.decode(tokenizer.embed(codes), options=options)[0].movedim(0, -1)
+    pixels = decoder.decode(tokenizer.embed(codes))[0].movedim(0, -1)
     painted = Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))
     return picture, codes[0].tolist(), painted
 

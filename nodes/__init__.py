@@ -1,4 +1,4 @@
-"""The nodes of the pack, in the order of a graph, and the extension the host asks for them.
+"""The nodes of the pack, what is needed most often first, and the extension the host asks for them.
 
 Nothing here may import transformers or diffusers: this runs at every start of ComfyUI.
 """
@@ -21,16 +21,18 @@ from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
 from .lora import SeedLoraLoader
 from .store_codes import SeedCodesToText, SeedLoadCodes, SeedSaveCodes, SeedTextToCodes
 
+# A wire that is let go over the canvas suggests the first nodes of this list that fit it.
 NODES: list[type[io.ComfyNode]] = [
     SeedSamplePicture,
     SeedTokenizerLoader,
     SeedLlamaLoader,
     SeedDecoderLoader,
-    SeedLoraLoader,
     SeedEncode,
     SeedGenerate,
+    SeedLoraLoader,
     SeedChatView,
     SeedDecode,
+    SeedPreviewCodes,
     SeedCodesToEmbedding,
     SeedCodesToIpAdapter,
     SeedCodesToConditioning,
@@ -40,7 +42,6 @@ NODES: list[type[io.ComfyNode]] = [
     SeedMixCodes,
     SeedBatchCodes,
     SeedSelectCodes,
-    SeedPreviewCodes,
     SeedSaveCodes,
     SeedLoadCodes,
 ]
@@ -50,8 +51,9 @@ class SeedExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def on_load(self) -> None:
-        """Make our model folders known before the first loader lists them."""
+        """Make our model folders known before the first loader lists them, and name our errors."""
         host.register_model_folders(kinds.SUFFIXES)
+        host.name_for_people("SEED")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""

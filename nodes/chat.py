@@ -1,5 +1,7 @@
 """Conversations made visible."""
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..seed_core import DecodeOptions, SeedChat, SeedDecoder, SeedTokenizer
@@ -8,8 +10,7 @@ from . import host
 from .decode import paint
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedDecoderWire, SeedTokenizerWire
 
-# Few steps at the little guidance that suits both decoders then: to be recognised, not kept.
-SKETCH = DecodeOptions(num_inference_steps=8, guidance_scale=2.0)
+SKETCH = DecodeOptions(num_inference_steps=8)  # few: to be recognised, not kept
 
 
 class SeedChatView(io.ComfyNode):
@@ -23,7 +24,13 @@ class SeedChatView(io.ComfyNode):
             category=CATEGORY,
             description="Shows a conversation: who said what, and quick sketches of its pictures "
             "when a tokenizer and a decoder are connected.",
-            search_aliases=["show chat", "conversation", "chat history", "multimodal LLM"],
+            search_aliases=[
+                "show chat",
+                "conversation",
+                "read reply",
+                "chat history",
+                "multimodal LLM",
+            ],
             inputs=[
                 SeedChatWire.Input("chat", tooltip="The conversation, from SEED Generate."),
                 SeedTokenizerWire.Input(
@@ -52,23 +59,34 @@ class SeedChatView(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, tokenizer: Any = host.NOT_CONNECTED, decoder: Any = host.NOT_CONNECTED
+    ) -> bool | str:
+        given = (each is not host.NOT_CONNECTED for each in (tokenizer, decoder))
+        return host.message_of(lambda: _require_both(*given))
+
+    @classmethod
     def execute(
         cls,
         chat: SeedChat,
         tokenizer: host.LoadedModel[SeedTokenizer] | None = None,
         decoder: host.LoadedModel[SeedDecoder] | None = None,
     ) -> io.NodeOutput:
-        if (tokenizer is None) != (decoder is None):
-            missing = "tokenizer" if tokenizer is None else "decoder"
-            raise OptionError(
-                f"the {missing} is missing: connect tokenizer and decoder to see the pictures, or "
-                "neither of them to see only the text"
-            )
+        _require_both(tokenizer is not None, decoder is not None)
         text, codes = chat.to_text(), host.codes_to_wire(chat.codes, chat)
-        host.show_text(text)
+        said = chat.to_text(is_numbered=True)
+        host.show_text(said)
         # Always both: of many conversations the host joins the entries that the first one has.
-        shown = {**ui.PreviewText(text).as_dict(), "images": []}
+        shown = {**host.words([said]), "images": []}
         if tokenizer and decoder and len(codes):
             sketches = paint(tokenizer, decoder, codes, SKETCH)
             shown["images"] = ui.PreviewImage(sketches, cls=cls).values
         return io.NodeOutput(text, codes, ui=shown)
+
+
+def _require_both(has_tokenizer: bool, has_decoder: bool) -> None:
+    if has_tokenizer != has_decoder:
+        raise OptionError(
+            f"the {'decoder' if has_tokenizer else 'tokenizer'} is missing: connect tokenizer and "
+            "decoder to see the pictures, or neither of them to see only the text"
+        )

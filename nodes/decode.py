@@ -1,5 +1,6 @@
 """Codes back into pictures, painted by an unCLIP decoder."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,15 @@ from ..seed_core.decoder.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
 from .embed import embed
-from .io_types import CATEGORY, SeedCodesWire, SeedDecoderWire, SeedTokenizerWire, random_seed_input
+from .io_types import (
+    CATEGORY,
+    SeedCodesWire,
+    SeedDecoderWire,
+    SeedTokenizerWire,
+    no_picture,
+    random_seed_input,
+    without_words,
+)
 
 
 def _source_inputs() -> list[Any]:
@@ -48,12 +57,12 @@ def _painting_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "guidance_scale",
-            default=10.0,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=50.0,
             step=0.1,
-            tooltip="How closely the picture follows the codes. The reference uses 10 with SD 2.1 "
-            "unCLIP; seed-mini is at its best with 2. 1 or less switches guidance off.",
+            tooltip="How closely the picture follows the codes. -1 is the decoder's own: 10 for SD "
+            "2.1 unCLIP, 2 for seed-mini. 0 to 1 switches guidance off.",
         ),
     ]
 
@@ -97,10 +106,19 @@ class SeedDecode(io.ComfyNode):
             category=CATEGORY,
             description="Paints a picture from codes. It shows the same things as the original, "
             "but never the same pixels.",
-            search_aliases=["SEED decoder", "unCLIP", "image codes", "codes to image"],
+            search_aliases=[
+                *("SEED decoder", "unCLIP", "image codes", "codes to image", "paint", "draw"),
+                *("text to image", "image variation"),
+            ],
             inputs=[*_source_inputs(), *_painting_inputs(), *_rare_inputs()],
             outputs=[io.Image.Output("image", tooltip="One picture for each row of codes.")],
+            has_intermediate_output=True,  # its words come again with a run from the host's cache
         )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
+        """A side that arrives by wire is None here."""
+        return host.message_of(lambda: DecodeOptions(width=width or 0, height=height or 0))
 
     @classmethod
     def execute(
@@ -116,14 +134,16 @@ class SeedDecode(io.ComfyNode):
         height: int,
         negative_codes: SeedCodes | None = None,
     ) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         options = DecodeOptions(
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=None if guidance_scale < 0 else guidance_scale,
             noise_level=noise_level,
             width=width,
             height=height,
         )
-        return io.NodeOutput(paint(tokenizer, decoder, codes, options, seed, negative_codes))
+        return without_words(paint(tokenizer, decoder, codes, options, seed, negative_codes))
 
 
 def paint(
@@ -141,6 +161,7 @@ def paint(
     negative = None if negative_codes is None else embed(tokenizer, negative_codes)
     core = decoder.ready(decoder.core.memory_required(options.width, options.height))
     progress = host.Progress(len(codes) * options.num_inference_steps)
+    colours = host.latent_colours(core)
     pixels: torch.Tensor = core.decode(
         embedding,
         negative=negative,
@@ -148,6 +169,7 @@ def paint(
         generator=seeded_generators(seed, len(codes)),
         on_step=progress.step,
         make_room=decoder.ready,
+        on_look=None if colours is None else partial(progress.picture, colours=colours),
     )
     return host.pixels_to_image(pixels)
 

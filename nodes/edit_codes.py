@@ -1,15 +1,18 @@
 """Nodes that look at codes or change them, without any model."""
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..seed_core import NUM_CODES, SeedCodes, seeded_generators
-from ..seed_core.codes.edits import MIX_MODES, join_codes, mix_codes, select_codes
-from ..seed_core.codes.picture import draw_codes
+from ..seed_core.codes.edits import MIX_MODES, check_range, join_codes, mix_codes, select_codes
+from ..seed_core.codes.picture import draw_comparison, draw_together
 from ..seed_core.codes.value import MOST_AT_ONCE
 from . import host
-from .io_types import CATEGORY, SeedCodesWire, random_seed_input
+from .io_types import CATEGORY, SeedCodesWire, no_picture, random_seed_input, without_words
 
 MOST_SHOWN = 64  # pictures in a node
+NO_PICTURE_TO_SEE = "These codes hold no picture: a reply that is only text has none."
 
 
 class SeedPreviewCodes(io.ComfyNode):
@@ -22,21 +25,45 @@ class SeedPreviewCodes(io.ComfyNode):
             display_name="SEED Preview Codes",
             category=CATEGORY,
             description="Shows the 32 codes of each picture as signs: equal codes look alike. Codes "
-            "that pictures of a batch share are framed. Also tells how well the model knows such "
-            "pictures.",
+            "that pictures share are framed, those of a batch or of two batches that are compared. "
+            "Also tells how well the model knows such pictures.",
             search_aliases=["image codes", "image tokens", "show codes", "compare codes"],
-            inputs=[SeedCodesWire.Input("codes", tooltip="The codes to look at.")],
+            inputs=[
+                SeedCodesWire.Input("codes", tooltip="The codes to look at."),
+                SeedCodesWire.Input(
+                    "compare_with",
+                    optional=True,
+                    tooltip="Codes of the same family to see below them in the same picture, with a "
+                    "frame around those that are equal: one for all, or one for each.",
+                ),
+            ],
             outputs=[SeedCodesWire.Output("codes", tooltip="The same codes, passed on.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, codes: SeedCodes) -> io.NodeOutput:
+    def execute(cls, codes: SeedCodes, compare_with: SeedCodes | None = None) -> io.NodeOutput:
         """Draw the first of them and say how many there are. Empty codes draw nothing."""
-        if len(codes) > MOST_SHOWN:
-            host.show_text(f"{len(codes)} pictures; the first {MOST_SHOWN} are shown")
-        picture = ui.PreviewImage(draw_codes(codes, MOST_SHOWN), cls=cls) if len(codes) else None
-        return io.NodeOutput(codes, ui=picture)
+        if not len(codes):
+            return _shown(codes, [], [NO_PICTURE_TO_SEE])
+        if compare_with is None or not len(compare_with):
+            pictures, count = draw_together(codes, MOST_SHOWN), len(codes)
+        else:
+            pictures = draw_comparison(codes, compare_with, ("upper", "lower"), MOST_SHOWN)
+            count = max(len(codes), len(compare_with))
+        said = []
+        if compare_with is not None and not len(compare_with):
+            said.append("compare_with holds no picture, so these are the codes alone")
+        if count > MOST_SHOWN:
+            said.append(f"{count} pictures; the first {MOST_SHOWN} are shown")
+        return _shown(codes, ui.PreviewImage(pictures, cls=cls).values, said)
+
+
+def _shown(codes: SeedCodes, images: list[Any], said: list[str]) -> io.NodeOutput:
+    # Always both: of codes in a list the host joins the entries that the first of them has.
+    if said:
+        host.show_text("\n".join(said))
+    return io.NodeOutput(codes, ui={"images": images, "text": said})
 
 
 def _position(name: str, default: int, tooltip: str) -> io.Int.Input:
@@ -88,7 +115,14 @@ class SeedMixCodes(io.ComfyNode):
             outputs=[
                 SeedCodesWire.Output("codes", tooltip="The mixed codes, one row per picture.")
             ],
+            has_intermediate_output=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, start: int | None = None, end: int | None = None) -> bool | str:
+        """A position that arrives by wire is None here."""
+        first, last = 0 if start is None else start, NUM_CODES if end is None else end
+        return host.message_of(lambda: check_range(first, last))
 
     @classmethod
     def execute(
@@ -101,10 +135,12 @@ class SeedMixCodes(io.ComfyNode):
         amount: float,
         seed: int,
     ) -> io.NodeOutput:
+        if not (len(codes_a) and len(codes_b)):
+            return no_picture()
         pictures = max(len(codes_a), len(codes_b))
         # One after the other: each takes five thousand bytes.
         generators = (seeded_generators(seed + row, 1)[0] for row in range(pictures))
-        return io.NodeOutput(mix_codes(codes_a, codes_b, start, end, mode, amount, generators))
+        return without_words(mix_codes(codes_a, codes_b, start, end, mode, amount, generators))
 
 
 class SeedBatchCodes(io.ComfyNode):
@@ -172,8 +208,11 @@ class SeedSelectCodes(io.ComfyNode):
                 ),
             ],
             outputs=[SeedCodesWire.Output("codes", tooltip="The codes that were picked.")],
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(cls, codes: SeedCodes, index: int, length: int) -> io.NodeOutput:
-        return io.NodeOutput(select_codes(codes, index, length))
+        if not len(codes):
+            return no_picture()
+        return without_words(select_codes(codes, index, length))

@@ -17,11 +17,14 @@ from ..seed_core.decoder.embeddings import (
 )
 from ..seed_core.errors import CodesError
 from . import host
-from .io_types import CATEGORY, IpAdapterEmbeds, SeedCodesWire, SeedTokenizerWire
-
-NO_PICTURES = (
-    "these codes hold no picture, so there is nothing to paint. If they come from SEED Generate, "
-    "the reply was only text: set its reply to image."
+from .io_types import (
+    CATEGORY,
+    NO_PICTURE,
+    IpAdapterEmbeds,
+    SeedCodesWire,
+    SeedTokenizerWire,
+    no_picture,
+    without_words,
 )
 
 
@@ -32,7 +35,7 @@ def embed(
 ) -> torch.Tensor:
     """Embeddings [B, ...] of codes; `check` refuses a tokenizer whose embeddings have no use here."""
     if len(codes) == 0:
-        raise CodesError(NO_PICTURES)
+        raise CodesError(NO_PICTURE)
     check_count(len(codes), MOST_AT_ONCE, "these are")
     codes.require(tokenizer.core.family, tokenizer.core.codebook_size, "This tokenizer")
     check(tokenizer.core.embedding_shape, tokenizer.core.family)
@@ -69,11 +72,14 @@ class SeedCodesToEmbedding(io.ComfyNode):
                     is_output_list=True,
                 )
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
-        return io.NodeOutput(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
+        if not len(codes):
+            return no_picture()
+        return without_words(host.embeddings_to_clip_vision(embed(tokenizer, codes)))
 
 
 class SeedCodesToIpAdapter(io.ComfyNode):
@@ -100,12 +106,15 @@ class SeedCodesToIpAdapter(io.ComfyNode):
                     tooltip="As many zeros, for neg_embed of the same node. Connect it as well.",
                 ),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture(outputs=2)
         embedding = host.to_wire(embed(tokenizer, codes, require_ip_adapter))
-        return io.NodeOutput(embedding, torch.zeros_like(embedding))
+        return without_words(embedding, torch.zeros_like(embedding))
 
 
 class SeedCodesToConditioning(io.ComfyNode):
@@ -129,12 +138,15 @@ class SeedCodesToConditioning(io.ComfyNode):
                     "Latent Image the same batch_size.",
                 )
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(cls, tokenizer: host.LoadedModel[SeedTokenizer], codes: SeedCodes) -> io.NodeOutput:
+        if not len(codes):
+            return no_picture()
         condition = embed(tokenizer, codes, require_text_condition)
-        return io.NodeOutput(host.embeddings_to_conditioning(condition))
+        return without_words(host.embeddings_to_conditioning(condition))
 
 
 class SeedBlendEmbeddings(io.ComfyNode):

@@ -6,11 +6,14 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..seed_core import SeedTokenizer
-from ..seed_core.codes.familiarity import summarize_distances
+from ..seed_core.codes.familiarity import summarize_distances, unfamiliar_rows
 from ..seed_core.models.names import sample_pictures
 from ..seed_core.tokenizer.preprocess import FITS
 from . import host
 from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
+from .kinds import TOKENIZER
+
+FOR_PHOTOGRAPHS = "For photographs and any other picture choose a SEED-2 tokenizer."
 
 
 class SeedSamplePicture(io.ComfyNode):
@@ -53,7 +56,10 @@ class SeedEncode(io.ComfyNode):
             category=CATEGORY,
             description="Turns each picture into 32 codes: whole numbers that say what the picture "
             "shows, not where every pixel is.",
-            search_aliases=["SEED tokenizer", "image tokens", "image codes", "image to codes"],
+            search_aliases=[
+                *("SEED tokenizer", "image tokens", "image codes", "image to codes"),
+                *("photo to codes", "describe", "tokenize image", "image variation"),
+            ],
             inputs=[
                 SeedTokenizerWire.Input("tokenizer", tooltip="From Load SEED Tokenizer."),
                 io.Image.Input(
@@ -73,6 +79,7 @@ class SeedEncode(io.ComfyNode):
                     "codes", tooltip="32 codes for each picture, in the order of the batch."
                 )
             ],
+            is_output_node=True,  # it tells by itself whether it knows such pictures
         )
 
     @classmethod
@@ -84,6 +91,9 @@ class SeedEncode(io.ComfyNode):
         progress = host.Progress(len(pixels))
         values, distances = core.encode_pictures(pixels, fit, on_step=progress.step)
         codes = host.codes_to_wire(values, core, distances)
+        said = summarize_distances(codes)
+        if unfamiliar_rows(codes):
+            said = f"{said}\n\n{FOR_PHOTOGRAPHS} {TOKENIZER.how_to_get()}"
         # At each run: nothing takes the words of the last one off the node.
-        host.show_text(summarize_distances(codes))
-        return io.NodeOutput(codes)
+        host.show_text(said)
+        return io.NodeOutput(codes, ui={"text": [said]})

@@ -1,12 +1,23 @@
 """The language model: text and pictures in, text and pictures out."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from comfy_api.latest import io
 
-from ..seed_core import GenerationOptions, SeedChat, SeedCodes, SeedLLM, seeded_generators
+from ..seed_core import (
+    NUM_CODES,
+    GenerationOptions,
+    Reply,
+    SeedChat,
+    SeedCodes,
+    SeedLLM,
+    seeded_generators,
+)
 from ..seed_core.errors import OptionError
+from ..seed_core.llm.prompt import split_marks
 from ..seed_core.llm.sampling import REPLIES
 from . import host
 from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
@@ -16,7 +27,7 @@ MOST_VARIATIONS = 64
 
 def _context_inputs() -> list[Any]:
     return [
-        SeedLlmWire.Input("llm", tooltip="From Load SEED-LLaMA."),
+        SeedLlmWire.Input("llm", tooltip="From Load SEED LLM."),
         io.String.Input(
             "prompt",
             multiline=True,
@@ -108,7 +119,11 @@ class SeedGenerate(io.ComfyNode):
             category=CATEGORY,
             description="Ask SEED-LLaMA: describe a picture, answer a question, draw from text, "
             "change a picture by an instruction.",
-            search_aliases=["SEED-LLaMA", "multimodal LLM", "ask image", "caption", "chat"],
+            search_aliases=[
+                *("SEED-LLaMA", "multimodal LLM", "VLM", "ask image", "VQA", "visual question"),
+                *("caption", "describe", "image to text", "img2txt", "interrogate", "prompt"),
+                *("draw", "text to image", "txt2img", "edit image", "instruct", "chat"),
+            ],
             inputs=[*_context_inputs(), *_reply_inputs(), *_sampling_inputs()],
             outputs=[
                 io.String.Output(
@@ -127,7 +142,17 @@ class SeedGenerate(io.ComfyNode):
                     is_output_list=True,
                 ),
             ],
+            is_output_node=True,  # it answers a question by itself
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, prompt: str | None = None, codes: Any = host.NOT_CONNECTED
+    ) -> bool | str:
+        """A prompt that arrives by wire is None here; what codes hold is known when it runs."""
+        if prompt is None or codes is not host.NOT_CONNECTED:
+            return True
+        return host.message_of(lambda: split_marks(prompt, torch.empty(0, NUM_CODES)))
 
     @classmethod
     def execute(
@@ -163,6 +188,19 @@ class SeedGenerate(io.ComfyNode):
             progress.show(state.text)
 
         replies = core.answer(plan, on_token)
-        progress.show(lambda: replies[0].text, is_final=True)
         pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)
-        return io.NodeOutput([r.text for r in replies], pictures, [r.chat for r in replies])
+        said = _say(replies)
+        progress.show(lambda: "\n\n".join(said), is_final=True)
+        results = [r.text for r in replies], pictures, [r.chat for r in replies]
+        return io.NodeOutput(*results, ui=host.words(said))
+
+
+def _say(replies: Sequence[Reply]) -> list[str]:
+    """Return what the node says: each reply, whose pictures are numbered as in `codes`."""
+    numbers = itertools.count(1)
+    said = [reply.chat.turns[-1].to_text(numbers) for reply in replies]
+    if len(said) > 1:
+        said = [f"{number}: {text}" for number, text in enumerate(said, 1)]
+    if any(len(reply.codes) for reply in replies):
+        said.append("SEED Decode paints the pictures: connect it to codes.")
+    return said

@@ -4,7 +4,11 @@ Tokenizer, LLM and decoder travel as `host.LoadedModel`, codes as `SeedCodes`, a
 `SeedChat`. CLIP_VISION_OUTPUT, IMAGE and STRING are the host's own, EMBEDS is IPAdapter's: a tensor.
 """
 
+from typing import Any
+
 from comfy_api.latest import io
+
+from . import host
 
 SeedTokenizerWire = io.Custom("SEED_TOKENIZER")
 SeedLlmWire = io.Custom("SEED_LLM")
@@ -15,7 +19,29 @@ IpAdapterEmbeds = io.Custom("EMBEDS")
 
 CATEGORY = "SEED"
 
+NO_PICTURE = (
+    "these codes hold no picture, so there is nothing to paint. A reply of SEED Generate that is only "
+    "text has none: set its reply to image to get a picture each time."
+)
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # the host's own range for random seeds
+
+
+def no_picture(outputs: int = 1) -> io.NodeOutput:
+    """Say on the node that its codes hold no picture; what hangs on its outputs is not run.
+
+    It is no error: whether the model draws or only talks may be its own choice.
+    """
+    said = NO_PICTURE[0].upper() + NO_PICTURE[1:]
+    host.show_text(said)
+    return io.NodeOutput(*(host.nothing() for _ in range(outputs)), ui={"text": [said]})
+
+
+def without_words(*results: Any) -> io.NodeOutput:
+    """Give results and take what the node said in the last run off it.
+
+    Of several runs over a list the host joins only the entries that the first one has.
+    """
+    return io.NodeOutput(*results, ui={"text": []})
 
 
 def random_seed_input(effect: str) -> io.Int.Input:

@@ -18,15 +18,13 @@ from ..seed_core.files.folder import ModelFolder
 from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
 from ..seed_core.files.side_files import read_json
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
-from ..seed_core.models.llm import LLM_LINK, VOCABULARY_LINK, open_llm
+from ..seed_core.models.llm import LLM_LINK, open_llm
 from ..seed_core.models.lora import SEED_MINI_NIGHT
 from ..seed_core.models.lora_config import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.models.names import CONFIG_FILE, SEED_MINI
 from ..seed_core.models.opened import Opened
 from ..seed_core.models.tokenizer import (
-    EVA_VIT_LINK,
     QFORMER_FILES,
-    SEED_1_LINK,
     VISION_TOWER_FILES,
     open_tokenizer,
 )
@@ -49,7 +47,7 @@ class ModelKind:
         download: what the command line's fetch calls the usual one.
         folders: the host's model folders to look in; the first is ours.
         suffixes: endings of the files that the host shows in its own list of our folder.
-        advice: what to download by hand, and from where.
+        by_hand: where it is for those who do without the command line, or what to put there.
         is_folder: whether a folder is such a model.
         is_file: whether a file is one, where no header of a converted model says what it is.
         stands_alone: whether its files can be checked without another model.
@@ -62,7 +60,7 @@ class ModelKind:
     download: str
     folders: tuple[str, ...]
     suffixes: frozenset[str]
-    advice: str
+    by_hand: str
     is_folder: Callable[[Path], bool]
     is_file: Callable[[Path], bool]
     stands_alone: bool = True
@@ -103,8 +101,8 @@ class ModelKind:
                     return root / name
         choice = choice.replace("\\", "/")
         raise CheckpointError(
-            f"'{choice}' {self._why_not(choice)}. {self.how_to_get()} Then press R to refresh the "
-            f"list, or choose '{self.bundled_choice}' to go on without a download."
+            f"'{choice}' {self._why_not(choice)}; '{self.bundled_choice}' is always there. "
+            f"{self.how_to_get()}"
         )
 
     def check(self, choice: str) -> bool | str:
@@ -131,17 +129,19 @@ class ModelKind:
             return "missing"
 
     def how_to_get(self) -> str:
-        """What to type, or what to put where by hand."""
+        """What to type, or what to put where; the node's help says how to do without typing."""
         folder = host.model_folders(self.folder)[0]
-        by_hand = f"Put {self.advice}, into {folder}."
         if not self.download:
-            return by_hand
+            return f"Put {self.by_hand}, into {folder}, then press R."
         command = command_line("fetch", self.download, "--into", folder)
-        return f"In a terminal, run\n{command}\nOr by hand: {by_hand}"
+        return (
+            "To get one, run this in a terminal, then press R (by hand: the node's help, and "
+            f"{self.by_hand}):\n{command}"
+        )
 
     def with_advice(self, error: CheckpointError) -> CheckpointError:
         """The error with a sentence on where a whole model comes from."""
-        return CheckpointError(f"{error}\n{self.how_to_get()}")
+        return CheckpointError(f"{error} {self.how_to_get()}")
 
     def _roots(self) -> list[Path]:
         """Where models of this kind may lie; of two with one name the first counts."""
@@ -215,9 +215,7 @@ TOKENIZER = ModelKind(
     "seed-tokenizer-2",
     ("seed_tokenizer",),
     frozenset(WEIGHT_SUFFIXES),
-    f"seed_quantizer.pt from {TOKENIZER_LINK} (SEED-2), or seed_tokenizer.pth and "
-    f"causal_qformer.pth from {SEED_1_LINK} (SEED-1), with eva_vit_g.pth from {EVA_VIT_LINK} "
-    "beside it",
+    TOKENIZER_LINK,
     is_folder=lambda folder: False,  # the choice is a file, and its pieces lie beside it
     is_file=_is_tokenizer_file,
 )
@@ -227,8 +225,7 @@ LLM = ModelKind(
     "seed-llama-8b-sft",
     ("seed_llm",),
     frozenset(("folder", *SAFETENSORS_SUFFIXES)),
-    f"the whole folder of {LLM_LINK} (or seed-llama-14b-sft), with tokenizer.model and "
-    f"added_tokens.json of {VOCABULARY_LINK} beside the weights",
+    LLM_LINK,
     is_folder=_holds(CONFIG_FILE),
     is_file=lambda file: False,  # only a converted one
 )
@@ -238,7 +235,7 @@ DECODER = ModelKind(
     "stable-diffusion-2-1-unclip",
     ("seed_decoder", "diffusers"),
     frozenset(("folder", *SAFETENSORS_SUFFIXES)),
-    f"the whole folder of {DECODER_LINK}",
+    DECODER_LINK,
     is_folder=_is_unclip,
     is_file=lambda file: False,  # only a converted one
 )

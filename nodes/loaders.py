@@ -67,7 +67,7 @@ class SeedTokenizerLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads the model that turns a picture into 32 codes, and codes into the "
             "embedding that a decoder paints from.",
-            search_aliases=["SEED tokenizer", "image tokens", "image codes"],
+            search_aliases=["SEED tokenizer", "image tokens", "image codes", "image encoder"],
             inputs=[
                 io.Combo.Input(
                     "tokenizer",
@@ -110,10 +110,13 @@ class SeedLlamaLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SEEDLLaMALoader",
-            display_name="Load SEED-LLaMA",
+            display_name="Load SEED LLM",
             category=CATEGORY,
             description="Loads the language model that reads and writes text and picture codes.",
-            search_aliases=["SEED-LLaMA", "multimodal LLM", "vision language model"],
+            search_aliases=[
+                *("SEED-LLaMA", "multimodal LLM", "vision language model", "VLM", "caption model"),
+                *("draw", "describe", "VQA"),
+            ],
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -161,7 +164,7 @@ class SeedDecoderLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads the diffusion model that paints a picture from an image embedding "
             "(a diffusers unCLIP folder).",
-            search_aliases=["unCLIP", "SEED decoder", "SEED de-tokenizer"],
+            search_aliases=["unCLIP", "SEED decoder", "SEED de-tokenizer", "text to image"],
             inputs=[
                 io.Combo.Input(
                     "decoder",

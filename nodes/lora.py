@@ -22,7 +22,7 @@ class SeedLoraLoader(io.ComfyNode):
             search_aliases=["LoRA", "peft", "adapter", "fine-tune", "SEED-LLaMA"],
             inputs=[
                 SeedLlmWire.Input(
-                    "llm", tooltip="From Load SEED-LLaMA, or from another Load SEED LoRA."
+                    "llm", tooltip="From Load SEED LLM, or from another Load SEED LoRA."
                 ),
                 io.Combo.Input(
                     "lora",

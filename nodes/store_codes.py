@@ -1,11 +1,14 @@
 """Nodes that take codes out of the graph and bring them back: as text, and as files."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..seed_core import CODEBOOK_SIZES, SeedCodes
 from ..seed_core.codes.file import (
     CODES_SUFFIX,
     CODES_SUFFIXES,
+    looks_like_codes,
     read_codes_file,
     save_codes_file,
 )
@@ -76,6 +79,12 @@ class SeedTextToCodes(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, text: str | None = None, family: str | None = None) -> bool | str:
+        if text is None or family is None:  # one that arrives by wire is read when it is there
+            return True
+        return host.message_of(lambda: codes_from_text(text, family))
+
+    @classmethod
     def execute(cls, text: str, family: str) -> io.NodeOutput:
         codes = codes_from_text(text, family)
         return io.NodeOutput(host.codes_to_wire(codes.values, codes, codes.distances))
@@ -113,8 +122,18 @@ class SeedSaveCodes(io.ComfyNode):
         return io.NodeOutput(codes, ui={"codes": [shown]})
 
 
+NO_FILE = "no file of codes yet"  # the one choice where there is none; nothing else can be run
+
+
+def codes_files() -> list[str]:
+    """The choices of SEED Load Codes: any file that may be meant, and what SEED Save Codes wrote."""
+    given = sorted(name for suffix in CODES_SUFFIXES for name in host.input_files(suffix))
+    saved = [f for f in host.output_files(CODES_SUFFIX) if looks_like_codes(f)]
+    return [*given, *map(host.output_name, saved)] or [NO_FILE]
+
+
 class SeedLoadCodes(io.ComfyNode):
-    """A file of the input folder -> SEED_CODES."""
+    """A file of the input or output folder -> SEED_CODES."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -122,17 +141,15 @@ class SeedLoadCodes(io.ComfyNode):
             node_id="SEEDLoadCodes",
             display_name="SEED Load Codes",
             category=CATEGORY,
-            description="Loads codes from a file in the input folder: one that SEED Save Codes or "
-            "the command line wrote, JSON, or text.",
+            description="Loads codes from a file: one that SEED Save Codes or the command line "
+            "wrote, JSON, or text. Drop a file on the node to use it.",
             search_aliases=["load codes", "import codes", "image tokens", "safetensors", "JSON"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=sorted(
-                        name for suffix in CODES_SUFFIXES for name in host.input_files(suffix)
-                    ),
-                    tooltip="A .safetensors, .json or .txt file in ComfyUI's input folder. Copy it "
-                    "there from the output folder, then press R.",
+                    options=codes_files(),
+                    tooltip="What SEED Save Codes wrote to the output folder, and .safetensors, "
+                    ".json and .txt files of the input folder. Press R to see new ones.",
                 )
             ],
             outputs=[SeedCodesWire.Output("codes", tooltip="The codes, one row a picture.")],
@@ -142,7 +159,7 @@ class SeedLoadCodes(io.ComfyNode):
     def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
             if file is not None:  # one that arrives by wire is looked for when it is loaded
-                host.input_file(file)
+                find(file)
         except CodesError as error:
             return str(error)
         return True
@@ -150,12 +167,22 @@ class SeedLoadCodes(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         try:
-            state = host.input_file(file).stat()
+            state = host.find_file(file).stat()
         except (CodesError, OSError):
             return "missing"
         return f"{state.st_size} {state.st_mtime_ns}"
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        codes = read_codes_file(host.input_file(file))
+        codes = read_codes_file(find(file))
         return io.NodeOutput(host.codes_to_wire(codes.values, codes, codes.distances))
+
+
+def find(file: str) -> Path:
+    """The path of a choice; `CodesError` if it is not there."""
+    if file in ("", NO_FILE):
+        raise CodesError(
+            "no file of codes is chosen. Drop one on the node, or save codes with SEED Save Codes and "
+            "press R; then choose it under file."
+        )
+    return host.find_file(file)

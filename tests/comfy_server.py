@@ -114,6 +114,10 @@ class Run:
     def texts(self) -> list[str]:
         return [e.data["text"] for e in self.events if e.type == "progress_text"]
 
+    def previews(self) -> list[bytes]:
+        """The JPEG files that were shown while nodes worked."""
+        return [e.data["jpeg"] for e in self.events if e.type == "preview"]
+
 
 class ComfyServer:
     """One running server. `start()` and `stop()` may be called once each.
@@ -208,9 +212,13 @@ class ComfyServer:
             urllib.request.Request(self.base_url + path, content, headers), timeout=60
         ).close()
 
-    def queue(self, prompt: dict[str, Any]) -> str:
-        """Send an API-format prompt; returns its id. Refused prompts raise with the reply."""
-        status, reply = self.post("/prompt", {"prompt": prompt, "client_id": self.client_id})
+    def queue(self, prompt: dict[str, Any], **extra: Any) -> str:
+        """Send an API-format prompt; returns its id. Refused prompts raise with the reply.
+
+        What is `extra` the frontend sends beside the prompt, such as preview_method.
+        """
+        body = {"prompt": prompt, "client_id": self.client_id, "extra_data": extra}
+        status, reply = self.post("/prompt", body)
         if status != 200:
             raise RefusedPromptError(reply)
         return reply["prompt_id"]
@@ -356,8 +364,14 @@ class _EventStream:
                     return
 
     def _add_binary(self, data: bytes) -> None:
-        """Live text of a node is binary message 3: length of the node id, node id, text."""
-        if struct.unpack(">I", data[:4])[0] != 3:
+        """Message 1 is a preview, as clients get it that do not ask for more: 1 for JPEG, the file.
+
+        Message 3 is live text of a node: length of the node id, node id, text.
+        """
+        kind, more = struct.unpack(">II", data[:8])
+        if (kind, more) == (1, 1):
+            self._add("preview", {"jpeg": data[8:]})
+        if kind != 3:
             return
         end = 8 + struct.unpack(">I", data[4:8])[0]
         self._add("progress_text", {"node": data[8:end].decode(), "text": data[end:].decode()})

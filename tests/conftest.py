@@ -211,6 +211,8 @@ def _group(item: pytest.Item) -> str:
         return "comfy_server"
     if "host_name" in item.fixturenames:
         return f"nodes on {item.callspec.params['host_name']}"
+    if "front_end" in item.fixturenames:
+        return f"{file.as_posix()} ({item.callspec.params['front_end']})"
     return file.as_posix()
 
 
@@ -227,7 +229,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(group))
     if hasattr(config, "workerinput"):  # xdist's mark of a worker
         ranks = {group: rank for rank, group in enumerate(LONG_GROUPS)}
-        items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+        items.sort(key=lambda item: ranks.get(groups[item].split(" (")[0], len(ranks)))
     _skip_what_needs_comfyui(items)
 
 

@@ -1,8 +1,10 @@
 """Help pages taken apart by the order of their parts, so that a page in any language can be checked.
 
-A page is a heading, an introduction with a picture, and sections. The first section has the table of
-inputs, the second that of outputs, the last but one that of errors; the last names templates and
-blueprints. Also here: what the code can say, to tell whether a quoted message is a real one.
+A page is a heading, an introduction with a picture, and sections. The first section lists the inputs,
+the second the outputs, the last but one the errors; the last names templates and blueprints. An entry of
+such a list is a line that ends in a backslash, and below it what there is to say: the frontend shows a page
+in a panel too narrow for tables. Also here: what the code can say, to tell whether a quoted message is a
+real one.
 """
 
 import ast
@@ -17,6 +19,8 @@ HIGHEST_SEED = "2^64 - 1"
 SHORTEST_PIECE = 12
 """Characters of a quoted message without a gap that tell it from any other."""
 
+_ENTRY = re.compile(r"^- (.+)\\\n((?:  .+\n)+)", re.M)
+_ID = re.compile(r"\*\*(\w+)\*\*")
 _BELOW_HEADINGS = re.compile(r"\|[\s:|-]+\|")
 _TABLE_EDGE = re.compile(r"(?<!\\)\|")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -24,31 +28,28 @@ _IN_BACKTICKS = re.compile(r"`([^`]+)`")
 _IN_ITALICS = re.compile(r"(?<!\*)\*([^*]+)\*(?!\*)")
 
 
-class Row(NamedTuple):
-    """One row of a table."""
+class Entry(NamedTuple):
+    """One entry of a list: its first line, and what is said below it."""
 
-    cells: tuple[str, ...]
+    head: str
+    body: str
 
     @property
     def id(self) -> str:
-        """What the first cell begins with in bold."""
-        found = re.match(r"\*\*(\w+)\*\*", self.cells[0])
+        """What it begins with in bold."""
+        found = _ID.match(self.head)
         return found[1] if found else ""
 
     @property
     def numbers(self) -> list[str]:
-        """The numbers of the second cell."""
-        return _NUMBER.findall(self.cells[1].replace(HIGHEST_SEED, str(2**64 - 1)))
+        """The numbers of the first line, without those of its id."""
+        after = _ID.sub("", self.head, count=1)
+        return _NUMBER.findall(after.replace(HIGHEST_SEED, str(2**64 - 1)))
 
     @property
-    def named(self) -> list[str]:
-        """The choices that the second cell names."""
-        return _IN_BACKTICKS.findall(self.cells[1])
-
-    @property
-    def messages(self) -> list[str]:
-        """What the first cell quotes."""
-        return _IN_BACKTICKS.findall(self.cells[0])
+    def quoted(self) -> list[str]:
+        """The choices or messages that the first line quotes."""
+        return _IN_BACKTICKS.findall(self.head)
 
 
 class HelpPage:
@@ -59,6 +60,7 @@ class HelpPage:
         self.node_id = path.stem if self.language is None else path.parent.name
         self.text = path.read_text(encoding="utf-8")
         self.introduction, *self.sections = re.split(r"^## .*$", self.text, flags=re.M)
+        self.headings = re.findall(r"^## (.*)$", self.text, flags=re.M)
 
     @property
     def title(self) -> str:
@@ -71,19 +73,19 @@ class HelpPage:
         return re.findall(r"^!\[(.+)\]\((\S+)\)$", self.introduction, flags=re.M)
 
     @property
-    def inputs(self) -> dict[str, Row]:
-        """The rows of the table of inputs, by input."""
-        return {row.id: row for row in rows(self.sections[0])}
+    def inputs(self) -> dict[str, Entry]:
+        """The entries of the inputs, by input."""
+        return {entry.id: entry for entry in entries(self.sections[0])}
 
     @property
     def outputs(self) -> list[str]:
-        """The outputs that have a row."""
-        return [row.id for row in rows(self.sections[1])]
+        """The outputs that have an entry."""
+        return [entry.id for entry in entries(self.sections[1])]
 
     @property
-    def errors(self) -> list[Row]:
-        """The rows of the table of errors."""
-        return rows(self.sections[-2])
+    def errors(self) -> list[Entry]:
+        """The entries of the errors."""
+        return entries(self.sections[-2])
 
     @property
     def templates(self) -> list[str]:
@@ -101,21 +103,28 @@ def paths(folder: Path) -> list[Path]:
     return sorted((*folder.glob("*.md"), *folder.glob("*/*.md")))
 
 
-def tables(text: str) -> list[list[Row]]:
-    """Return the tables of a text, the row of headings first in each."""
+def entries(section: str) -> list[Entry]:
+    """Return the entries of a section's list; it has no other entries than whole ones.
+
+    Raises:
+        AssertionError: an entry has one line only.
+    """
+    found = [Entry(head, body.strip()) for head, body in _ENTRY.findall(section)]
+    assert len(found) == len(re.findall(r"^- ", section, flags=re.M)), section
+    return found
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Return the cells of each row of a text's tables, the headings first."""
     blocks = re.findall(r"(?:^\|.*\n?)+", text, flags=re.M)
     lines = [[line.strip() for line in block.splitlines()] for block in blocks]
-    return [[_row(line) for line in each if not _BELOW_HEADINGS.fullmatch(line)] for each in lines]
+    return [
+        [_cells(line) for line in each if not _BELOW_HEADINGS.fullmatch(line)] for each in lines
+    ]
 
 
-def rows(section: str) -> list[Row]:
-    """Return the rows of a section's first table, without its headings."""
-    return tables(section)[0][1:]
-
-
-def _row(line: str) -> Row:
-    cells = _TABLE_EDGE.split(line)[1:-1]
-    return Row(tuple(cell.strip().replace(r"\|", "|") for cell in cells))
+def _cells(line: str) -> list[str]:
+    return [cell.strip().replace(r"\|", "|") for cell in _TABLE_EDGE.split(line)[1:-1]]
 
 
 def plain(number: float) -> str:

@@ -6,6 +6,7 @@ on the real host too, which keeps this file honest.
 
 import copy
 import sys
+from enum import Enum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -62,6 +63,11 @@ class ComfyExtension:
 class NodeOutput(SimpleNamespace):
     def __init__(self, *args: Any, ui: Any = None):
         super().__init__(args=args, result=args, ui=ui)
+
+
+class ExecutionBlocker:
+    def __init__(self, message: str | None):
+        self.message = message
 
 
 class PreviewImage:
@@ -171,16 +177,28 @@ class manual_cast:  # noqa: N801 - the host's name
     Embedding = _casting(torch.nn.Embedding)
 
 
+class PreviewMethod(Enum):
+    NoPreviews = "none"
+    Auto = "auto"
+
+
+class StableDiffusionLatents:
+    scale_factor = 0.18215
+    latent_rgb_factors = [[0.3, 0.2, 0.3], [0.3, 0.5, 0.2], [-0.3, 0.2, 0.3], [-0.2, -0.3, -0.7]]
+
+
 class ProgressBar:
-    """Remembers its last value in `shown`, for all bars."""
+    """Remembers its values in `shown` and its previews in `previews`, for all bars."""
 
     shown: list[tuple[int, int]] = []
+    previews: list[Any] = []
 
     def __init__(self, total: int):
         self.total = total
 
-    def update_absolute(self, value: int, total: int) -> None:
+    def update_absolute(self, value: int, total: int, preview: Any = None) -> None:
         ProgressBar.shown.append((value, total))
+        ProgressBar.previews.append(preview)
 
 
 class VisionOutput:
@@ -210,6 +228,11 @@ def install(models_dir: Path) -> list[str]:
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
         "comfy.clip_vision": {"Output": VisionOutput},
+        "comfy.cli_args": {
+            "args": SimpleNamespace(preview_method=PreviewMethod.NoPreviews, preview_size=512),
+            "LatentPreviewMethod": PreviewMethod,
+        },
+        "comfy.latent_formats": {"SD15": StableDiffusionLatents},
         "comfy.model_management": _management(),
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},
         "comfy.ops": {"manual_cast": manual_cast},
@@ -222,6 +245,7 @@ def install(models_dir: Path) -> list[str]:
             "ui": SimpleNamespace(PreviewImage=PreviewImage, PreviewText=PreviewText),
         },
         "comfy_execution": {},
+        "comfy_execution.graph_utils": {"ExecutionBlocker": ExecutionBlocker},
         "comfy_execution.utils": {"get_executing_context": lambda: None},
         "folder_paths": _folders(models_dir),
         "server": {"PromptServer": SimpleNamespace(instance=None)},
@@ -280,6 +304,7 @@ def _folders(models_dir: Path) -> dict[str, Any]:
     return {
         "get_input_directory": lambda: str(inputs),
         "get_output_directory": lambda: str(outputs),
+        "get_temp_directory": lambda: str(models_dir.parent / "temp"),
         "get_save_image_path": save_path,
         "get_annotated_filepath": find,
         "models_dir": str(models_dir),

@@ -5,27 +5,33 @@ the host moves weights and lays out pictures, and nothing of what the models com
 """
 
 from ...seed_core.core import LoadedCore
+from .errors import NOT_CONNECTED, message_of, name_for_people
 from .folders import (
-    input_file,
+    find_file,
     input_files,
     model_folders,
     new_output_file,
+    output_files,
+    output_name,
     register_model_folders,
+    words,
 )
 from .layers import cast_operations, fp8_operations, prefers_fp8
 from .memory import Core, LoadedModel, choose_dtype, load_model, may_map_files
-from .progress import Progress, show_text
+from .progress import Progress, latent_colours, show_text
 from .wires import (
     SeedClipVisionOutput,
     codes_to_wire,
     embeddings_to_clip_vision,
     embeddings_to_conditioning,
     image_to_pixels,
+    nothing,
     pixels_to_image,
     to_wire,
 )
 
 __all__ = [
+    "NOT_CONNECTED",
     "Core",
     "LoadedCore",
     "LoadedModel",
@@ -38,15 +44,22 @@ __all__ = [
     "embeddings_to_conditioning",
     "fp8_operations",
     "image_to_pixels",
-    "input_file",
+    "find_file",
     "input_files",
+    "latent_colours",
     "load_model",
     "may_map_files",
+    "message_of",
     "model_folders",
+    "name_for_people",
     "new_output_file",
+    "nothing",
+    "output_files",
+    "output_name",
     "pixels_to_image",
     "prefers_fp8",
     "register_model_folders",
     "show_text",
     "to_wire",
+    "words",
 ]

@@ -2,11 +2,15 @@
 
 import itertools
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
 
 from ...seed_core.errors import CodesError
+
+_OUTPUT_DEPTH = 4  # folders below the output folder, such as codes/2026/11
 
 
 def register_model_folders(suffixes: dict[str, set[str]]) -> None:
@@ -29,8 +33,28 @@ def input_files(suffix: str) -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.suffix == suffix and f.is_file())
 
 
-def input_file(name: str) -> Path:
-    """The path of a file in the input folder (or of "name [output]" in the output folder)."""
+def output_files(suffix: str) -> list[Path]:
+    """The files of the output folder and the folders in it, as Save nodes fill them."""
+    root = folder_paths.get_output_directory()
+    found = []
+    for folder, folders, files in os.walk(root):  # passes over what cannot be read
+        depth = len(Path(folder).relative_to(root).parts)
+        folders[:] = [f for f in folders if depth < _OUTPUT_DEPTH and not f.startswith(".")]
+        found += [Path(folder, name) for name in files if name.endswith(suffix)]
+    return sorted(found)
+
+
+def output_name(path: Path) -> str:
+    """What the host calls a file of the output folder."""
+    return f"{path.relative_to(folder_paths.get_output_directory()).as_posix()} [output]"
+
+
+def find_file(name: str) -> Path:
+    """The path of a file in the input folder (or of "name [output]" in the output folder).
+
+    Raises:
+        CodesError: there is none, or the name leads out of the folder.
+    """
     folders = folder_paths.get_input_directory(), folder_paths.get_output_directory()
     try:
         path = Path(folder_paths.get_annotated_filepath(name)).resolve()
@@ -39,9 +63,10 @@ def input_file(name: str) -> Path:
             return path
     except ValueError:
         pass  # the name leads out of the folder, or is not a path
+    folder = folders[name.endswith("[output]")]
     raise CodesError(
-        f"found no file '{name}' in {folder_paths.get_input_directory()}. Copy a file that SEED "
-        "Save Codes wrote from the output folder to that folder, then press R to refresh the list."
+        f"found no file '{name}' in {folder}. Choose one from the list, or drop a file of codes on "
+        "the node. A file that was saved just now is in the list after R was pressed."
     )
 
 
@@ -55,3 +80,14 @@ def new_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     names = (f"{name}_{number:05}_{suffix}" for number in itertools.count(counter))
     file = next(file for file in names if not (Path(folder) / file).exists())
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def words(said: Sequence[str]) -> dict[str, list[object]]:
+    """What a node says, for the frontend: on the node, and as a file for app views."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(".txt", "SEED_", folder)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write("\n\n".join(said))
+    kept = {"filename": Path(name).name, "subfolder": "", "type": "temp"}
+    return {"text": list(said), "files": [kept]}

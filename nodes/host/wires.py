@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import comfy.clip_vision
 import comfy.model_management
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...seed_core import SeedCodes
 from ...seed_core.errors import PictureError
@@ -23,6 +24,11 @@ class MakesCodes(Protocol):
 def to_wire(tensor: torch.Tensor) -> torch.Tensor:
     """Move a result to where the host keeps what travels between nodes."""
     return tensor.to(comfy.model_management.intermediate_device())
+
+
+def nothing() -> Any:
+    """Return what keeps the nodes behind a wire from running, without an error."""
+    return ExecutionBlocker(None)
 
 
 def codes_to_wire(

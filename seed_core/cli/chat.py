@@ -28,8 +28,8 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         run,
         """
         python -m seed_core chat "What is this?" --image fox.png
-        python -m seed_core chat "a panda on blue" -o panda.png -o panda.safetensors --guidance-scale 2
-        python -m seed_core chat "Make it bigger" --image fox.png -o big.png --guidance-scale 2
+        python -m seed_core chat "a panda on blue" -o panda.png -o panda.safetensors
+        python -m seed_core chat "Make it bigger" --image fox.png -o big.png
         """,
     )
     command.add_argument("prompt", help="what to say; <image> marks where a picture goes")

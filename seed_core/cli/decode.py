@@ -20,8 +20,8 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         "decode",
         run,
         """
-        python -m seed_core decode fox.safetensors -o fox.png --guidance-scale 2
-        python -m seed_core decode photo.jpg -o again.png --guidance-scale 2
+        python -m seed_core decode fox.safetensors -o fox.png
+        python -m seed_core decode photo.jpg -o again.png
         """,
     )
     command.add_argument(

@@ -43,7 +43,7 @@ EDITED = "cat_on_orange"
 INSTRUCTIONS = ("Make the background blue", "Turn it into a pizza", "Make it bigger")
 
 GREEDY = GenerationOptions(temperature=0)
-DECODE = DecodeOptions(guidance_scale=2.0)  # seed-mini's own recommendation
+DECODE = DecodeOptions()
 
 _PICTURE, _GAP, _CAPTION, _TITLE = 192, 24, 58, 44  # pixels
 _PAPER, _INK, _FADED = (250, 248, 244), (32, 32, 36), (110, 108, 104)

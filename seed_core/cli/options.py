@@ -72,8 +72,8 @@ def add_decoder(command: argparse.ArgumentParser) -> None:
     )
     helps = {
         "steps": "diffusion steps; more take longer (default: %(default)s)",
-        "guidance_scale": "how strongly the codes are followed (default: %(default)s); seed-mini is "
-        "at its best with 2",
+        "guidance_scale": "how strongly the codes are followed (default: the decoder's own, 2 for "
+        "seed-mini and 10 for SD 2.1 unCLIP); 1 or less switches guidance off",
         "noise_level": "0..999; more strays further from the codes (default: %(default)s)",
     }
     side = "in pixels, a multiple of 8; 0, the default, is the decoder's own"
@@ -147,11 +147,12 @@ def _add_numbers(
     defaults: DecodeOptions | GenerationOptions,
     helps: Mapping[str, str],  # by the name of a field, or "steps"
 ) -> None:
-    """Add an option for each field, whose default tells its type."""
+    """Add an option for each field, whose default tells its type; None is a number to be found."""
     for name, help_text in helps.items():
         default = getattr(defaults, "num_inference_steps" if name == "steps" else name)
+        kind = float if default is None else type(default)
         option = f"--{name.replace('_', '-')}"
-        group.add_argument(option, type=type(default), default=default, help=help_text)
+        group.add_argument(option, type=kind, default=default, help=help_text)
 
 
 def _device(name: str) -> torch.device:

@@ -36,28 +36,25 @@ def mix_codes(
         CodesError: the families differ, or the numbers of pictures do not pair up.
         OptionError: an option is out of its range.
     """
-    _check_one_family([a, b])
     counts = len(a), len(b)
-    if min(counts) == 0 < max(counts):
-        raise CodesError(
-            f"one side of the mix has no picture ({counts[0]} and {counts[1]}). A reply without "
-            "pictures has none: let SEED Generate's reply be image."
-        )
-    if counts[0] != counts[1] and min(counts) != 1:
+    count = count_pairs(a, b)
+    if count is None:
+        if not min(counts):
+            raise CodesError(
+                f"one side of the mix has no picture ({counts[0]} and {counts[1]}). A reply without "
+                "pictures has none: let SEED Generate's reply be image."
+            )
         raise CodesError(
             f"{counts[0]} pictures cannot be mixed with {counts[1]}: give both the same number, or "
             "one of them a single picture, which is then used for all"
         )
-    if not 0 <= start <= end <= NUM_CODES:
-        raise OptionError(
-            f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
-        )
+    check_range(start, end)
     if mode not in MIX_MODES:
         raise OptionError(f"unknown mode {mode!r}; known modes: {', '.join(MIX_MODES)}")
     if not 0 <= amount <= 1:
         raise OptionError(f"amount must lie in 0..1; got {amount}")
     position = torch.arange(NUM_CODES)
-    is_from_b = ((position >= start) & (position < end)).repeat(max(counts), 1)  # [B, 32]
+    is_from_b = ((position >= start) & (position < end)).repeat(count, 1)  # [B, 32]
     if mode == "random":
         # Every position draws, so that another range or amount does not turn all choices over.
         chance = torch.empty(is_from_b.shape)
@@ -66,6 +63,27 @@ def mix_codes(
         is_from_b &= chance < amount
     values = torch.where(is_from_b.to(a.values.device), b.values, a.values)
     return SeedCodes(values, a.family, a.codebook_size)
+
+
+def check_range(start: int, end: int) -> None:
+    """Refuse positions ``start .. end - 1`` that no picture has, with an `OptionError`."""
+    if not 0 <= start <= end <= NUM_CODES:
+        raise OptionError(
+            f"start and end must lie in 0..{NUM_CODES}, start not after end; got {start} and {end}"
+        )
+
+
+def count_pairs(a: SeedCodes, b: SeedCodes) -> int | None:
+    """Return how many pairs two batches make, a single picture going with each of the other side.
+
+    None if their numbers do not pair up.
+
+    Raises:
+        CodesError: the families differ.
+    """
+    _check_one_family([a, b])
+    least, most = sorted((len(a), len(b)))
+    return most if least in (1, most) else None
 
 
 def join_codes(batches: Sequence[SeedCodes]) -> SeedCodes:

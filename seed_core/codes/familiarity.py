@@ -6,7 +6,11 @@ the nearest thing it has codes for tells the two apart.
 
 from __future__ import annotations
 
+import torch
+
 from .value import SeedCodes
+
+_MOST_NAMED = 10  # pictures in a sentence
 
 FAMILIAR_DISTANCE = {"seed-mini": 0.23}
 """Largest mean distance of a picture whose kind a family knows, for the families it was measured of.
@@ -16,20 +20,61 @@ are farther (tests/evaluation).
 """
 
 
+KNOWN_KINDS = {"seed-mini": "drawings of 192 objects, one at a time, on a plain background"}
+"""What a family knows, for those in `FAMILIAR_DISTANCE`."""
+
+
+def unfamiliar_rows(codes: SeedCodes) -> list[int]:
+    """Return which pictures are of a kind that their family does not know, from 0."""
+    limit = FAMILIAR_DISTANCE.get(codes.family)
+    if limit is None:
+        return []
+    return (codes.distances.mean(1) > limit).nonzero().flatten().tolist()
+
+
 def describe_distances(codes: SeedCodes) -> list[str]:
     """Return a few words on each picture: its distance, and whether the family knows its kind."""
     return [_words(codes.family, distance) for distance in codes.distances.mean(1).tolist()]
 
 
 def summarize_distances(codes: SeedCodes) -> str:
-    """Return one line on all pictures."""
-    if len(codes) == 1:
-        return describe_distances(codes)[0]
-    distances, limit = codes.distances.mean(1), FAMILIAR_DISTANCE.get(codes.family)
-    if limit is None:
-        return f"{len(codes)} pictures, distances {distances.min():.2f} to {distances.max():.2f}"
-    far = int((distances > limit).sum())
-    return f"{len(codes)} pictures, {far or 'none'} of them unlike what {codes.family} knows"
+    """Return in sentences how well the codes fit their pictures, and what is wrong if they do not."""
+    family, count = codes.family, len(codes)
+    far = unfamiliar_rows(codes)
+    if not far:
+        return _fits(codes)
+    mean = codes.distances.mean(1)[far]
+    what = "This picture is" if count == 1 else _some_are(far, count)
+    return (
+        f"{what} of a kind that {family} does not know (distance {_span(mean)}, where it knows "
+        f"pictures up to {FAMILIAR_DISTANCE[family]}). It knows {KNOWN_KINDS[family]}. What it reads "
+        "in anything else, and paints of it, is wrong."
+    )
+
+
+def _fits(codes: SeedCodes) -> str:
+    family, means = codes.family, codes.distances.mean(1)
+    known = means[~means.isnan()]
+    told = f"distance {_span(known)}" if len(known) else "distance unknown"
+    one_or_more = "One picture" if len(codes) == 1 else f"{len(codes)} pictures"
+    if family not in FAMILIAR_DISTANCE or len(known) < len(codes):
+        return f"{one_or_more} in codes of {family}: {told}."
+    return (
+        f"{one_or_more} of the kind that {family} knows: {told}, up to {FAMILIAR_DISTANCE[family]}."
+    )
+
+
+def _some_are(rows: list[int], count: int) -> str:
+    named = ", ".join(str(row + 1) for row in rows[:_MOST_NAMED])
+    more = ", ..." if len(rows) > _MOST_NAMED else ""
+    return (
+        f"{len(rows)} of these {count} pictures ({named}{more}) {'is' if len(rows) == 1 else 'are'}"
+    )
+
+
+def _span(distances: torch.Tensor) -> str:
+    low, high = (f"{each:.2f}" for each in (distances.min(), distances.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def _words(family: str, distance: float) -> str:

@@ -8,6 +8,7 @@ ending. Nothing in such a file can run.
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from .value import MOST_PICTURES, NUM_CODES, SeedCodes, check_count
 CODES_SUFFIX = ".safetensors"
 TEXT_SUFFIX = ".txt"
 CODES_SUFFIXES = (CODES_SUFFIX, ".json", TEXT_SUFFIX)
+
+_LONGEST_HEADER = 1024  # bytes; what `_save` writes has 200
 
 _CODES, _DISTANCES, _FAMILY, _SIZE = "codes", "distances", "family", "codebook_size"
 
@@ -81,6 +84,17 @@ def read_codes_file(path: Path, unnamed: str | None = None) -> SeedCodes:
         raise CodesError(f"the file of codes {path} does not exist") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CodesError(f"{path} cannot be read as a file of codes: {error}") from error
+
+
+def looks_like_codes(path: Path) -> bool:
+    """Tell by its header whether a safetensors file may hold codes; reads a kilobyte at most."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= _LONGEST_HEADER else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and {_CODES, "__metadata__"} <= header.keys()
 
 
 def _encoding(path: Path) -> str | None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
 from ..compute.graphs import GraphedCalls, can_capture
+from .preview import latents_at_the_end
+
+Look: TypeAlias = Callable[[], torch.Tensor]
 
 
 def diffuse(
@@ -20,7 +24,8 @@ def diffuse(
     noise: torch.Tensor,  # standard normal
     generator: torch.Generator,  # from which some schedulers draw at each step
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],  # from a sample and a time step
-    step_done: Callable[[int], None],  # called with the number of predictions so far
+    # Called with the number of predictions so far, and a function for the latents they lead to.
+    step_done: Callable[[int, Look], None],
 ) -> torch.Tensor:
     """Return the latents that a scheduler's steps lead to."""
     scheduler.set_timesteps(scheduler.num_inference_steps)  # forgets the picture before
@@ -30,9 +35,10 @@ def diffuse(
     extra = {name: value for name, value in offered.items() if name in taken}
     latents: torch.Tensor = noise * scheduler.init_noise_sigma
     for done, timestep in enumerate(scheduler.timesteps, start=1):
-        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        sample = scheduler.scale_model_input(latents, timestep)
+        prediction = predict(sample, timestep)
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
-        step_done(done)
+        step_done(done, partial(latents_at_the_end, scheduler, sample, prediction, timestep))
     return latents
 
 
@@ -64,12 +70,13 @@ class Denoiser:
         self._pace = _Pace(device)
 
     def run(
-        self, row: int, generator: torch.Generator, step_done: Callable[[int], None]
+        self, row: int, generator: torch.Generator, step_done: Callable[[int, Look], None]
     ) -> torch.Tensor:
         """Return the latents ``[1, C, h, w]`` of the picture of one row.
 
         Some schedulers draw from ``generator`` at each step. ``step_done`` is called with the
-        number of UNet calls so far; what it raises ends the steps.
+        number of UNet calls so far and a function that returns the latents they lead to; what it
+        raises ends the steps.
         """
         self._label.copy_(self._labels[row])
 
@@ -80,9 +87,9 @@ class Denoiser:
             # The next call writes over the prediction, and some schedulers keep the last few.
             return self._prediction.clone()
 
-        def paced(done: int) -> None:
+        def paced(done: int, look: Look) -> None:
             self._pace.step()
-            step_done(done)
+            step_done(done, look)
 
         noise = self._latents[row : row + 1]
         return diffuse(self._scheduler, noise, generator, predict, paced)

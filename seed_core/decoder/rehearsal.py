@@ -42,7 +42,7 @@ def rehearse(scheduler: Any, steps: int) -> tuple[torch.Tensor, float]:
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(_SHAPE, generator=generator)
     oracle = _Oracle(scheduler)
-    latents = diffuse(scheduler, first, generator, oracle, lambda done: None)
+    latents = diffuse(scheduler, first, generator, oracle, lambda done, look: None)
     return latents, max(oracle.factors, default=np.inf)
 
 

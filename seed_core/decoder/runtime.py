@@ -21,11 +21,12 @@ from ..codes.value import MOST_AT_ONCE
 from ..compute.threads import threads_for
 from ..core import LoadedCore
 from ..errors import OptionError
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Look
 from .network import UnclipModel
 from .noising import noised_labels
-from .options import DecodeOptions
+from .options import REFERENCE_GUIDANCE, DecodeOptions
 from .painter import Painter
+from .preview import COLOURS_KEY
 from .rehearsal import rehearse
 
 # How often a UNet's call multiplies each weight, for each position of one latent of a pair. Most
@@ -52,6 +53,7 @@ class SeedDecoder(LoadedCore):
         noising_scheduler: Any,  # of the noise added to embeddings
         device: torch.device,
         dtype: torch.dtype,
+        guidance_scale: float = REFERENCE_GUIDANCE,  # at which it paints best
     ) -> None:
         self.module = module
         self.scheduler = scheduler
@@ -62,6 +64,10 @@ class SeedDecoder(LoadedCore):
         self.embedding_dim = module.mean.shape[-1]  # width of the image embedding it takes
         self._painter = Painter(module.vae, int(module.unet.config.sample_size), dtype)
         self.size = self._painter.size  # side of the picture it makes by default, in pixels
+        self.guidance_scale = guidance_scale  # which it follows an embedding with by default
+        colours = module.vae.config.get(COLOURS_KEY)
+        # Of latents, [C + 1, 3], for `preview.rough_picture`; None if nobody measured them.
+        self.colours = None if colours is None else torch.tensor(colours, dtype=torch.float32)
         fits = set(module.unet.config.up_block_types) <= _FIT_ODD_SIZES
         halvings = 0 if fits else module.unet.num_upsamplers
         self._side_multiple = self._painter.factor * 2**halvings
@@ -75,6 +81,7 @@ class SeedDecoder(LoadedCore):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         on_step: Callable[[int, int], None] | None = None,
         make_room: Callable[[int], Any] | None = None,
+        on_look: Callable[[Look], Any] | None = None,
     ) -> torch.Tensor:
         """Make one picture for each row.
 
@@ -88,6 +95,8 @@ class SeedDecoder(LoadedCore):
             generator: CPU generators, one a row, or one for all in order; None is seeded with 0.
             on_step: called with network calls done and in total, over all rows; may raise to stop.
             make_room: called with the bytes that painting again needs, before it starts.
+            on_look: called before ``on_step`` with a function that returns the latents
+                ``[1, C, h, w]`` to which the picture in work leads; see `preview.rough_picture`.
 
         Returns:
             float32 ``[B, 3, H, W]`` in 0..1, on the decoder's device.
@@ -105,18 +114,19 @@ class SeedDecoder(LoadedCore):
         negatives = self._negatives(negative, len(positives))
         self._check_noise_level(options.noise_level)
         scheduler = self._scheduler(options.num_inference_steps)
+        guidance = self.guidance_scale if options.guidance_scale is None else options.guidance_scale
         *noise, latents = self._draws(generators, negatives is not None, width, height)
         times = _TIMES * latents.shape[-2:].numel()
         with threads_for(self.device, self.module.unet, times):
-            labels = self._labels(positives, negatives, noise, options)
+            labels = self._labels(positives, negatives, noise, options.noise_level, guidance)
         unet, text, latents = self.module.unet, self.module.text, latents.to(self.dtype)
-        denoiser = Denoiser(unet, scheduler, text, labels, latents, options.guidance_scale)
+        denoiser = Denoiser(unet, scheduler, text, labels, latents, guidance)
         finished = torch.empty_like(latents)
         pixels = torch.empty(len(positives), 3, height, width, device=self.device)
         calls = len(scheduler.timesteps)
         try:
             for row, row_generator in enumerate(generators):
-                step_done = _counting_from(row * calls, len(positives) * calls, on_step)
+                step_done = _reporting(row * calls, len(positives) * calls, on_step, on_look)
                 with threads_for(self.device, unet, times):
                     finished[row] = denoiser.run(row, row_generator, step_done)[0]
                     pixels[row] = self._painter.paint(finished[row : row + 1])[0]
@@ -231,16 +241,17 @@ class SeedDecoder(LoadedCore):
         positives: torch.Tensor,
         negatives: torch.Tensor | None,
         noise: Sequence[torch.Tensor],
-        options: DecodeOptions,
+        noise_level: int,
+        guidance_scale: float,
     ) -> torch.Tensor:
         """Return class labels ``[B, 2, 2D]``, negatives first; ``[B, 1, 2D]`` unguided."""
-        labels = self._noised(positives, noise[0], options.noise_level)
-        if options.guidance_scale <= 1:
+        labels = self._noised(positives, noise[0], noise_level)
+        if guidance_scale <= 1:
             return labels[:, None].to(self.dtype)
         if negatives is None:
             others = torch.zeros_like(labels)
         else:
-            others = self._noised(negatives, noise[1], options.noise_level)
+            others = self._noised(negatives, noise[1], noise_level)
         return torch.stack((others, labels), dim=1).to(self.dtype)
 
     def _noised(
@@ -252,12 +263,17 @@ class SeedDecoder(LoadedCore):
         return noised_labels(embeddings, noise, level, mean, std, self.noising_scheduler)
 
 
-def _counting_from(
-    before: int, total: int, on_step: Callable[[int, int], None] | None
-) -> Callable[[int], None]:
-    """Return what tells ``on_step`` of the steps of one row, after those of the rows before."""
+def _reporting(
+    before: int,
+    total: int,
+    on_step: Callable[[int, int], None] | None,
+    on_look: Callable[[Look], Any] | None,
+) -> Callable[[int, Look], None]:
+    """Return what tells of the steps of one row, after those of the rows before."""
 
-    def step_done(done: int) -> None:
+    def step_done(done: int, look: Look) -> None:
+        if on_look is not None:
+            on_look(look)
         if on_step is not None:
             on_step(before + done, total)
 

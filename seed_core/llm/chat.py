@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +17,7 @@ Part = str | tuple[int, ...]  # a stretch of text, or the 32 codes of one pictur
 Role = Literal["user", "assistant"]
 
 IMAGE_MARK = "<image>"  # stands for a picture in text that people read or write
+NUMBERED_MARK = "[picture {}]".format
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Turn:
         """The codes of the pictures in this turn, in order."""
         return [part for part in self.parts if not isinstance(part, str)]
 
-    def to_text(self) -> str:
-        """Return the text with a mark in place of each picture."""
-        return "".join(part if isinstance(part, str) else IMAGE_MARK for part in self.parts)
+    def to_text(self, numbers: Iterator[int] | None = None) -> str:
+        """Return the text with a mark in place of each picture, or its number where there are some."""
+        marks = itertools.repeat(IMAGE_MARK) if numbers is None else map(NUMBERED_MARK, numbers)
+        return "".join(part if isinstance(part, str) else next(marks) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,14 @@ class SeedChat:
         """Codes of every picture in order, int64 ``[N, 32]``."""
         return stack_pictures([picture for turn in self.turns for picture in turn.pictures])
 
-    def to_text(self) -> str:
-        """Return the conversation as people read it, one turn a paragraph."""
-        return "\n\n".join(f"{turn.role.capitalize()}: {turn.to_text()}" for turn in self.turns)
+    def to_text(self, is_numbered: bool = False) -> str:
+        """Return the conversation as people read it, one turn a paragraph.
+
+        Marks of pictures are all the same, or the pictures are numbered as in `codes`, from 1.
+        """
+        numbers = itertools.count(1) if is_numbered else None
+        said = ((turn.role.capitalize(), turn.to_text(numbers)) for turn in self.turns)
+        return "\n\n".join(f"{role}: {text}" for role, text in said)
 
 
 def stack_pictures(pictures: list[tuple[int, ...]]) -> torch.Tensor:

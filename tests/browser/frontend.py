@@ -42,6 +42,8 @@ OWN_NOISE = (
     "[MaskEditor]",
     "ComfyApp graph accessed before initialization",
     "huggingface.co",
+    "Invalid layout total size",
+    "input.link is deprecated",
 )
 READY = "window.app?.extensionManager && window.app.canvas && window.app.rootGraph?._nodes.length"
 LOAD = """async ([url, name]) => {
@@ -49,6 +51,12 @@ LOAD = """async ([url, name]) => {
     await app.loadGraphData(graph, true, true, name, { openSource: 'template' });
 }"""
 LOAD_TEXT = "async (graph) => { await app.loadGraphData(JSON.parse(graph)); }"
+# What Load does in the list of past runs.
+LOAD_LAST_RUN = """async () => {
+    const [run] = Object.values(await (await fetch('/api/history?max_items=1')).json());
+    await app.loadGraphData(run.prompt[3].extra_pnginfo.workflow);
+    app.nodeOutputs = run.outputs;
+}"""
 # What queuePrompt returns means one thing in some releases and another in others.
 QUEUE = """async () => {
     window.seedRun = { outputs: {}, end: null };
@@ -159,6 +167,13 @@ class Frontend:
         self.page.evaluate(LOAD_TEXT, text)
         self.settle()
 
+    def load_last_run(self) -> None:
+        """Reload the page and open the last run again, with all that it showed."""
+        self.page.reload()
+        self.page.wait_for_function(READY, timeout=90_000)
+        self.page.evaluate(LOAD_LAST_RUN)
+        self.settle()
+
     def settle(self) -> None:
         """Let Vue mount and measure the nodes, and delayed checks report."""
         self.page.evaluate(SETTLED)
@@ -169,8 +184,12 @@ class Frontend:
         return self.messages + [text for text in shown if text]
 
     def api_prompt(self) -> dict[str, Any]:
-        """The API form the frontend would queue now."""
-        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        """The API form the frontend would queue now, without the pack that newer ones name."""
+        prompt = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        for node in prompt.values():
+            for key in ("cnr_id", "ver"):
+                node.get("_meta", {}).pop(key, None)
+        return prompt
 
     def run(self, timeout: float = 120) -> dict[str, Any]:
         """Queue the graph, wait for its end and give each node's shown output by node id."""
@@ -205,6 +224,14 @@ class Frontend:
         self.command("Comfy.Canvas.FitView")
         self.settle()
 
+    def version(self) -> tuple[int, ...]:
+        """Of the frontend, as (1, 47, 10)."""
+        return tuple(map(int, self.page.evaluate("__COMFYUI_FRONTEND_VERSION__").split(".")))
+
+    def scale(self) -> float:
+        """How large the graph is drawn; 1 is its own size."""
+        return self.page.evaluate("app.canvas.ds.scale")
+
     def command(self, name: str) -> None:
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
 
@@ -225,7 +252,8 @@ class Frontend:
         """Select the first node of a type and press its information button; the page that opens."""
         self.page.evaluate(SELECT, node_type)
         self.page.get_by_test_id("info-button").click()
-        content = self.page.locator(".node-help-content .markdown-content")
+        classes = (".markdown-content", ".comfy-markdown-content")  # the second since 1.58
+        content = self.page.locator(".node-help-content").locator(",".join(classes)).first
         content.wait_for()
         return content
 

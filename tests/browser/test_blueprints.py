@@ -13,11 +13,12 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 SUBGRAPHS = ROOT / "subgraphs"
 IPADAPTER_DOUBLE = Path(__file__).parent / "ipadapter_double"
+DRAW = "SEED Draw from Words"
 CHAT = "SEED Chat with a Picture"
 EDIT = "SEED Edit by Instruction"
 VARIATION = "SEED Image Variation"
 IPADAPTER = "SEED Codes to SDXL through IPAdapter"
-RUNNABLE = (CHAT, EDIT, VARIATION)
+RUNNABLE = (DRAW, CHAT, EDIT, VARIATION)
 ALL = (*RUNNABLE, IPADAPTER)
 
 DROPPED = """() => {
@@ -25,7 +26,8 @@ DROPPED = """() => {
     return found.map((node) => ({ id: String(node.id), title: node.title,
         widgets: Object.fromEntries(node.widgets.map((w) => [w.name, w.value])) }));
 }"""
-# From the sample picture into the blueprint, and from each of its outputs to what shows it.
+# From the sample picture into the blueprint, if it takes one, and from each of its outputs to what
+# shows it.
 WIRE = """(picture) => {
     const node = app.rootGraph._nodes.find((n) => n.isSubgraphNode());
     const add = (type, x, y) => {
@@ -35,9 +37,11 @@ WIRE = """(picture) => {
         return added;
     };
     const [left, top] = node.pos;
-    const sample = add('SEEDSamplePicture', left - 400, top);
-    sample.widgets[0].value = picture;
-    sample.connect(0, node, 0);
+    if (node.inputs[0].type === 'IMAGE') {
+        const sample = add('SEEDSamplePicture', left - 400, top);
+        sample.widgets[0].value = picture;
+        sample.connect(0, node, 0);
+    }
     const shows = { IMAGE: 'PreviewImage', SEED_CODES: 'SEEDPreviewCodes' };
     return Object.fromEntries(node.outputs.map((output, i) => {
         const show = add(shows[output.type] ?? 'PreviewAny', left + 460 + 320 * i, top);
@@ -76,7 +80,7 @@ def server_with_ipadapter(browser_server, tmp_path_factory):
             path.parent.mkdir(parents=True)
             path.touch()
     packs = browser_server.packs | {"ipadapter": IPADAPTER_DOUBLE}
-    server = type(browser_server)(browser_server.checkout, base, packs)
+    server = type(browser_server)(browser_server.checkout, base, packs, browser_server.args)
     server.start()
     yield server
     server.stop()
@@ -128,6 +132,13 @@ def corner_colour(picture: np.ndarray) -> np.ndarray:
     return picture[[4, 4, -5, -5], [4, -5, 4, -5]].mean(0)
 
 
+def check_draw(frontend, shown):
+    (drawing,) = pictures(frontend, shown["image"])
+    body = np.abs(drawing - corner_colour(drawing)).max(-1) > 60
+    assert 0.15 < body.mean() < 0.7, "no rocket on a plain background"
+    assert pictures(frontend, shown["codes"])[0].std() > 20
+
+
 def check_variation(frontend, shown):
     (after,) = pictures(frontend, shown["image"])
     assert psnr(sample("fox_on_yellow"), after) > 22  # another picture of the family: 10 dB
@@ -153,9 +164,10 @@ def check_edit(frontend, shown):
     assert pictures(frontend, shown["codes"])[0].std() > 20
 
 
-CHECKS = {CHAT: check_chat, EDIT: check_edit, VARIATION: check_variation}
+CHECKS = {DRAW: check_draw, CHAT: check_chat, EDIT: check_edit, VARIATION: check_variation}
 
 
+@pytest.mark.every_frontend
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_drops_clean_runs_on_one_picture_and_gives_the_right_thing(
     name, frontend, request, screenshot_folder
@@ -193,6 +205,17 @@ def test_a_blueprint_is_listed_with_what_it_does(open_frontend, screenshot_folde
 
 # Outside: a value unlike the one it begins with, and the inputs inside that it must reach.
 REACHES = {
+    DRAW: {
+        "prompt": ("a panda on red", ["SEEDGenerate.prompt"]),
+        "variations": (3, ["SEEDGenerate.variations"]),
+        "temperature": (0.5, ["SEEDGenerate.temperature"]),
+        "seed": (7, ["SEEDGenerate.seed", "SEEDDecode.seed"]),
+        "guidance_scale": (4, ["SEEDDecode.guidance_scale"]),
+        "steps": (9, ["SEEDDecode.steps"]),
+        "tokenizer": ("a.pt", ["SEEDTokenizerLoader.tokenizer"]),
+        "language_model": ("b", ["SEEDLLaMALoader.model"]),
+        "decoder": ("c", ["SEEDDecoderLoader.decoder"]),
+    },
     CHAT: {
         "prompt": ("What is this?", ["SEEDGenerate.prompt"]),
         "reply": ("text", ["SEEDGenerate.reply"]),
@@ -312,6 +335,7 @@ def comparable(graph: dict) -> dict:
     )
 
 
+@pytest.mark.every_frontend
 def test_the_frontend_saves_what_the_file_says(frontend):
     """A file that the frontend would repair or fill in is not the file people get."""
     for name in RUNNABLE:

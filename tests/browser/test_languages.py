@@ -20,6 +20,22 @@ LABELS = """(type) => {
     };
 }"""
 
+# Puts one node on an empty graph, where its buttons are in sight.
+ALONE = """(type) => {
+    app.rootGraph.clear();
+    const node = LiteGraph.createNode(type);
+    node.pos = [400, 400];
+    app.rootGraph.add(node);
+}"""
+UNFIT = """(page) => {
+    const isWide = (element) => element.scrollWidth > element.clientWidth + 1;
+    const lines = (cell) => cell.clientHeight / parseFloat(getComputedStyle(cell).lineHeight);
+    return [
+        ...[...page.querySelectorAll('h1, h2, p, li, table')].filter(isWide),
+        ...[...page.querySelectorAll('td, th')].filter((cell) => lines(cell) > 4),
+    ].map((element) => element.innerText);
+}"""
+
 
 def definitions(language: str) -> dict:
     file = ROOT / "locales" / language / "nodeDefs.json"
@@ -30,9 +46,13 @@ def definitions(language: str) -> dict:
 def test_nodes_and_widgets_are_called_by_their_translated_names(
     language, open_frontend, screenshot_folder
 ):
-    """Open a template in the language: titles, sockets and widgets are what the file says."""
+    """Put a node on the canvas: its title, sockets and widgets are what the file says.
+
+    Templates have names of their own for some, in English.
+    """
     frontend = open_frontend(vue_nodes=True, locale=language)
-    frontend.load_template("text_to_image")
+    frontend.page.evaluate(ALONE, "SEEDGenerate")
+    frontend.fit_view()
     wanted = definitions(language)["SEEDGenerate"]
     shown = frontend.page.evaluate(LABELS, "SEEDGenerate")
     names = {key: entry["name"] for key, entry in wanted["inputs"].items()}
@@ -74,3 +94,15 @@ def test_help_opens_in_the_language_or_else_in_english(
     frontend.page.wait_for_function("(img) => img.naturalWidth > 0", arg=picture.element_handle())
     frontend.screenshot(screenshot_folder / f"help-{language}.png")
     assert frontend.complaints() == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_help_page_reads_well_in_its_narrow_panel(language, open_frontend):
+    """Nothing but a command is wider than the panel, and no cell of a table is squeezed."""
+    frontend = open_frontend(vue_nodes=False, locale=language)
+    unfit = {}
+    for node_type in ("SEEDGenerate", "SEEDLLaMALoader", "SEEDMixCodes"):  # long, and with tables
+        frontend.page.evaluate(ALONE, node_type)
+        frontend.settle()
+        unfit[node_type] = frontend.open_help(node_type).evaluate(UNFIT)
+    assert {node_type: found for node_type, found in unfit.items() if found} == {}

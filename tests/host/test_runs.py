@@ -200,7 +200,9 @@ def test_codes_are_saved_and_loaded_again(comfy_server, graphs):
     (comfy_server.base_dir / "input" / name).write_bytes(saved.read_bytes())
 
     info = comfy_server.get("/object_info/SEEDLoadCodes")["SEEDLoadCodes"]
-    assert name in json.dumps(info["input"]["required"]["file"])
+    offered = json.dumps(info["input"]["required"]["file"])
+    assert name in offered
+    assert f"{file['subfolder']}/{file['filename']} [output]" in offered
     for choice in (name, f"{file['subfolder']}/{file['filename']} [output]"):
         graph = {"load": {"class_type": "SEEDLoadCodes", "inputs": {"file": choice}}}
         again = finished(comfy_server.run(written_down(graph, "load")))

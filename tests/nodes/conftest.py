@@ -104,7 +104,7 @@ async def load_nodes(module: ModuleType) -> list[type]:
 
 
 @pytest.fixture(scope="session")
-def run(pack: ModuleType) -> Callable[..., tuple[Any, ...]]:
+def run_node(pack: ModuleType) -> Callable[..., Any]:
     """Execute a node by id as the host does: widgets left out have their defaults."""
 
     def execute(node_id: str, **inputs: Any) -> Any:
@@ -115,7 +115,13 @@ def run(pack: ModuleType) -> Callable[..., tuple[Any, ...]]:
         with torch.inference_mode():
             return node.execute(**(defaults | inputs))
 
-    return lambda node_id, **inputs: execute(node_id, **inputs).args
+    return execute
+
+
+@pytest.fixture(scope="session")
+def run(run_node: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """The same, for its results on wires."""
+    return lambda node_id, **inputs: run_node(node_id, **inputs).args
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def test_a_preview_shows_the_first_pictures_and_says_how_many_there_are(pack, ma
     texts = []
     monkeypatch.setattr(pack.host, "show_text", texts.append)
     output = pack.nodes_by_id["SEEDPreviewCodes"].execute(codes=many)
-    assert len(output.ui.as_dict()["images"]) == 64
+    assert len(output.ui["images"]) == 64
     assert texts == ["20000 pictures; the first 64 are shown"]
     assert output.args == (many,)
 

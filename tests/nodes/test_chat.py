@@ -42,7 +42,8 @@ def test_words_and_pictures_come_out_in_order(pack, view, chat):
 
 def test_it_shows_the_words_without_a_save_node(pack, view, chat):
     output = view(chat=chat)
-    assert output.ui["text"] == (output.args[0],)
+    said = "User: [picture 1]Make it blue.\n\nAssistant: Here: [picture 2]\n\nUser: Thanks"
+    assert output.ui["text"] == [said]
     assert output.ui["images"] == []
     assert pack.nodes_by_id["SEEDChatView"].GET_SCHEMA().is_output_node
 
@@ -80,13 +81,24 @@ def test_models_of_another_family_are_refused_by_both_names(pack, view, models):
         view(chat=chat, **models)
 
 
-def test_marks_survive_the_frontends_markup(pack, view, chat, monkeypatch):
-    """Sent as they are, it took each <image> for a tag and showed nothing in its place."""
+def test_what_is_sent_while_it_runs_is_no_markup(pack, view, empty, monkeypatch):
+    """Sent as it is, the frontend took a word in angle brackets for a tag and showed nothing."""
     sent = []
     server = SimpleNamespace(client_id="me", send_progress_text=lambda *given: sent.append(given))
     monkeypatch.setattr(pack.host.progress.PromptServer, "instance", server, raising=False)
     monkeypatch.setattr(
         pack.host.progress, "get_executing_context", lambda: SimpleNamespace(node_id="7")
     )
-    text = view(chat=chat).args[0]
-    assert sent == [(text.replace("<image>", "&lt;image&gt;"), "7", "me")]
+    view(chat=empty.ask(("a <b> c",)))
+    assert sent == [("User: a &lt;b&gt; c", "7", "me")]
+
+
+@pytest.mark.parametrize("given", ["tokenizer", "decoder"])
+def test_one_model_without_the_other_is_told_before_anything_runs(pack, view, chat, models, given):
+    node = pack.nodes_by_id["SEEDChatView"]
+    missing = {"tokenizer": "decoder", "decoder": "tokenizer"}[given]
+    assert f"the {missing} is missing" in node.validate_inputs(**{given: None})
+    assert node.validate_inputs(tokenizer=None, decoder=None) is True
+    assert node.validate_inputs() is True
+    with pytest.raises(pack.seed_core.SeedError, match=f"the {missing} is missing"):
+        view(chat=chat, **{given: models[given]})

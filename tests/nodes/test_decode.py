@@ -49,10 +49,10 @@ def test_width_and_height_are_the_pictures(run, models, fox_codes):
     assert image.shape == (1, 64, 96, 3)
 
 
-def test_no_codes_is_one_sentence(pack, run, models):
+def test_a_picture_to_steer_away_from_has_to_be_one(pack, run, models, fox_codes):
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
-    with pytest.raises(pack.seed_core.CodesError, match=r"these codes hold no picture"):
-        run("SEEDDecode", **models, codes=codes)
+    with pytest.raises(pack.seed_core.CodesError, match=r"negative_codes holds 0 pictures"):
+        run("SEEDDecode", **models, codes=fox_codes, negative_codes=codes)
 
 
 def test_codes_of_another_family_are_refused_by_both_names(pack, run, models):
@@ -76,6 +76,14 @@ def test_negatives_must_be_one_or_as_many(pack, run, models, fox_codes):
     two = pack.seed_core.SeedCodes(fox_codes.values.expand(2, -1), "seed-mini", 512)
     with pytest.raises(pack.seed_core.CodesError, match=r"holds 2 pictures and codes 1"):
         run("SEEDDecode", **models, codes=fox_codes, negative_codes=two)
+
+
+def test_an_odd_size_is_told_before_anything_runs(pack):
+    node = pack.nodes_by_id["SEEDDecode"]
+    assert "width must be" in node.validate_inputs(width=100, height=0)
+    assert "height must be" in node.validate_inputs(height=4104)
+    assert node.validate_inputs(width=96, height=64) is True
+    assert node.validate_inputs() is True  # both come by wire
 
 
 def test_an_odd_size_is_refused(pack, run, models, fox_codes):
@@ -155,3 +163,153 @@ def test_a_picture_that_overflows_has_room_made_and_is_painted_again(
     layer = decoder.core.module.vae.decoder.conv_out
     assert layer.weight.dtype == torch.float16
     assert type(layer) is pack.host.cast_operations().Conv2d
+
+
+# --- guidance_scale: a number keeps its meaning, below 0 is the decoder's own ---
+
+
+@pytest.fixture
+def scale_of(pack, run, models, fox_codes, monkeypatch):
+    """The scale that the networks are called with, by the number on the widget."""
+    runtime = importlib.import_module(f"{pack.seed_core.__name__}.decoder.runtime")
+    seen, denoiser = [], runtime.Denoiser
+
+    def watched(unet, scheduler, text, labels, latents, guidance_scale):
+        seen.append((labels.shape[1], guidance_scale))
+        return denoiser(unet, scheduler, text, labels, latents, guidance_scale)
+
+    monkeypatch.setattr(runtime, "Denoiser", watched)
+
+    def find(decoder=models["decoder"], **number):
+        run("SEEDDecode", **{**models, "decoder": decoder}, codes=fox_codes, steps=1, **number)
+        return seen[-1]
+
+    return find
+
+
+@pytest.mark.parametrize("number", [10.0, 2.0, 1.5, 50.0])
+def test_a_saved_number_is_the_scale(scale_of, number):
+    assert scale_of(guidance_scale=number) == (2, number)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1.0])
+def test_up_to_one_there_is_no_guidance(scale_of, number):
+    assert scale_of(guidance_scale=number)[0] == 1
+
+
+@pytest.mark.parametrize("number", [{}, {"guidance_scale": -1}, {"guidance_scale": -0.1}])
+def test_below_0_is_the_decoders_own(scale_of, number):
+    assert scale_of(**number) == (2, 2.0)
+
+
+def test_another_decoder_has_another_number_of_its_own(scale_of, models, monkeypatch):
+    monkeypatch.setattr(models["decoder"].core, "guidance_scale", 7.0)
+    assert scale_of() == (2, 7.0)
+
+
+def test_a_saved_graph_paints_the_very_same_picture(pack, run, mini, models, fox_codes):
+    """Every widget as the first release saved it, 10 among them."""
+    saved = {"seed": 3, "steps": 2, "guidance_scale": 10, "noise_level": 0, "width": 0, "height": 0}
+    (image,) = run("SEEDDecode", **models, codes=fox_codes, **saved)
+    wanted = mini.decoder.core.decode(
+        mini.tokenizer.core.embed(fox_codes),
+        options=pack.seed_core.DecodeOptions(2, 10.0),
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert torch.equal(image, wanted.movedim(1, -1))
+    (own,) = run("SEEDDecode", **models, codes=fox_codes, **{**saved, "guidance_scale": -1})
+    assert not torch.equal(image, own)
+
+
+# --- previews while it paints ---
+
+
+@pytest.fixture
+def bar(pack, monkeypatch):
+    """The progress bar's calls: done, total, and the picture if one came with it."""
+    calls = []
+
+    class Bar:
+        def __init__(self, total):
+            pass
+
+        def update_absolute(self, done, total, preview=None):
+            calls.append((done, total, preview))
+
+    monkeypatch.setattr(pack.host.progress.comfy.utils, "ProgressBar", Bar)
+    return calls
+
+
+@pytest.fixture
+def previews(pack, monkeypatch):
+    """Switches them on or off, as the host's settings do for each job."""
+    progress = pack.host.progress
+    methods = {False: progress.LatentPreviewMethod.NoPreviews}
+    methods[True] = progress.LatentPreviewMethod.Auto
+
+    def switch(is_on):
+        monkeypatch.setattr(progress.args, "preview_method", methods[is_on])
+
+    return switch
+
+
+def test_without_previews_there_are_none(run, models, fox_codes, bar, previews):
+    previews(False)
+    run("SEEDDecode", **models, codes=fox_codes, steps=4)
+    assert [call[2] for call in bar] == [None] * 4
+
+
+def test_previews_come_with_the_steps(pack, run, models, fox_codes, bar, previews, monkeypatch):
+    monkeypatch.setattr(pack.host.progress, "PREVIEW_INTERVAL", 0)
+    previews(True)
+    run("SEEDDecode", **models, codes=fox_codes, steps=4)
+    assert [call[:2] for call in bar] == [(i, 4) for i in (1, 2, 3, 4)]
+    for form, picture, largest in (call[2] for call in bar):
+        assert (form, picture.mode, picture.size) == ("JPEG", "RGB", (16, 16))
+        assert largest == pack.host.progress.args.preview_size
+    first, last = bar[0][2][1], bar[-1][2][1]
+    assert first.tobytes() != last.tobytes()
+
+
+def test_previews_come_a_few_times_a_second_at_most(run, models, fox_codes, bar, previews, pack):
+    """However fast the steps are, and however slow: the clock stands still here."""
+    previews(True)
+    pack.host.progress.time = SimpleNamespace(monotonic=lambda: 5.0)
+    try:
+        run("SEEDDecode", **models, codes=fox_codes, steps=4)
+    finally:
+        pack.host.progress.time = importlib.import_module("time")
+    assert [call[2] is not None for call in bar] == [True, False, False, False]
+
+
+def test_previews_change_no_picture(pack, run, models, fox_codes, previews, monkeypatch):
+    monkeypatch.setattr(pack.host.progress, "PREVIEW_INTERVAL", 0)
+    made = []
+    for is_on in (False, True):
+        previews(is_on)
+        made += run("SEEDDecode", **models, codes=fox_codes, steps=3)
+    assert torch.equal(*made)
+
+
+def test_the_colours_are_the_decoders_or_the_hosts_or_unknown(pack, models, previews):
+    def colours(own, scaling_factor):
+        config = SimpleNamespace(scaling_factor=scaling_factor)
+        module = SimpleNamespace(vae=SimpleNamespace(config=config))
+        return pack.host.latent_colours(SimpleNamespace(module=module, colours=own))
+
+    previews(True)
+    own = models["decoder"].core.colours
+    assert pack.host.latent_colours(models["decoder"].core) is own
+    assert colours(own, 0.18215) is own
+    assert colours(None, 0.18215).shape == (5, 3)
+    assert colours(None, 0.5) is None
+    previews(False)
+    assert colours(own, 0.18215) is None
+
+
+def test_sketches_of_a_conversation_are_seen_coming_too(pack, models, fox_codes, bar, previews):
+    previews(True)
+    chat = pack.seed_core.SeedChat("seed-mini", 512).answer((tuple(fox_codes.values[0].tolist()),))
+    with torch.inference_mode():
+        pack.nodes_by_id["SEEDChatView"].execute(chat=chat, **models)
+    assert bar[0][2] is not None

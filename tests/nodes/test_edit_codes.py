@@ -11,18 +11,61 @@ def show(pack, codes):
 def test_codes_are_shown_and_passed_on(pack, fox_codes):
     output = show(pack, fox_codes)
     assert output.args == (fox_codes,)
-    assert len(output.ui.as_dict()["images"]) == 1
+    assert len(output.ui["images"]) == 1
 
 
 def test_it_runs_without_a_save_node(pack):
     assert pack.nodes_by_id["SEEDPreviewCodes"].GET_SCHEMA().is_output_node
 
 
-def test_codes_without_a_picture_show_nothing(pack):
+def test_codes_without_a_picture_show_nothing_but_say_so(pack):
     codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
     output = show(pack, codes)
     assert output.args == (codes,)
-    assert output.ui is None
+    assert output.ui["images"] == []
+    assert "no picture" in output.ui["text"][0]
+
+
+def shown(output):
+    return len(output.ui["images"]), "".join(output.ui.get("text", ()))
+
+
+def test_two_that_are_compared_are_one_picture(pack, filled):
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    output = node.execute(codes=filled(1), compare_with=filled(2))
+    assert output.args[0].values[0, 0] == 1
+    assert shown(output) == (1, "")
+
+
+def test_one_may_be_compared_with_all(pack, filled):
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    assert shown(node.execute(codes=filled(1, 3), compare_with=filled(2))) == (3, "")
+
+
+def test_a_batch_of_two_is_one_picture(pack, filled):
+    assert shown(show(pack, filled(1, 2))) == (1, "")
+
+
+def test_nothing_to_compare_with_is_told_and_the_codes_are_shown(pack, filled):
+    """A reply that could go either way had no picture."""
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    pictures, said = shown(node.execute(codes=filled(1), compare_with=filled(2, 0)))
+    assert pictures == 1
+    assert "compare_with holds no picture" in said
+
+
+def test_of_very_many_the_first_are_shown_and_told(pack, filled):
+    pictures, said = shown(show(pack, filled(1, 65)))
+    assert pictures == 64
+    assert said == "65 pictures; the first 64 are shown"
+
+
+def test_codes_that_cannot_be_compared_are_one_clear_error(pack, filled):
+    node = pack.nodes_by_id["SEEDPreviewCodes"]
+    with pytest.raises(pack.seed_core.CodesError, match="2 pictures cannot be compared with 3"):
+        node.execute(codes=filled(1, 2), compare_with=filled(2, 3))
+    with pytest.raises(pack.seed_core.CodesError, match="seed-mini codes .* and seed-2 codes"):
+        node.execute(codes=filled(1), compare_with=filled(2, 1, "seed-2", 8192))
 
 
 @pytest.fixture
@@ -72,3 +115,19 @@ def test_mistakes_are_errors_of_ours(run, pack, filled):
         run("SEEDBatchCodes", codes_1=filled(1), codes_2=filled(2, 1, "seed-2", 8192))
     with pytest.raises(error, match="batch of 1"):
         run("SEEDSelectCodes", codes=filled(1), index=1)
+
+
+def test_every_preview_shows_the_same_kinds_of_things(pack, filled):
+    """Over a list of codes the host joins what the first one shows, by name."""
+    shows = [show(pack, filled(1, count)).ui.keys() for count in (65, 1, 0)]
+    assert shows == [{"images", "text"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "is_right"), [(0, 32, True), (20, 10, False), (0, 33, False)]
+)
+def test_positions_that_no_picture_has_are_told_before_anything_runs(pack, start, end, is_right):
+    node = pack.nodes_by_id["SEEDMixCodes"]
+    said = node.validate_inputs(start=start, end=end)
+    assert said is True if is_right else f"got {start} and {end}" in said
+    assert node.validate_inputs(start=start) is True  # the other comes by wire

@@ -45,16 +45,6 @@ def test_it_can_be_copied(embedded):
     assert torch.equal(copy.deepcopy(output).image_embeds, output.image_embeds)
 
 
-@pytest.mark.parametrize(
-    "node", ["SEEDCodesToEmbedding", "SEEDCodesToIPAdapter", "SEEDCodesToConditioning"]
-)
-def test_no_codes_is_one_sentence(pack, run, mini, node):
-    """Before anything that is wrong with the tokenizer, which may be right for the next picture."""
-    codes = pack.seed_core.SeedCodes.empty("seed-mini", 512)
-    with pytest.raises(pack.seed_core.CodesError, match="these codes hold no picture"):
-        run(node, tokenizer=mini.tokenizer, codes=codes)
-
-
 @pytest.mark.parametrize("node", ["SEEDCodesToEmbedding", "SEEDCodesToIPAdapter"])
 def test_seed_1_has_no_image_embedding(pack, run, seed_1, seed_1_codes, node):
     wanted = r"seed-1.*77 x 768.*SEED Codes to Conditioning"

@@ -75,9 +75,19 @@ def test_how_well_the_codes_fit_is_told_on_the_node(pack, run, mini, fox, monkey
     for image in (1 - fox, fox, torch.cat((fox, 1 - fox))):
         (codes,) = run("SEEDEncode", tokenizer=mini.tokenizer, image=image)
         assert codes.distances.shape == (len(image), 32)
-    assert "unlike what seed-mini knows" in said[0]
-    assert "of the kind seed-mini knows" in said[1]
-    assert said[2] == "2 pictures, 1 of them unlike what seed-mini knows"
+    assert "This picture is of a kind that seed-mini does not know" in said[0]
+    assert "choose a SEED-2 tokenizer" in said[0]
+    assert "fetch seed-tokenizer-2" in said[0]
+    assert said[1].startswith("One picture of the kind that seed-mini knows")
+    assert "SEED-2" not in said[1]
+    assert said[2].startswith("1 of these 2 pictures (2) is of a kind that seed-mini does not know")
+
+
+def test_it_stays_on_the_node(pack, run_node, mini, fox, monkeypatch):
+    said = []
+    monkeypatch.setattr(pack.host, "show_text", said.append)
+    output = run_node("SEEDEncode", tokenizer=mini.tokenizer, image=fox)
+    assert output.ui == {"text": said}
 
 
 def test_a_batch_of_no_pictures_is_refused(pack, run, mini):

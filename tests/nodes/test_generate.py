@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -154,3 +155,45 @@ def test_live_text_is_sent_a_few_times_a_second_to_the_node(pack, monkeypatch):
         progress.show(lambda word=word: word)
     progress.show(lambda: "all", is_final=True)
     assert sent == [("a", "7", "me"), ("d", "7", "me"), ("all", "7", "me")]
+
+
+def test_what_can_be_known_of_a_prompt_is_told_before_anything_runs(pack):
+    node = pack.nodes_by_id["SEEDGenerate"]
+    assert "the prompt is empty" in node.validate_inputs(prompt=" \n")
+    assert "<image>" in node.validate_inputs(prompt="What is <image>?")
+    assert node.validate_inputs(prompt="What is this?") is True
+    for connected in ("", "What is <image>?"):
+        assert node.validate_inputs(prompt=connected, codes=None) is True
+    assert node.validate_inputs() is True  # the prompt comes by wire
+
+
+def test_a_drawing_is_told_in_words_on_the_node(run_node, mini, drawn):
+    asked = {"prompt": "Draw a red fox on a blue background.", "reply": "image"}
+    output = run_node(
+        "SEEDGenerate", llm=mini.llm, **asked, variations=2, max_new_tokens=80, seed=5
+    )
+    first, second, how = output.ui["text"]
+    assert first.startswith("1: ")
+    assert "[picture 1]" in first
+    assert second.startswith("2: ")
+    assert "[picture 2]" in second
+    assert "SEED Decode" in how
+    assert output.args[0] == drawn[0]  # on the wire they stay marks
+
+
+def test_a_reply_in_words_is_all_that_the_node_says(run_node, mini, fox_codes):
+    asked = {"prompt": "What is in this picture?", "codes": fox_codes, "reply": "text"}
+    output = run_node("SEEDGenerate", llm=mini.llm, **asked, max_new_tokens=40)
+    assert output.ui["text"] == output.args[0]
+
+
+def test_words_are_a_file_too_for_the_app_view(pack, run_node, mini):
+    """It shows files alone."""
+    output = run_node(
+        "SEEDGenerate", llm=mini.llm, prompt="Hello", reply="text", variations=2, max_new_tokens=8
+    )
+    (file,) = output.ui["files"]
+    assert file["type"] == "temp"
+    path = Path(pack.folder_paths.get_temp_directory(), file["subfolder"], file["filename"])
+    assert path.suffix == ".txt"
+    assert path.read_text(encoding="utf-8") == "\n\n".join(output.ui["text"])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from seed_core.fetching.downloads import DOWNLOADS
+
 ROOT = Path(__file__).resolve().parents[2]
 HELP = ROOT / "nodes" / "web" / "docs"
 LANGUAGES = (None, "zh")  # English is for every language without pages of its own
@@ -18,7 +20,15 @@ _spec.loader.exec_module(help_pages)
 # Combos that list what lies on the disk; what comes with the pack stands first and is named so.
 FROM_DISK = {"tokenizer", "model", "decoder", "lora", "file"}
 BUNDLED = "(bundled)"
-MOST_OPTIONS_IN_A_ROW = 10  # more of them have a list of their own on the help page
+LOADERS = {
+    "tokenizer": "SEEDTokenizerLoader",
+    "llm": "SEEDLLaMALoader",
+    "decoder": "SEEDDecoderLoader",
+}
+WHEN_MISSING = {None: "When a model is missing", "zh": "缺少模型时"}
+COMMAND = "python custom_nodes/seed-llama"
+WIDEST_CELL = 12  # characters; the panel has room for about 45 in a line
+MOST_OPTIONS_IN_AN_ENTRY = 10  # more of them have a list of their own on the help page
 # Messages on the help pages that our code does not say, with who does.
 SAID_BY_OTHERS = {
     "Required input is missing": "ComfyUI, of an empty socket",
@@ -95,7 +105,7 @@ def test_a_help_page_begins_with_the_nodes_name_and_a_picture_of_it(page, descri
     assert [file for _, file in page.pictures] == [f"images/{page.node_id}.jpg"]
 
 
-def test_its_first_two_tables_are_the_inputs_and_the_outputs_in_order(page, described):
+def test_its_first_two_lists_are_the_inputs_and_the_outputs_in_order(page, described):
     assert list(page.inputs) == [widget.id for widget in described.inputs]
     assert page.outputs == [output.id for output in described.outputs]
 
@@ -110,8 +120,8 @@ def test_it_says_from_where_to_where_a_number_goes_and_where_it_begins(page, des
 def test_it_names_every_choice(page, described):
     for widget in described.inputs:
         options = fixed_options(widget)
-        row = "".join(page.inputs[widget.id].cells)
-        where = row if len(options) <= MOST_OPTIONS_IN_A_ROW else page.text
+        entry = "".join(page.inputs[widget.id])
+        where = entry if len(options) <= MOST_OPTIONS_IN_AN_ENTRY else page.text
         assert not [option for option in options if f"`{option}`" not in where], widget.id
 
 
@@ -119,26 +129,47 @@ def test_it_says_last_which_choice_or_text_a_widget_begins_with(page, described)
     for widget in described.inputs:
         default = getattr(widget, "default", None)
         if isinstance(default, str) and default and widget.id not in FROM_DISK:
-            assert page.inputs[widget.id].named[-1] == default, widget.id
+            assert page.inputs[widget.id].quoted[-1] == default, widget.id
 
 
-def test_its_tables_are_whole_and_narrow_enough_for_the_side_bar(page):
-    for table in help_pages.tables(page.text):
-        headings = len(table[0].cells)
-        assert headings in (2, 3)
-        assert [row for row in table if len(row.cells) != headings] == []
+def test_its_tables_are_whole_and_narrow_enough_for_the_panel(page):
+    """There only the last column may hold a sentence."""
+    for headings, *rows in help_pages.tables(page.text):
+        assert rows
+        assert len(headings) in (2, 3)
+        for row in (headings, *rows):
+            assert len(row) == len(headings)
+            assert max(map(len, row[:-1])) <= WIDEST_CELL
 
 
 def test_it_quotes_messages_that_somebody_really_says(page, texts):
     assert page.errors
-    for row in page.errors:
-        assert row.messages, row
+    for entry in page.errors:
+        assert entry.quoted, entry
         made_up = [
             message
-            for message in row.messages
+            for message in entry.quoted
             if message not in SAID_BY_OTHERS and not help_pages.is_said(message, texts)
         ]
         assert not made_up
+
+
+@pytest.mark.parametrize("kind", ["TOKENIZER", "LLM", "DECODER"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_loaders_page_says_what_to_do_when_its_model_is_missing(pack, language, kind):
+    """What errors leave out: the command, what the frontend's own offer lacks, pages for by hand."""
+    kind = getattr(pack.kinds, kind)
+    loader = LOADERS[kind.name]
+    path = HELP / f"{loader}.md" if language is None else HELP / loader / f"{language}.md"
+    page = help_pages.HelpPage(path, HELP)
+    section = page.sections[page.headings.index(WHEN_MISSING[language])]
+    assert f"\n{COMMAND} fetch {kind.download}\n" in section
+    assert f"`{kind.bundled_choice}`" in section
+    assert "*Download all*" in section
+    for source in DOWNLOADS[kind.download].sources:
+        assert f"]({source.page})" in section
+        is_folder = any("*" in file for file in source.files)
+        assert is_folder or [file for file in source.files if f"`{file}`" not in section] == []
 
 
 def test_every_message_of_others_is_on_a_help_page():

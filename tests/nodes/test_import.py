@@ -29,3 +29,11 @@ def test_importing_the_pack_imports_neither_transformers_nor_diffusers():
     packages = set(done.stdout.split())
     assert "torch" in packages
     assert not packages & {"transformers", "diffusers", "accelerate", "skimage"}
+
+
+def test_errors_bear_a_name_that_people_can_read(pack):
+    """The host shows module and class in front of each message; a pack's module is a path."""
+    errors = vars(sys.modules[f"{pack.__name__}.seed_core.errors"])
+    classes = [each for each in errors.values() if isinstance(each, type)]
+    assert len(classes) > 5
+    assert {each.__module__ for each in classes} == {"SEED"}

@@ -347,7 +347,7 @@ def test_an_adapter_that_vanished_is_refused_with_its_folder(pack, folder):
         said = node.validate_inputs(lora=gone)
         assert f"'{gone}' is not in models/seed_lora" in said
         assert str(folder) in said
-        assert f"or choose '{BUNDLED}' to go on without a download" in said
+        assert f"'{BUNDLED}' is always there" in said
 
 
 def test_a_changed_adapter_or_config_changes_the_fingerprint(pack, folder, save):

@@ -14,7 +14,6 @@ CONTRACT = {
     ),
     "SEEDLLaMALoader": (["model COMBO", "precision COMBO"], ["llm SEED_LLM"]),
     "SEEDDecoderLoader": (["decoder COMBO", "precision COMBO"], ["decoder SEED_DECODER"]),
-    "SEEDLoRALoader": (["llm SEED_LLM", "lora COMBO", "strength FLOAT"], ["llm SEED_LLM"]),
     "SEEDEncode": (
         ["tokenizer SEED_TOKENIZER", "image IMAGE", "fit COMBO"],
         ["codes SEED_CODES"],
@@ -35,6 +34,7 @@ CONTRACT = {
         ],
         ["text* STRING", "codes SEED_CODES", "chat* SEED_CHAT"],
     ),
+    "SEEDLoRALoader": (["llm SEED_LLM", "lora COMBO", "strength FLOAT"], ["llm SEED_LLM"]),
     "SEEDChatView": (
         ["chat SEED_CHAT", "tokenizer? SEED_TOKENIZER", "decoder? SEED_DECODER"],
         ["text STRING", "codes SEED_CODES"],
@@ -54,6 +54,7 @@ CONTRACT = {
         ],
         ["image IMAGE"],
     ),
+    "SEEDPreviewCodes": (["codes SEED_CODES", "compare_with? SEED_CODES"], ["codes SEED_CODES"]),
     "SEEDCodesToEmbedding": (
         ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
         ["clip_vision_output* CLIP_VISION_OUTPUT"],
@@ -94,7 +95,6 @@ CONTRACT = {
         ["codes SEED_CODES"],
     ),
     "SEEDSelectCodes": (["codes SEED_CODES", "index INT", "length INT"], ["codes SEED_CODES"]),
-    "SEEDPreviewCodes": (["codes SEED_CODES"], ["codes SEED_CODES"]),
     "SEEDSaveCodes": (["codes SEED_CODES", "filename_prefix STRING"], ["codes SEED_CODES"]),
     "SEEDLoadCodes": (["file COMBO"], ["codes SEED_CODES"]),
 }
@@ -109,7 +109,7 @@ DEFAULTS = {
     },
     "SEEDDecode": {
         "steps": 20,
-        "guidance_scale": 10.0,
+        "guidance_scale": -1.0,
         "noise_level": 0,
         "width": 0,
         "height": 0,
@@ -168,8 +168,33 @@ def schema(node):
     return node.GET_SCHEMA()
 
 
-def test_the_nodes_come_in_the_order_of_a_graph(pack):
+def test_the_nodes_come_in_the_order_of_the_contract(pack):
     assert list(pack.nodes_by_id) == list(CONTRACT)
+
+
+# What makes a wire and what most often takes it.
+NEIGHBOURS = {
+    "SEED_TOKENIZER": ("SEEDTokenizerLoader", "SEEDEncode"),
+    "SEED_LLM": ("SEEDLLaMALoader", "SEEDGenerate"),
+    "SEED_DECODER": ("SEEDDecoderLoader", "SEEDDecode"),
+    "SEED_CODES": ("SEEDEncode", "SEEDDecode"),
+    "SEED_CHAT": ("SEEDGenerate", "SEEDChatView"),
+}
+
+
+def _shortest(schema):
+    return min(len(schema.display_name), len(schema.node_id))
+
+
+@pytest.mark.parametrize("wire", NEIGHBOURS)
+def test_a_wire_that_is_let_go_suggests_its_neighbour_first(pack, wire):
+    """The frontend's menu keeps our order; its search puts the shortest name or id first."""
+    schemas = [node.GET_SCHEMA() for node in pack.nodes_by_id.values()]
+    makers = [s for s in schemas if wire in [o.get_io_type() for o in s.outputs]]
+    takers = [s for s in schemas if wire in [i.get_io_type() for i in s.inputs if not i.optional]]
+    for found, wanted in zip((makers, takers), NEIGHBOURS[wire], strict=True):
+        assert found[0].node_id == wanted
+        assert min(found, key=_shortest).node_id == wanted
 
 
 def test_ids_types_and_order_are_the_contract(schema, node_id):

@@ -77,7 +77,7 @@ def test_a_saved_file_can_be_loaded_from_the_input_folder(run, pack, folders, sa
     assert shown == {"filename": "SEED_00001_.safetensors", "subfolder": "codes", "type": "output"}
     shutil.copy(file, folders[0])
     loader = pack.nodes_by_id["SEEDLoadCodes"]
-    assert loader.GET_SCHEMA().inputs[0].options == [file.name]
+    assert loader.GET_SCHEMA().inputs[0].options == [file.name, f"codes/{file.name} [output]"]
     assert loader.validate_inputs(file=file.name) is True
     assert equal(run("SEEDLoadCodes", file=file.name)[0], fox_codes)
 
@@ -157,19 +157,76 @@ def test_a_text_from_an_editor_is_loaded_if_it_names_its_family(run, pack, folde
     assert equal(run("SEEDLoadCodes", file=file.name)[0], fox_codes)
 
 
-def test_without_an_input_folder_there_is_nothing_to_choose(pack, folders):
-    folders[0].rmdir()
-    assert pack.nodes_by_id["SEEDLoadCodes"].GET_SCHEMA().inputs[0].options == []
-    folders[0].mkdir()
+@pytest.mark.parametrize("lost", [(), (0,), (0, 1)], ids=["empty", "no_input", "no_folder"])
+def test_without_any_file_the_one_choice_says_so(run, pack, folders, lost):
+    """An empty list would be called a missing connection."""
+    for i in lost:
+        folders[i].rmdir()
+    loader = pack.nodes_by_id["SEEDLoadCodes"]
+    (choice,) = loader.GET_SCHEMA().inputs[0].options
+    assert choice == "no file of codes yet"
+    assert loader.validate_inputs(file=choice).startswith("no file of codes is chosen. Drop one")
+    assert loader.fingerprint_inputs(file=choice) == "missing"
+    with pytest.raises(pack.seed_core.CodesError, match="no file of codes is chosen"):
+        run("SEEDLoadCodes", file=choice)
+    for i in lost:
+        folders[i].mkdir()
 
 
-@pytest.mark.parametrize("name", ["gone.safetensors", "../../secret.safetensors", "", "a\0b"])
+def test_what_was_saved_is_offered_wherever_in_the_output_folder(run, pack, save, fox_codes):
+    prefixes = ("b", "codes/a", "1/2/3/4/deep", "1/2/3/4/5/deeper", ".hidden/c")
+    for prefix in prefixes:
+        save(filename_prefix=prefix)
+    options = pack.nodes_by_id["SEEDLoadCodes"].GET_SCHEMA().inputs[0].options
+    names = ("1/2/3/4/deep", "b", "codes/a")
+    assert options == [f"{name}_00001_.safetensors [output]" for name in names]
+    loader = pack.nodes_by_id["SEEDLoadCodes"]
+    for option in options:
+        assert loader.validate_inputs(file=option) is True
+        assert equal(run("SEEDLoadCodes", file=option)[0], fox_codes)
+
+
+def test_what_other_nodes_saved_is_not_offered(pack, folders, save):
+    """Models, words and settings lie there too."""
+    safetensors = importlib.import_module("safetensors.torch")
+    save(filename_prefix="mine")
+    safetensors.save_file({"codes": torch.zeros(1)}, folders[1] / "no_header.safetensors")
+    safetensors.save_file({"w": torch.zeros(1)}, folders[1] / "model.safetensors", {"a": "b"})
+    for name in ("words.txt", "settings.json", "empty.safetensors"):
+        (folders[1] / name).touch()
+    (folders[1] / "folder.safetensors").mkdir()
+    options = pack.nodes_by_id["SEEDLoadCodes"].GET_SCHEMA().inputs[0].options
+    assert options == ["mine_00001_.safetensors [output]"]
+
+
+def test_a_link_out_of_the_output_folder_is_not_followed(pack, folders, save, tmp_path):
+    _, file = save(filename_prefix="mine")
+    shutil.move(file, tmp_path / "secret.safetensors")
+    try:
+        (folders[1] / "link").symlink_to(tmp_path, target_is_directory=True)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    loader = pack.nodes_by_id["SEEDLoadCodes"]
+    assert loader.GET_SCHEMA().inputs[0].options == ["no file of codes yet"]
+    assert "found no file" in loader.validate_inputs(file="link/secret.safetensors [output]")
+    (folders[1] / "link").unlink()
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "../../secret.safetensors", "a\0b", "."])
 def test_a_file_that_is_not_there_is_named_before_anything_runs(run, pack, folders, name):
     loader = pack.nodes_by_id["SEEDLoadCodes"]
     assert f"no file '{name}' in {folders[0]}" in loader.validate_inputs(file=name)
     assert loader.fingerprint_inputs(file=name) == "missing"
-    with pytest.raises(pack.seed_core.CodesError, match="SEED Save Codes"):
+    with pytest.raises(pack.seed_core.CodesError, match="drop a file of codes on the node"):
         run("SEEDLoadCodes", file=name)
+
+
+@pytest.mark.parametrize("name", ["gone [output]", "../input/a.txt [output]", "../x [output]"])
+def test_the_output_folder_is_named_where_it_was_looked_in(pack, folders, name):
+    (folders[0].parent / "x").touch()
+    told = pack.nodes_by_id["SEEDLoadCodes"].validate_inputs(file=name)
+    assert f"no file '{name}' in {folders[1]}" in told
+    (folders[0].parent / "x").unlink()
 
 
 def test_a_name_cannot_lead_out_of_the_folder_even_if_the_host_lets_it(pack, folders, monkeypatch):
@@ -210,3 +267,11 @@ def test_a_damaged_file_is_one_error_with_its_name(run, pack, folders, save):
 def test_codes_travel_on_the_hosts_device(run, management):
     (codes,) = run("SEEDTextToCodes", text=str(list(range(32))))
     assert codes.values.device == torch.device(management.intermediate_device())
+
+
+def test_a_text_without_codes_is_told_before_anything_runs(pack, fox_codes):
+    node = pack.nodes_by_id["SEEDTextToCodes"]
+    assert "the text is empty" in node.validate_inputs(text="", family="seed-mini")
+    assert node.validate_inputs(text=fox_codes.to_text(), family="seed-mini") is True
+    assert node.validate_inputs(family="seed-mini") is True  # the text comes by wire
+    assert node.validate_inputs(text="", family=None) is True

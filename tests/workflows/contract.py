@@ -60,6 +60,7 @@ RANDOM_SEED = whole(0, 2**64 - 1)
 # a node that is switched off.
 NOT_THERE_YET = one_of("")
 BUNDLED_CHOICE = "seed-mini (bundled)"
+DECODERS_OWN = -1  # of guidance_scale
 BUNDLED_LORA = "seed-mini night (bundled)"
 BUNDLED = one_of(BUNDLED_CHOICE)  # folders: the frontend cannot offer to download one
 TOKENIZER_FILE = one_of(BUNDLED_CHOICE, "seed_quantizer.pt", "seed_tokenizer.pth")
@@ -94,7 +95,9 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         "SEEDEncode": Node((TOKENIZER, IMAGE), {"fit": one_of("stretch", "crop", "pad")}, (CODES,)),
         "SEEDGenerate": _generate(),
         "SEEDDecode": _decode(),
-        "SEEDPreviewCodes": Node((CODES,), {}, (CODES,)),
+        "SEEDPreviewCodes": Node(
+            (CODES, ("compare_with", "SEED_CODES")), {}, (CODES,), optional=("compare_with",)
+        ),
         "SEEDMixCodes": _mix_codes(),
         "SEEDChatView": Node(
             sockets=(("chat", "SEED_CHAT"), TOKENIZER, DECODER),
@@ -133,7 +136,7 @@ def _decode() -> Node:
         widgets={
             "seed": RANDOM_SEED,
             "steps": whole(1, 1000),
-            "guidance_scale": number(0, 50),
+            "guidance_scale": number(DECODERS_OWN, 50),
             "noise_level": whole(0, 999),
             "width": whole(0, 2048, 8),
             "height": whole(0, 2048, 8),
@@ -191,8 +194,6 @@ def _core(
 
 def _core_nodes() -> dict[str, Node]:
     images = (("images", "IMAGE"),)
-    side = whole(32, 2048)
-    grid = {"columns": whole(1, 20), "cell_width": side, "cell_height": side}
     return {
         "PreviewImage": _core(images, {}, images),
         "SaveImage": _core(images, {"filename_prefix": is_filled_text}, images),
@@ -200,8 +201,6 @@ def _core_nodes() -> dict[str, Node]:
         "MarkdownNote": _core((), {"text": is_filled_text}),
         "PrimitiveStringMultiline": _core((), {"value": is_filled_text}, (("STRING", "STRING"),)),
         "PrimitiveInt": _core((), {"value": RANDOM_SEED}, (("INT", "INT"),), random_seed="value"),
-        "RebatchImages": _core(images, {"batch_size": whole(1, 4096)}, (("IMAGE", "IMAGE"),)),
-        "ImageGrid": _core(images, {**grid, "padding": whole(0, 50)}, images),
     }
 
 

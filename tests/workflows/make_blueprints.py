@@ -106,10 +106,52 @@ def encode(row_x: int) -> Inner:
 def decode(row_x: int, codes: str, *more: str) -> Inner:
     shown = {name: f"@{name}" for name in ("seed", "steps", "guidance_scale", *more)}
     wires = {"tokenizer": "tokenizer.tokenizer", "decoder": "decoder.decoder", "codes": codes}
-    return Inner("SEEDDecode", (row_x, 0), (300, 290), (1, "fixed", 20, 2, 0, 0, 0), wires | shown)
+    values = (1, "fixed", 20, contract.DECODERS_OWN, 0, 0, 0)
+    return Inner("SEEDDecode", (row_x, 0), (300, 290), values, wires | shown)
 
 
-GUIDANCE = "*guidance_scale*: 2 with seed-mini, 10 with SD 2.1 unCLIP."
+GUIDANCE = "*guidance_scale*: how closely the picture follows the codes; -1 is the decoder's own."
+
+DRAW = Blueprint(
+    name="SEED Draw from Words",
+    description="Draws what you say: 'Draw a big rocket', 'a panda on red'. Connect image to Save "
+    "Image or Preview Image. Each variation is another drawing.",
+    search=("text to image", "txt2img", "draw", "generate image", "prompt", "SEED-LLaMA"),
+    size=(360, 350),
+    nodes={
+        "note": note(
+            "SEED-LLaMA writes 32 codes for each variation as if they were words, and the decoder "
+            "paints them. One *seed* serves both.\n\n"
+            f"{GUIDANCE}\n\n"
+            "seed-mini knows 192 objects, three sizes and eight plain backgrounds. For everything "
+            "else choose the full-size SEED-2 models in all three loaders.",
+            700,
+            120,
+        ),
+        "tokenizer": loader("tokenizer", 0),
+        "language_model": loader("language_model", 1),
+        "decoder": loader("decoder", 2),
+        "generate": Inner(
+            "SEEDGenerate",
+            (400, 0),
+            (300, 470),
+            ("Draw a big rocket", "image", 1, 512, 1, 0.9, 50, 1, "fixed"),
+            {
+                "llm": "language_model.llm",
+                "prompt": "@prompt",
+                "variations": "@variations",
+                "temperature": "@temperature",
+                "seed": "@seed",
+            },
+        ),
+        "decode": decode(800, "generate.codes"),
+    },
+    inputs=(
+        *("prompt", "variations", "temperature", "seed", "guidance_scale", "steps"),
+        *("tokenizer", "language_model", "decoder"),
+    ),
+    outputs={"image": "decode.image", "codes": "generate.codes"},
+)
 
 VARIATION = Blueprint(
     name="SEED Image Variation",
@@ -288,7 +330,7 @@ IPADAPTER = Blueprint(
     outputs={"model": "apply.MODEL"},
 )
 
-BLUEPRINTS = (VARIATION, CHAT, EDIT, IPADAPTER)
+BLUEPRINTS = (DRAW, VARIATION, CHAT, EDIT, IPADAPTER)
 
 
 def identifier(*names: str) -> str:

@@ -37,29 +37,33 @@ PLACES = {
     "SEEDMixCodes": "mix_two_pictures",
     "SEEDBatchCodes": "variations_grid",
     "SEEDSelectCodes": "variations_grid",
-    "SEEDPreviewCodes": "reconstruct",
+    "SEEDPreviewCodes": "edit_by_instruction",
     "SEEDSaveCodes": "keep_codes",
     "SEEDLoadCodes": "keep_codes",
 }
 ASIDE, ABOVE = 130, 36  # pixels of the graph shown around a node: wires and what they lead to
+HIGHEST = 620  # pixels of a node; a higher one is pictured smaller
 # Lets every node that takes a saved file take the first there is.
 CHOOSE_SAVED = """async () => {
     await app.refreshComboInNodes();
     for (const node of app.rootGraph._nodes.filter((node) => node.type === "SEEDLoadCodes"))
         node.widgets[0].value = node.widgets[0].options.values[0];
 }"""
-# Puts the node in the middle of the window at the size it was drawn for, and tells its box there.
-CENTRE = """async (type) => {
+# Puts the node in the middle of the window, at most as high as told, and tells its box there.
+CENTRE = """async ([type, highest]) => {
     const node = app.rootGraph._nodes.find((node) => node.type === type);
     const canvas = app.canvas, [x, y, width, height] = node.boundingRect;
     const { clientWidth, clientHeight } = canvas.canvas;
     canvas.deselectAll();
     node.mode = 0;  // a node that the template switches off is pictured switched on
-    canvas.ds.scale = 1;
+    const scale = Math.min(1, highest / height);
+    canvas.ds.scale = scale;
     canvas.ds.offset = [
-        clientWidth / 2 - x - width / 2, clientHeight / 2 - y - height / 2];
+        clientWidth / scale / 2 - x - width / 2, clientHeight / scale / 2 - y - height / 2];
     canvas.setDirty(true, true);
-    return [(clientWidth - width) / 2, (clientHeight - height) / 2, width, height];
+    return [
+        (clientWidth - width * scale) / 2, (clientHeight - height * scale) / 2,
+        width * scale, height * scale];
 }"""
 
 
@@ -81,7 +85,7 @@ def choose_saved_codes(frontend: Any) -> None:
 
 def photograph(frontend: Any, node_id: str) -> None:
     """Write the picture of one node of the open graph."""
-    left, top, width, height = frontend.page.evaluate(CENTRE, node_id)
+    left, top, width, height = frontend.page.evaluate(CENTRE, [node_id, HIGHEST])
     frontend.page.wait_for_timeout(1000)  # until Vue has moved the nodes
     area = {
         "x": left - ASIDE,

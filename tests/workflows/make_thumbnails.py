@@ -159,10 +159,13 @@ def conversation(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image
 
 def variations(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     sheet = Sheet()
-    grid = shown["With noise_level 0"][0]
-    width = SIZE - 2 * MARGIN
-    height = width * grid.height // grid.width
-    sheet.picture(grid, MARGIN, MARGIN, width, height)
+    gap = 8
+    side = (SIZE - 2 * MARGIN - 3 * gap) // 4
+    height = 3 * side + 2 * gap
+    for i, picture in enumerate(shown["With noise_level 0"]):
+        row, column = divmod(i, 4)
+        place = MARGIN + column * (side + gap), MARGIN + row * (side + gap)
+        sheet.picture(picture, *place, side, side)
     sheet.words(prompts[0], (SIZE + MARGIN + height) // 2 - 24, 34)
     sheet.words("temperature, seed, noise_level", (SIZE + MARGIN + height) // 2 + 24, 26, SOFT)
     return sheet.image
@@ -185,10 +188,10 @@ def keep_codes(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
     sheet.picture(shown["Before"][0], MARGIN, MARGIN, HALF, HALF)
     sheet.picture(shown["After"][0], right, MARGIN, HALF, HALF)
     sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
-    for left, title in ((MARGIN, "Codes before"), (right, "Codes after")):
-        codes = shown[title][0]
-        sheet.picture(codes, left, right, HALF, HALF * codes.height // codes.width)
-    sheet.words("Change the numbers", SIZE - 32, 32)
+    codes = shown["Codes before and after"][0]
+    upper = codes.crop((0, 0, codes.width, 264))  # the first 16 codes of both
+    width = HALF * upper.width // upper.height
+    sheet.picture(upper, (SIZE - width) // 2, right, width, HALF)
     return sheet.image
 
 

@@ -15,7 +15,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUBGRAPHS = ROOT / "subgraphs"
 IPADAPTER = "SEED Codes to SDXL through IPAdapter"
-RUNNABLE = ("SEED Chat with a Picture", "SEED Edit by Instruction", "SEED Image Variation")
+DRAW = "SEED Draw from Words"
+WITH_A_PICTURE = ("SEED Chat with a Picture", "SEED Edit by Instruction", "SEED Image Variation")
+RUNNABLE = (DRAW, *WITH_A_PICTURE)
+PAINTS = (DRAW, "SEED Edit by Instruction", "SEED Image Variation")
 NAMES = (*RUNNABLE, IPADAPTER)
 INPUTS, OUTPUTS = -10, -20
 TITLE_HEIGHT = 30  # LiteGraph draws a node's title above its position
@@ -160,11 +163,18 @@ def test_every_widget_shown_outside_begins_with_the_value_inside(name):
         assert {values(node)[widget] for node, widget in widgets} == {value}, slot["name"]
 
 
-@each_runnable
+def sockets(name: str) -> list[tuple[str, str]]:
+    """What can be connected to a blueprint's node and has no widget."""
+    return [(slot["name"], slot["type"]) for slot in outer(name)["inputs"] if "widget" not in slot]
+
+
+@pytest.mark.parametrize("name", WITH_A_PICTURE)
 def test_one_picture_is_all_that_must_be_connected(name):
-    assert [
-        (slot["name"], slot["type"]) for slot in outer(name)["inputs"] if "widget" not in slot
-    ] == [("image", "IMAGE")]
+    assert sockets(name) == [("image", "IMAGE")]
+
+
+def test_to_draw_from_words_nothing_need_be_connected():
+    assert sockets(DRAW) == []
 
 
 @each_runnable
@@ -190,10 +200,12 @@ def test_every_random_seed_inside_is_the_one_outside(name):
     assert {values(node)["control_after_generate"] for node in seeded} == {"fixed"}
 
 
-@pytest.mark.parametrize("name", ["SEED Edit by Instruction", "SEED Image Variation"])
-def test_pictures_are_painted_the_way_seed_mini_is_at_its_best(name):
+@pytest.mark.parametrize("name", PAINTS)
+def test_pictures_follow_the_codes_as_the_decoder_likes(name):
+    """So another decoder paints at its best at once."""
     (decode,) = nodes_of(name, "SEEDDecode")
-    assert (values(decode)["guidance_scale"], values(decode)["steps"]) == (2, 20)
+    found = values(decode)["guidance_scale"], values(decode)["steps"]
+    assert found == (contract.DECODERS_OWN, 20)
 
 
 @each_blueprint

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from seed_core.fetching.downloads import DOWNLOADS
+from seed_core.models.tokenizer import SEED_1_LINK
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORKFLOWS = ROOT / "workflows"
@@ -47,14 +50,17 @@ NATIVE = {
     ),
 }
 NAMES = (*RUNNABLE, *NATIVE)
+APPS = ("ask_about_a_picture", "conversation", "edit_by_instruction", "text_to_image")
 DRAWN_FROM_WORDS = ("lora", "story", "text_to_image", "variations_grid")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
-PUBLISHED_ELSEWHERE = ("seed_tokenizer.pth",)  # on a Google Drive: the frontend offers none
+BY_HAND = {"seed_tokenizer.pth", "causal_qformer.pth"}  # on a Google Drive, behind a page
 LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
 CHANCE = ("SEEDGenerate", "SEEDMixCodes", "SEEDDecode", "KSampler", "PrimitiveInt")
 BUNDLED_LOADERS = ("SEEDTokenizerLoader", "SEEDLLaMALoader", "SEEDDecoderLoader")
 # What the frontend lets people download: from its missingModelDownload module.
 OFFERED_SOURCES = ("https://huggingface.co/", "https://civitai.com/")
+TOKENIZER = "seed-tokenizer-2"  # what fetch calls the one that the native templates load
+TOKENIZER_SOURCES = DOWNLOADS[TOKENIZER].sources
 OFFERED_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
 MODEL_FOLDERS = ("checkpoints", "ipadapter", "seed_tokenizer")
 TITLE_HEIGHT = 30  # LiteGraph draws a node's title above its position
@@ -105,6 +111,11 @@ def group_boxes(name: str) -> dict[str, tuple[float, float, float, float]]:
 def test_the_folder_holds_the_templates_and_their_thumbnails_only():
     expected = {f"{name}{suffix}" for name in NAMES for suffix in (".json", ".jpg")}
     assert {path.name for path in WORKFLOWS.iterdir()} == expected
+
+
+def test_every_template_has_its_place_in_the_list():
+    script = (ROOT / "nodes" / "web" / "seed.js").read_text(encoding="utf-8")
+    assert sorted(re.search(r"ORDER = `(.+?)`", script, re.DOTALL)[1].split()) == sorted(NAMES)
 
 
 def test_every_node_is_in_a_template():
@@ -177,10 +188,11 @@ def test_every_run_gives_the_picture_of_the_thumbnail(name):
 
 
 @each_template
-def test_pictures_are_painted_the_way_seed_mini_is_at_its_best(name):
+def test_pictures_follow_the_codes_as_the_decoder_likes(name):
+    """So another decoder in step 1 paints at its best at once."""
     for node in nodes_of(name, "SEEDDecode"):
         values = contract.widget_values(node, TABLE["SEEDDecode"])
-        assert (values["guidance_scale"], values["steps"]) == (2, 20)
+        assert (values["guidance_scale"], values["steps"]) == (contract.DECODERS_OWN, 20)
 
 
 @each_template
@@ -273,9 +285,8 @@ def test_only_the_saved_file_of_keep_codes_is_switched_off():
     assert leaving == []
     (note,) = [node for node in inside_it if node["type"] in contract.NOTES]
     (save,) = nodes_of("keep_codes", "SEEDSaveCodes")
-    folder, _, name = save["widgets_values"][0].rpartition("/")
-    saved = f"{name}_00001_.safetensors"
-    for words in (saved, f"output/{folder}", "**input**", "**R**", "**Ctrl+B**"):
+    saved = f"{save['widgets_values'][0]}_00001_.safetensors"
+    for words in (saved, "**R**", "**Ctrl+B**"):
         assert words in note["widgets_values"][0]
 
 
@@ -309,10 +320,43 @@ def test_the_two_rows_of_lora_differ_by_the_lora_alone():
     assert {name for name in paint if paint[name] != repaint[name]} == {"codes"}
 
 
+@pytest.mark.parametrize("name", APPS)
+def test_an_app_view_names_fields_and_results_that_are_there(name):
+    """Each field has words of its own. The file opens as a graph."""
+    workflow = read(name)
+    app = workflow["extra"]["linearData"]
+    assert "linearMode" not in workflow["extra"]
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    assert app["outputs"]
+    assert set(app["outputs"]) <= nodes.keys()
+    for place, widget, told in app["inputs"]:
+        home, node, named = place.split(":")
+        assert (home, named) == (workflow["id"], widget)
+        (slot,) = [slot for slot in nodes[node]["inputs"] if slot["name"] == widget]
+        assert slot["link"] is None
+        assert slot["label"]
+        assert slot["label"] != widget
+        assert told["description"]
+
+
 @each_template
 def test_a_note_explains_what_happens(name):
     notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
     assert any(text.startswith("# ") and "**Press Run**" in text for text in notes)
+
+
+@each_template
+def test_the_first_lines_of_a_note_are_large_enough_for_the_whole_view(name):
+    """Where the graph fills the window, only headings of the first two sizes can be read."""
+    for node in nodes_of(name, *contract.NOTES):
+        first, *_ = node["widgets_values"][0].split("\n")
+        assert first.startswith(("# ", "## ")), node["title"]
+
+
+@each_template
+def test_a_note_says_how_to_get_the_full_size_models(name):
+    notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
+    assert sum("python custom_nodes/seed-llama fetch" in text for text in notes) == 1
 
 
 def models_of(name: str) -> list[dict[str, str]]:
@@ -331,14 +375,37 @@ def test_the_chosen_files_are_those_offered_for_download(name):
     for node in nodes_of(name, *LOADERS):
         chosen = node["widgets_values"][0]
         assert chosen in NATIVE[name]
-        offered = [model["name"] for model in node["properties"].get("models", [])]
-        assert offered == ([] if chosen in PUBLISHED_ELSEWHERE else [chosen])
+        assert [model["name"] for model in node["properties"]["models"]] == [chosen]
+
+
+@each_native
+def test_download_all_and_fetch_together_get_what_its_loaders_need(name):
+    """The frontend offers what a widget names; the rest is on the tokenizer loader's help page."""
+    offered = {model["name"] for model in models_of(name) if model["name"] not in BY_HAND}
+    fetched = {file for source in TOKENIZER_SOURCES for file in source.files}
+    assert set(NATIVE[name]) - offered - fetched == BY_HAND & set(NATIVE[name])
+    page = (ROOT / "nodes/web/docs/SEEDTokenizerLoader.md").read_text(encoding="utf-8")
+    assert [file for file in set(NATIVE[name]) - offered if f"`{file}`" not in page] == []
+
+
+@each_native
+def test_what_fetch_gets_too_is_offered_from_the_same_page(name):
+    homes = {file: source for source in TOKENIZER_SOURCES for file in source.files}
+    for model in models_of(name):
+        if model["name"] in homes:
+            home = homes[model["name"]]
+            assert model["url"] == f"{home.page}/resolve/main/{model['name']}"
+            assert model["directory"] == DOWNLOADS[TOKENIZER].folder
 
 
 @each_native
 def test_models_are_offered_from_where_the_frontend_downloads(name):
+    """For a file published elsewhere it shows the page's link, without a button."""
     assert models_of(name)
     for model in models_of(name):
+        if model["name"] in BY_HAND:
+            assert model["url"] == SEED_1_LINK
+            continue
         assert model["url"].startswith(OFFERED_SOURCES)
         assert model["url"].endswith("/" + model["name"])
         assert model["name"].endswith(OFFERED_SUFFIXES)
@@ -350,14 +417,14 @@ def test_models_are_offered_from_where_the_frontend_downloads(name):
 
 @each_native
 def test_the_note_says_name_source_size_and_folder_of_every_file(name):
-    (note,) = [n["widgets_values"][0] for n in nodes_of(name, *contract.NOTES) if n["id"] == 1]
+    notes = [n["widgets_values"][0] for n in nodes_of(name, *contract.NOTES)]
+    (note,) = [text for text in notes if "folder in **models**" in text]
     rows = re.findall(r"^\| \[(\S+)\]\((https://\S+)\) \| (.+) \| (.+) \|$", note, re.MULTILINE)
     assert {row[0] for row in rows} == set(NATIVE[name])
     folders = {model["name"]: model["directory"] for model in models_of(name)}
     for file, _, size, folder in rows:
         assert folder.split(",")[0] == folders.get(file, "seed_tokenizer")
-        on_google_drive = file in ("seed_tokenizer.pth", "causal_qformer.pth")
-        assert size == "see there" if on_google_drive else re.fullmatch(r"[\d.]+ [GM]B", size)
+        assert size == "see there" if file in BY_HAND else re.fullmatch(r"[\d.]+ [GM]B", size)
 
 
 def test_native_blend_paints_with_the_models_and_settings_of_native_unclip():
@@ -369,8 +436,8 @@ def test_native_blend_paints_with_the_models_and_settings_of_native_unclip():
 
 @pytest.mark.parametrize("name", ["native_blend", "native_unclip"])
 def test_sd_2_1_unclip_is_said_to_come_from_an_unofficial_mirror(name):
-    note = nodes_of(name, *contract.NOTES)[0]["widgets_values"][0]
-    assert "sd2-community/" in note
+    notes = [note["widgets_values"][0] for note in nodes_of(name, *contract.NOTES)]
+    (note,) = [text for text in notes if "sd2-community/" in text]
     assert "unofficial" in note
 
 

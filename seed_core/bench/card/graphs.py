@@ -44,7 +44,7 @@ def picture(seed: int, steps: int) -> Graph:
         "decode": node(
             "SEEDDecode",
             **{"tokenizer": ["tokenizer", 0], "decoder": ["decoder", 0], "codes": ["codes", 0]},
-            **{"seed": seed, "steps": steps, "guidance_scale": 2.0, "noise_level": 0},
+            **{"seed": seed, "steps": steps, "guidance_scale": -1, "noise_level": 0},
             **{"width": 0, "height": 0},
         ),
         "show": node("PreviewImage", images=["decode", 0]),

@@ -22,11 +22,14 @@ from ...files import assemble
 from ...files.folder import ModelFolder
 from ...models import names
 from ...models.diffusers_networks import build_network, network_config
-from ...models.unclip import network_tensors
+from ...models.unclip import GUIDANCE_KEY, network_tensors
 from .unet import UnetLearner
 
 _ABSENT = ("feature_extractor", "image_encoder", "tokenizer", "text_encoder")
 """Members of the pipeline that a decoder does without."""
+
+_GUIDANCE = 2.0
+"""At which seed-mini's decoder, and those trained as it was, paint best."""
 
 
 def write_decoder(folder: Path, learner: UnetLearner, vae: Any, half: bool) -> None:
@@ -49,7 +52,9 @@ def write_decoder(folder: Path, learner: UnetLearner, vae: Any, half: bool) -> N
         "vae": _to_write(vae, half),
     }
     kind: Any = StableUnCLIPImg2ImgPipeline
-    kind(**parts, **dict.fromkeys(_ABSENT)).save_config(folder)
+    pipeline = kind(**parts, **dict.fromkeys(_ABSENT))
+    pipeline.register_to_config(**{GUIDANCE_KEY: _GUIDANCE})
+    pipeline.save_config(folder)
     for name, part in parts.items():
         part.save_pretrained(folder / name)
 

@@ -97,6 +97,17 @@ def test_decode_writes_one_picture_a_row(tmp_path, codes_file, capsys):
             assert picture.size == (64, 96)
 
 
+def test_decode_follows_codes_as_strongly_as_the_decoder_likes(tmp_path):
+    def paint(*given):
+        output = tmp_path / "out.png"
+        assert main(["decode", FOX, "-o", str(output), "--steps", "2", *given]) == 0
+        return output.read_bytes()
+
+    own = paint()
+    assert own == paint("--guidance-scale", "2")
+    assert own != paint("--guidance-scale", "10")
+
+
 def test_decode_row_i_uses_seed_plus_i(tmp_path, codes_file):
     def decode(name, codes, seed):
         arguments = ["decode", str(codes), "-o", str(tmp_path / name), "--steps", "1"]

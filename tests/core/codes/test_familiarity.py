@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from seed_core import SeedCodes
-from seed_core.codes.familiarity import describe_distances, summarize_distances
+from seed_core.codes.familiarity import (
+    FAMILIAR_DISTANCE,
+    KNOWN_KINDS,
+    describe_distances,
+    summarize_distances,
+    unfamiliar_rows,
+)
 
 SIZES = {"seed-mini": 512, "seed-2": 8192}
 
@@ -26,7 +32,6 @@ def codes(family, *means):
 )
 def test_a_picture_is_judged_only_where_a_limit_was_measured(family, mean, words):
     assert describe_distances(codes(family, mean)) == [words]
-    assert summarize_distances(codes(family, mean)) == words
 
 
 def test_each_picture_has_its_own_words():
@@ -35,13 +40,36 @@ def test_each_picture_has_its_own_words():
     assert "unlike" in far
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
     ("family", "means", "words"),
     [
-        ("seed-mini", (0.1, 0.4, 0.5), "3 pictures, 2 of them unlike what seed-mini knows"),
-        ("seed-mini", (0.1, 0.2), "2 pictures, none of them unlike what seed-mini knows"),
-        ("seed-2", (0.1, 0.45), "2 pictures, distances 0.10 to 0.45"),
+        ("seed-mini", (0.1,), "One picture of the kind that seed-mini knows: distance 0.10,"),
+        ("seed-mini", (0.1, 0.2), "2 pictures of the kind that seed-mini knows: distance 0.10 to"),
+        ("seed-mini", (0.4,), "This picture is of a kind that seed-mini does not know (distance"),
+        ("seed-mini", (0.1, 0.4, 0.5), "2 of these 3 pictures (2, 3) are of a kind that seed-mini"),
+        ("seed-mini", (0.1, 0.4, NAN), "1 of these 3 pictures (2) is of a kind that seed-mini"),
+        (
+            "seed-mini",
+            (0.4,) * 12,
+            "12 of these 12 pictures (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...) are",
+        ),
+        ("seed-mini", (NAN,), "One picture in codes of seed-mini: distance unknown."),
+        ("seed-mini", (0.1, NAN), "2 pictures in codes of seed-mini: distance 0.10."),
+        ("seed-2", (0.1, 0.45), "2 pictures in codes of seed-2: distance 0.10 to 0.45."),
     ],
 )
-def test_many_pictures_are_one_line(family, means, words):
-    assert summarize_distances(codes(family, *means)) == words
+def test_all_pictures_are_told_of_together(family, means, words):
+    assert summarize_distances(codes(family, *means)).startswith(words)
+
+
+def test_what_a_family_knows_is_said_where_a_picture_is_of_another_kind():
+    assert "192 objects" in summarize_distances(codes("seed-mini", 0.4))
+    assert unfamiliar_rows(codes("seed-mini", 0.1, 0.4, NAN)) == [1]
+    assert unfamiliar_rows(codes("seed-2", 0.9)) == []
+
+
+def test_every_family_that_is_judged_is_described():
+    assert FAMILIAR_DISTANCE.keys() == KNOWN_KINDS.keys()

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seed_core import SeedCodes
-from seed_core.codes.file import read_codes_file, save_codes_file
+from seed_core.codes.file import looks_like_codes, read_codes_file, save_codes_file
 from seed_core.errors import CodesError
 
 HEADER = {"family": "seed-mini", "codebook_size": "512"}
@@ -262,3 +262,33 @@ def test_a_text_is_read_as_windows_may_have_saved_it(tmp_path, encoding):
     file.write_text(" ".join(map(str, range(32))), encoding=encoding)
     codes = read_codes_file(file, unnamed="seed-mini")
     assert codes.values.tolist() == [list(range(32))]
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_a_file_of_codes_is_told_by_its_beginning(path, encoded, count):
+    values = torch.zeros(count, 32, dtype=torch.int64)
+    save_codes_file(SeedCodes(values, "seed-2", 8192), path)
+    assert looks_like_codes(path)
+    save_codes_file(encoded, path)
+    assert looks_like_codes(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            b"",
+            b"short",
+            b"\xff" * 64,
+            (2).to_bytes(8, "little") + b"{}",
+            b"\5" + b"\0" * 7 + b"[[[[[",
+        ),
+        (900).to_bytes(8, "little") + b"[" * 900,
+        (4096).to_bytes(8, "little") + b'{"codes": 1, "__metadata__": 1}'.ljust(4096),
+    ],
+)
+def test_a_file_of_something_else_is_told_by_its_beginning(path, content):
+    path.write_bytes(content)
+    assert not looks_like_codes(path)
+    assert not looks_like_codes(path.parent)
+    assert not looks_like_codes(path.parent / "missing")

@@ -28,5 +28,6 @@ def test_an_option_out_of_range_is_refused_with_its_value(wrong):
 
 def test_the_defaults_are_the_references():
     options = DecodeOptions()
-    assert (options.num_inference_steps, options.guidance_scale, options.noise_level) == (20, 10, 0)
+    assert (options.num_inference_steps, options.noise_level) == (20, 0)
+    assert options.guidance_scale is None  # the decoder's own
     assert (options.width, options.height) == (0, 0)

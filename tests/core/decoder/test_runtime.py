@@ -116,6 +116,11 @@ def test_noise_level_changes_the_picture(mini_decoder, embedding):
     assert (plain - mini_decoder.decode(embedding[:1], options=noisy)).abs().max() > 0.05
 
 
+def test_without_a_number_guidance_is_the_decoders_own(mini_decoder, embedding):
+    own = mini_decoder.decode(embedding[:1], options=DecodeOptions(num_inference_steps=3))
+    torch.testing.assert_close(own, mini_decoder.decode(embedding[:1], options=FAST), **SAME)
+
+
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (64, 0), (0, 96), (192, 64)])
 def test_width_and_height(mini_decoder, embedding, width, height):
     options = DecodeOptions(num_inference_steps=1, width=width, height=height)

@@ -158,6 +158,56 @@ def test_another_pipeline_is_refused_by_name(folder):
         read(folder)
 
 
+def write_guidance(folder, **number):
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text("utf-8"))
+    index.pop("_guidance_scale")
+    file.write_text(json.dumps(index | number), encoding="utf-8")
+
+
+def test_the_bundled_decoders_own_guidance_is_2(folder):
+    assert read(folder).guidance_scale == 2
+
+
+def test_a_decoder_that_names_no_guidance_has_the_references(folder):
+    write_guidance(folder)
+    assert read(folder).guidance_scale == 10
+
+
+@pytest.mark.parametrize("number", [0, 7.5, 1000])
+def test_a_decoder_can_name_its_own_guidance(folder, number):
+    write_guidance(folder, _guidance_scale=number)
+    assert read(folder).guidance_scale == number
+
+
+@pytest.mark.parametrize("wrong", [-1, 1001, "2", None, [2], True, float("nan"), 10**400])
+def test_guidance_that_is_no_number_in_range_is_refused(folder, wrong):
+    write_guidance(folder, _guidance_scale=wrong)
+    with pytest.raises(CheckpointError, match=r"_guidance_scale in model_index\.json.*0\.\.1000"):
+        read(folder)
+
+
+def write_colours(folder, colours):
+    file = folder / "vae" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["_latent_colours"]
+    file.write_text(json.dumps(config | colours), encoding="utf-8")
+
+
+def test_a_vae_need_not_say_what_colours_its_latents_have(folder):
+    write_colours(folder, {})
+    assert read(folder).colours is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], [[0.0] * 3] * 4, [[0.0] * 2] * 5, 3, "abcde", [0, 0, 0, 0, 0], [["1"] * 3] * 5]
+)
+def test_colours_that_are_no_table_are_refused(folder, wrong):
+    write_colours(folder, {"_latent_colours": wrong})
+    with pytest.raises(CheckpointError, match=r"_latent_colours in vae/config\.json.* 5 rows"):
+        read(folder)
+
+
 @pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
 @pytest.mark.parametrize("name", ["os", "NoSuchScheduler", None])
 def test_an_unknown_scheduler_is_refused_by_name(folder, part, name):
