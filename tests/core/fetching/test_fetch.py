@@ -34,7 +34,7 @@ def hub(hub, monkeypatch):
         HubSource("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
         WebSource(f"{hub.url}/eva_vit_g.pth", ("eva_vit_g.pth",), len(TOWER), sha256(TOWER), "bsd"),
     )
-    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", sources))
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", sources, {}))
     return hub
 
 
@@ -52,7 +52,7 @@ def run(models, *options):
 def change_own_source(monkeypatch, **changes):
     own, *others = DOWNLOADS[NAME].sources
     changed = HubSource(**{**vars(own), **changes})
-    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others)))
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others), {}))
 
 
 # --- what it does ---
