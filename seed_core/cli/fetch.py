@@ -7,8 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from ..compute.precision import LLM_PRECISIONS
 from ..errors import OptionError
 from ..fetching.downloads import DOWNLOADS
+from ..files.writer import check_output
+from ..models.convert import check_precision
 from . import options
 from .console import say
 
@@ -22,6 +25,7 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         """
         python -m seed_core fetch
         python -m seed_core fetch seed-tokenizer-2
+        python -m seed_core fetch seed-llama-8b-sft --precision fp8
         """,
     )
     command.add_argument(
@@ -41,6 +45,12 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="in place of --models, the folder for this kind of model, such as models/seed_llm",
     )
+    command.add_argument(
+        "--precision",
+        choices=LLM_PRECISIONS,
+        help="convert it while it comes, to one file: the disk then needs room for that and one of "
+        "the published files. fp8: language models only. Default: as it is published",
+    )
     command.add_argument("--revision", help="a commit, branch or tag in place of the pinned commit")
     command.add_argument("--yes", action="store_true", help="fetch without asking")
     return command
@@ -50,21 +60,34 @@ def run(args: argparse.Namespace) -> None:
     """Fetch a published model into ComfyUI's models folder; no other command goes online."""
     # Another program's way to download, which cannot go on where it stopped, and may not be there.
     os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)
-    from ..fetching import describe, fetch, places, plan
+    from ..fetching import converted, describe, fetch, places, plan
 
     if args.name is None:
         for line in describe.describe_all():
             say(line)
         return
-    folder = places.find_folder(DOWNLOADS[args.name].folder, args.models, args.into)
+    download = DOWNLOADS[args.name]
+    if args.precision is not None:
+        check_precision(download.kind, LLM_PRECISIONS[args.precision])
+    folder = places.find_folder(download.folder, args.models, args.into)
     wanted = plan.make_plan(args.name, folder, args.revision)
     for line in describe.describe(wanted):
         say(line)
-    fetch.check_disk(wanted)
-    if wanted.missing and not args.yes:
+    if args.precision is None:
+        fetch.check_disk(wanted)
+        if wanted.missing and not args.yes:
+            _ask_to_go_on()
+        for path in fetch.fetch(wanted):
+            say(f"fetched {path}")
+        return
+    output = converted.output_of(wanted, args.precision)
+    check_output(output, nbytes=0)
+    size = download.gigabytes[args.precision]
+    say(f"converted to {args.precision} while it comes, into {output}: about {size} GB in the end")
+    if not args.yes:
         _ask_to_go_on()
-    for path in fetch.fetch(wanted):
-        say(f"fetched {path}")
+    digest = converted.fetch_converted(wanted, LLM_PRECISIONS[args.precision], output)
+    say(f"wrote {output}\nSHA-256 {digest}")
 
 
 def _ask_to_go_on() -> None:

@@ -28,8 +28,8 @@ def describe(plan: Plan) -> Iterator[str]:
 def describe_all() -> Iterator[str]:
     """Yield lines that name every model, without asking a server."""
     for name, download in DOWNLOADS.items():
-        sizes = [source.gigabytes for source in download.sources]
-        total = "" if None in sizes else f"about {sum(map(float, filter(None, sizes))):.1f} GB "
+        whole = download.published_gigabytes
+        total = "" if whole is None else f"about {whole:.1f} GB "
         yield f"{name}: {total}into models/{download.folder}"
         for source in download.sources:
             remark = f"; {source.remark}" if source.remark else ""

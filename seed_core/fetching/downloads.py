@@ -8,6 +8,7 @@ Source: the pages named here, read on stored copies of 2024 and 2025.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,12 +64,35 @@ class Download(NamedTuple):
 
     folder: str
     sources: tuple[Source, ...]
+    gigabytes: Mapping[str, float]  # of the one file that it becomes in each precision
+
+    @property
+    def published_gigabytes(self) -> float | None:
+        """Of all files; None where a page does not say."""
+        sizes = [source.gigabytes for source in self.sources]
+        return None if None in sizes else sum(filter(None, sizes))
+
+    @property
+    def kind(self) -> str:
+        """What it is: tokenizer, llm or decoder."""
+        return self.folder.partition("/")[0].removeprefix("seed_")
+
+    @property
+    def shares_folder(self) -> bool:
+        """Whether others of its kind lie in the same folder."""
+        return "/" not in self.folder
 
 
-def _llm(name: str, gigabytes: float | None, commit: str | None) -> Download:
+def _llm(
+    name: str, gigabytes: float | None, commit: str | None, half: float, fp8: float
+) -> Download:
     weights = HubSource(f"AILab-CVC/{name}", _LLM_FILES, gigabytes, "llama2", commit)
     words = HubSource(_TOKENIZER_REPO, VOCABULARY_FILES, 0.0007, "apache-2.0", _TOKENIZER_COMMIT)
-    return Download(f"seed_llm/{name}", (weights, words))
+    converted = {"bf16": half, "fp16": half, "fp8": fp8}
+    return Download(f"seed_llm/{name}", (weights, words), converted)
+
+
+_8B, _14B = (13.6, 7.1), (26.2, 13.5)
 
 
 DOWNLOADS = {
@@ -86,12 +110,13 @@ DOWNLOADS = {
                 "none stated for the file; LAVIS, which publishes it, is BSD-3-Clause",
             ),
         ),
+        {"bf16": 2.3, "fp16": 2.3},
     ),
-    "seed-llama-8b-sft": _llm("seed-llama-8b-sft", 27.2, "2c7d1d3"),
-    "seed-llama-14b-sft": _llm("seed-llama-14b-sft", 26.2, None),
-    "seed-llama-8b-pretrain": _llm("seed-llama-8b-pretrain", None, "0c47fe7"),
+    "seed-llama-8b-sft": _llm("seed-llama-8b-sft", 27.2, "2c7d1d3", *_8B),
+    "seed-llama-14b-sft": _llm("seed-llama-14b-sft", 26.2, None, *_14B),
+    "seed-llama-8b-pretrain": _llm("seed-llama-8b-pretrain", None, "0c47fe7", *_8B),
     "seed-llama-14b-pretrain": _llm(
-        "seed-llama-14b-pretrain", 26.2, "e74d458e91c57a82c19da6b78caa7e6ad86838a1"
+        "seed-llama-14b-pretrain", 26.2, "e74d458e91c57a82c19da6b78caa7e6ad86838a1", *_14B
     ),
     "stable-diffusion-2-1-unclip": Download(
         "seed_decoder/stable-diffusion-2-1-unclip",
@@ -118,6 +143,7 @@ DOWNLOADS = {
                 "an unofficial mirror: Stability AI's own repository is gone",
             ),
         ),
+        {"bf16": 1.9, "fp16": 1.9},
     ),
 }
 """By the name that ``python -m seed_core fetch`` takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,49 +24,84 @@ _SETTINGS = (
 )
 
 
+class Listener:
+    """What a caller wants to be told of a transfer; what it raises ends that, and is no failure."""
+
+    def __init__(self, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+        self._on_bytes = on_bytes
+        self.raised: BaseException | None = None
+
+    def __call__(self, count: int = 0) -> None:
+        """Tell how many bytes have arrived since it was last told."""
+        try:
+            self._on_bytes(count)
+        except BaseException as error:
+            self.raised = error
+            raise
+
+
 @contextmanager
-def explained(source: Source, folder: Path) -> Iterator[None]:
-    """Raise each error of a connection as one `DownloadError`.
+def explained(source: Source, folder: Path, listener: Listener | None = None) -> Iterator[None]:
+    """Raise each error of a connection as one `DownloadError`; those of a listener stay as they are.
 
     Raises:
         DownloadError: the connection broke, the server refused, the disk is full, or the user
             stopped it.
     """
-    from huggingface_hub import errors
-
-    # The class of a broken connection depends on the HTTP client that the library was built on.
-    broken: tuple[type[BaseException], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
     try:
         yield
     except DownloadError:
         raise
-    except KeyboardInterrupt as stop:
-        raise DownloadError("stopped; the same command goes on where this one ended") from stop
-    except errors.HfHubHTTPError as error:
-        raise DownloadError(f"{_refusal(source, error)} {by_hand(source, folder)}") from error
-    except broken as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise DownloadError(
-                f"the disk of {folder} is full. Make room, then run the same command again: it goes "
-                "on where this one ended"
-            ) from error
-        if name := getattr(error, "filename", None):
-            raise DownloadError(
-                f"{name} cannot be used: {getattr(error, 'strerror', error)}. {_settings()}If that "
-                f"is the disk of {folder}, choose another with --models"
-            ) from error
-        raise DownloadError(
-            f"no connection to {source.page} ({_reason(error)}). {_settings()}Run the same command "
-            f"again when there is one: it goes on where this one ended. {by_hand(source, folder)}"
-        ) from error
-    except Exception as error:
-        # An address, a proxy or a token that the HTTP client cannot even read.
-        if not (_settings() or isinstance(error, ValueError)):
+    except (Exception, KeyboardInterrupt) as error:
+        if listener is not None and error is listener.raised:
             raise
-        raise DownloadError(
+        message = _message(error, source, folder)
+        if message is None:
+            raise
+        raise DownloadError(message) from error
+
+
+def _message(error: BaseException, source: Source, folder: Path) -> str | None:
+    """Return what to say of an error; None of one that has nothing to do with a connection."""
+    from huggingface_hub import errors
+
+    # The class of a broken connection depends on the HTTP client that the library was built on.
+    broken: tuple[type[BaseException], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; the same command goes on where this one ended"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{_refusal(source, error)} {by_hand(source, folder)}"
+    if isinstance(error, broken):
+        return _broken(error, source, folder)
+    # An address, a proxy or a token that the HTTP client cannot even read.
+    if _settings() or isinstance(error, ValueError):
+        return (
             f"{source.page} cannot be asked: {_reason(error)}. {_settings()}"
             f"{by_hand(source, folder)}"
-        ) from error
+        )
+    return None
+
+
+def _broken(error: BaseException, source: Source, folder: Path) -> str:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return (
+            f"the disk of {folder} is full. Make room, then run the same command again: it goes "
+            "on where this one ended"
+        )
+    if getattr(error, "filename", None):
+        return unusable(error, folder)
+    return (
+        f"no connection to {source.page} ({_reason(error)}). {_settings()}Run the same command "
+        f"again when there is one: it goes on where this one ended. {by_hand(source, folder)}"
+    )
+
+
+def unusable(error: BaseException, folder: Path) -> str:
+    """Return what to say of a file or folder that the system does not let us use."""
+    return (
+        f"{getattr(error, 'filename', folder)} cannot be used: {getattr(error, 'strerror', error)}. "
+        f"{_settings()}If that is the disk of {folder}, choose another with --models"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -2,30 +2,21 @@
 
 Each file is fetched into a folder of unfinished files, checked, and moved to its place. An interrupted
 one goes on where it stopped. Files that are there already are never written over.
-
-huggingface_hub does it, because it knows about mirrors, proxies and tokens; but not with its
-``hf_hub_download``, whose recent versions throw an interrupted file away.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ..errors import DownloadError
-from ..files.writer import sha256_of
+from ..files import origin
 from .describe import show_size
-from .downloads import HubSource, Source
-from .failures import explained
+from .downloads import Source
+from .failures import Listener, explained, unusable
 from .plan import UNFINISHED, File, Plan, check_nothing_in_the_way
-
-RECORD = "fetched.json"
+from .transfer import get_file
 
 
 def check_disk(plan: Plan) -> None:
@@ -42,65 +33,61 @@ def check_disk(plan: Plan) -> None:
         )
 
 
-def fetch(plan: Plan) -> Iterator[Path]:
+@contextlib.contextmanager
+def alone(name: str, folder: Path) -> Iterator[Path]:
+    """Keep two runs that fetch a model apart, and give the folder of unfinished files.
+
+    The folder goes when nothing is left in it.
+
+    Raises:
+        DownloadError: another run is fetching the model, or the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    unfinished = folder / UNFINISHED
+    lock = FileLock(unfinished / f"{name}.lock")
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DownloadError(
+            f"another run is fetching {name} into {folder}; wait for its end"
+        ) from error
+    except OSError as error:
+        raise DownloadError(unusable(error, folder)) from error
+    try:
+        yield unfinished
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # others lie there
+            Path(lock.lock_file).unlink(missing_ok=True)
+            unfinished.rmdir()
+
+
+def fetch(plan: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[Path]:
     """Fetch what is missing, yielding the path of each file when it is complete.
+
+    Args:
+        plan: see `make_plan`.
+        on_bytes: told how many bytes have arrived since it was last told. What it raises ends the
+            fetching, which the next call goes on with.
 
     Raises:
         DownloadError: the connection breaks, the server refuses, the disk is full, or a file
             arrives damaged.
     """
-    for source, file in plan.missing:
-        arrived, target = file.unfinished(plan.folder), plan.folder / file.name
-        with explained(source, plan.folder):
-            _get(source, file, arrived)
-            _check_arrived(arrived, file)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            check_nothing_in_the_way(target, file.size)
-            arrived.replace(target)
-            _record(plan, source, file)
-        yield target
-    shutil.rmtree(plan.folder / UNFINISHED, ignore_errors=True)
+    listener = Listener(on_bytes)
+    with alone(plan.name, plan.folder):
+        for source, file in plan.missing:
+            with explained(source, plan.folder, listener):
+                yield _fetch_file(plan, source, file, listener)
 
 
-def _get(source: Source, file: File, path: Path) -> None:
-    """Append to an unfinished file what it still lacks."""
-    from huggingface_hub import utils
-    from huggingface_hub.file_download import http_get
-
-    hub: Any = utils  # its types leave out what its documentation names
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        if stream.tell() > file.size:  # a server that began anew where it was asked to go on
-            stream.truncate(0)
-        http_get(
-            file.url,
-            stream,
-            resume_size=stream.seek(0, os.SEEK_END),
-            headers=hub.build_hf_headers() if isinstance(source, HubSource) else None,
-            expected_size=file.size,
-            displayed_filename=file.name,
-        )
-
-
-def _check_arrived(path: Path, file: File) -> None:
-    """Check a new file against what was announced, and delete a wrong one."""
-    size = path.stat().st_size
-    if size == file.size and file.sha256 in (None, sha256_of(path)):
-        return
-    path.unlink()
-    raise DownloadError(
-        f"{file.name} arrived damaged: {size} bytes that are not the {file.size} published ones. "
-        "It was deleted; run the same command again"
-    )
-
-
-def _record(plan: Plan, source: Source, file: File) -> None:
-    """Write beside the files where each is from."""
-    path = plan.folder / f"{plan.name}.{RECORD}"
-    record = {}
-    with suppress(OSError, ValueError):  # none yet, or cut short: it only tells people something
-        record = json.loads(path.read_text(encoding="utf-8"))
-    record[file.name] = {**asdict(file), "licence": source.licence}
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
+def _fetch_file(plan: Plan, source: Source, file: File, listener: Listener) -> Path:
+    arrived, target = file.unfinished(plan.folder), plan.folder / file.name
+    get_file(source, file, arrived, listener)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_nothing_in_the_way(target, file.size)
+    origin.note(plan.folder, plan.name, {arrived: file.origin(source)})
+    arrived.replace(target)
+    return target

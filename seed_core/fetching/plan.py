@@ -6,10 +6,11 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from ..errors import DownloadError
 from .downloads import DOWNLOADS, HubSource, Source, WebSource
@@ -18,7 +19,7 @@ from .failures import by_hand, check_online, explained
 UNFINISHED = ".unfinished"
 """Folder of unfinished files, inside the model's own, so that moving one takes no time."""
 
-_DIGITS = 8  # of the names of unfinished files
+DIGITS = 8  # of the names of unfinished files
 _WHOLE_COMMIT = 40  # digits
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
 
@@ -38,7 +39,11 @@ class File:
         # Another version of the file has another name, and is never continued by mistake. It is
         # short, because a path of Windows has 259 characters.
         version = f"{self.sha256 or self.commit} {self.name}"
-        return folder / UNFINISHED / sha256(version.encode()).hexdigest()[:_DIGITS]
+        return folder / UNFINISHED / sha256(version.encode()).hexdigest()[:DIGITS]
+
+    def origin(self, source: Source) -> dict[str, Any]:
+        """Return what is written down of it."""
+        return {**asdict(self), "licence": source.licence}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -228,10 +228,11 @@ def _header(
     return len(text).to_bytes(8, "little") + text, {k: start + v for k, v in offsets.items()}
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
+def sha256_of(path: Path, on_chunk: Callable[[], None] = lambda: None) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits; what ``on_chunk`` raises ends it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            on_chunk()
     return digest.hexdigest()

@@ -15,9 +15,9 @@ import torch
 
 from ..compute import fp8, precision
 from ..errors import OptionError
-from ..files import assemble, side_files
+from ..files import assemble, origin, side_files
 from ..files.folder import header, read_header
-from ..files.weights import Tensors
+from ..files.weights import Reader, Tensors
 from ..files.writer import Entry, StreamedFile, check_output, sha256_of
 from ..llm.vocab import VOCABULARY_FILES
 from . import quantization, sd21
@@ -52,11 +52,15 @@ class Conversion:
         """Return what the header of the file says besides its tensors."""
         names = {dtype: name for name, dtype in precision.LLM_PRECISIONS.items()}
         opened = self.opened
-        origin = {
+        folder = opened.source if opened.source.is_dir() else opened.source.parent
+        made_from = {
             "source": opened.source.name,
-            "weights": [_identity(file) for file in opened.weights],
+            "weights": [origin.identity(folder, file) for file in opened.weights],
             "adapters": [
-                {"strength": strength, "weights": [_identity(file) for file in lora_files(path)]}
+                {
+                    "strength": strength,
+                    "weights": [origin.identity(file.parent, file) for file in lora_files(path)],
+                }
                 for path, strength in self.adapters
             ],
             "precision": names[self.dtype],
@@ -64,43 +68,58 @@ class Conversion:
         quantised = [key for keys in self.products for key in keys]
         return {
             "format": "pt",
-            **header(opened.kind, opened.files, origin),
+            **header(opened.kind, opened.files, made_from),
             **(quantization.header(quantised) if quantised else {}),
         }
 
     def tensors(
-        self, on_tensor: Progress | None, done: Collection[str] = ()
+        self,
+        on_tensor: Progress | None = None,
+        done: Collection[str] = (),
+        read: Reader | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors of the layout in their form, but for those that are done."""
+        """Yield the tensors of the layout in their form, but for those that are done.
+
+        With a reader of some of the files alone, a product that is not whole in them is left out.
+        """
         # Quantised tensors are read twice, and each has one entry more in the layout: its scale.
         count = iter(range(1, len(self.layout) + 1))
-        scales = self._scales(count, on_tensor)
-        for key, tensor in self._wanted(self.layout, count, on_tensor):
+        scales = self._scales(count, on_tensor, read)
+        quantised = {key for keys in self.products for key in keys}
+        for key, tensor in self._wanted(self.layout, count, on_tensor, read):
             if key in scales:
                 scale = f"{key}{fp8.SCALE_SUFFIX}"
                 if key not in done:
                     yield key, fp8.quantize(tensor, scales[key])
                 if scale not in done:
                     yield scale, scales[key]
-            elif key not in done:
+            elif key not in done and key not in quantised:
                 result = tensor.to(self.layout[key].dtype)
                 assemble.check_finite(key, result, self.opened.source)
                 yield key, result
 
-    def _scales(self, count: Iterator[int], on_tensor: Progress | None) -> dict[str, torch.Tensor]:
+    def _scales(
+        self, count: Iterator[int], on_tensor: Progress | None, read: Reader | None
+    ) -> dict[str, torch.Tensor]:
         """Return the scale of every quantised tensor: one for those of a product."""
         wanted = {key for keys in self.products for key in keys}
         largest = {}
-        for key, tensor in self._wanted(wanted, count, on_tensor) if wanted else ():
+        for key, tensor in self._wanted(wanted, count, on_tensor, read) if wanted else ():
             assemble.check_finite(key, tensor, self.opened.source)
             largest[key] = assemble.largest(tensor)
-        common = {keys: max(largest[key] for key in keys) for keys in self.products}
-        return {key: fp8.scale_of(common[keys]) for keys in self.products for key in keys}
+        whole = [keys for keys in self.products if all(key in largest for key in keys)]
+        common = {keys: max(largest[key] for key in keys) for keys in whole}
+        return {key: fp8.scale_of(common[keys]) for keys in whole for key in keys}
 
     def _wanted(
-        self, names: Collection[str], count: Iterator[int], on_tensor: Progress | None
+        self,
+        names: Collection[str],
+        count: Iterator[int],
+        on_tensor: Progress | None,
+        read: Reader | None,
     ) -> Tensors:
-        for key, tensor in self.opened.tensors():
+        tensors = self.opened.tensors() if read is None else self.opened.stream(read)
+        for key, tensor in tensors:
             if key in names:
                 yield key, tensor
                 if on_tensor is not None:
@@ -130,12 +149,6 @@ def convert_model(conversion: Conversion, output: Path, on_tensor: Progress | No
     return sha256_of(output)
 
 
-def _identity(file: Path) -> dict[str, str | int]:
-    """Return what tells a file from another of its name, for people and to go on with a stopped run."""
-    state = file.stat()
-    return {"name": file.name, "bytes": state.st_size, "modified": state.st_mtime_ns}
-
-
 def plan_conversion(
     source: Path,
     dtype: torch.dtype,
@@ -155,16 +168,21 @@ def plan_conversion(
         OptionError: this kind of model cannot have the precision or adapters.
     """
     kind = kind or kind_of(source)
+    check_precision(kind, dtype)
     if kind == "llm":
         return _llm(source, dtype, loras)
-    if dtype == fp8.FP8:
-        raise OptionError(
-            f"fp8 is for language models; a {kind} loses too much by it. Choose fp16 or bf16."
-        )
     if loras:
         raise OptionError(f"LoRA adapters are for language models; {source} is a {kind}")
     opened: Opened = (open_tokenizer if kind == "tokenizer" else open_decoder)(source, dtype)
     return Conversion(opened, dtype, opened.layout())
+
+
+def check_precision(kind: str, dtype: torch.dtype) -> None:
+    """Raise an `OptionError` if a tokenizer or decoder is to be fp8."""
+    if dtype == fp8.FP8 and kind != "llm":
+        raise OptionError(
+            f"fp8 is for language models; a {kind} loses too much by it. Choose fp16 or bf16."
+        )
 
 
 def _llm(source: Path, dtype: torch.dtype, loras: Sequence[Adapter]) -> Conversion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,19 @@ class PromptEncoder:
         self._network.check(_with_full_names(stand_ins))
 
     @torch.inference_mode()
-    def encode(self, tensors: Tensors) -> torch.Tensor:
-        """Return what the encoder makes of the prompt, float32 ``[1, tokens, width]``."""
-        network = self._network.fill(_with_full_names(tensors), torch.device("cpu"))
+    def encode(self, tensors: Tensors) -> torch.Tensor | None:
+        """Return what the encoder makes of the prompt, float32 ``[1, tokens, width]``.
+
+        From stand-ins a stand-in is made, and from no tensors at all nothing.
+        """
+        given = iter(tensors)
+        first = next(given, None)
+        if first is None:
+            return None
+        if first[1].is_meta:
+            return torch.empty(self.shape, device="meta")
+        whole = _with_full_names(itertools.chain([first], given))
+        network = self._network.fill(whole, torch.device("cpu"))
         encoded: torch.Tensor = network(self._token_ids)[0]
         return encoded.clone()
 
@@ -89,8 +100,8 @@ class FolderPrompt:
         self.files = self._weights.files
         self.shape = self._encoder.shape
 
-    def encode(self, read: Reader) -> torch.Tensor:
-        """Return float32 ``[1, tokens, width]``."""
+    def encode(self, read: Reader) -> torch.Tensor | None:
+        """Return float32 ``[1, tokens, width]``; see `PromptEncoder.encode`."""
         return self._encoder.encode(self._weights.tensors(read))
 
 

@@ -101,8 +101,8 @@ class SingleFile:
             for name, shape in self._places.get(key, ()):
                 yield name, tensor.reshape(shape)
 
-    def encode_prompt(self, read: Reader) -> torch.Tensor:
-        """Return what the text encoder makes of "", float32 ``[1, 77, 1024]``."""
+    def encode_prompt(self, read: Reader) -> torch.Tensor | None:
+        """Return what the text encoder makes of "", float32 ``[1, 77, 1024]``, or a stand-in."""
         return self.prompt.encode(self._text_tensors(read))
 
     def _text_tensors(self, read: Reader) -> Tensors:

@@ -121,8 +121,8 @@ def _open_single_file(path: Path, dtype: torch.dtype) -> OpenedDecoder:
     def stream(read: Reader) -> Tensors:
         yield from single.networks(read)
         yield from numbers.items()
-        # To look at the model its text encoder need not run.
-        yield _PROMPT, _meta(single.prompt.shape) if read is look else single.encode_prompt(read)
+        if (encoded := single.encode_prompt(read)) is not None:
+            yield _PROMPT, encoded
 
     schedulers = (sd21.SCHEDULER, sd21.NOISING_SCHEDULER)
     scheduler, noising = make_schedulers(schedulers, (str(path),) * 2)
@@ -155,8 +155,8 @@ def _open_folder(folder: ModelFolder, dtype: torch.dtype) -> OpenedDecoder:
             for key, tensor in files.tensors(read):
                 yield f"{network}.{_present_name(key)}", tensor
         yield from numbers.items()
-        # To look at the model its text encoder need not run.
-        yield _PROMPT, _meta(prompt.shape) if read is look else prompt.encode(read)
+        if (encoded := prompt.encode(read)) is not None:
+            yield _PROMPT, encoded
 
     small = [INDEX_FILE, *(f"{network}/config.json" for network in _NETWORKS)]
     small += [f"{scheduler}/scheduler_config.json" for scheduler in SCHEDULERS]

@@ -6,15 +6,14 @@ import os
 import re
 import shutil
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from seed_core.__main__ import main
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
-from seed_core.fetching.plan import UNFINISHED, File
+from seed_core.fetching.fetch import fetch
+from seed_core.fetching.plan import UNFINISHED, File, make_plan
 
 COMMIT = "a" * 40
 WEIGHTS = bytes(range(256)) * 400
@@ -22,90 +21,21 @@ TOWER = b"tower" * 20_000
 NAME = "seed-tokenizer-2"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Lists and serves ``server.files``; `cut_after` bytes it breaks off, once."""
-
-    def do_GET(self):
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append((path, self.headers.get("Range")))
-        if self.server.refusal:
-            self._answer(*self.server.refusal)
-        elif path.startswith("/api/models/"):
-            self._answer(200, {}, json.dumps(self._listing()).encode())
-        else:
-            self._serve(path)
-
-    def _listing(self):
-        files = self.server.files.items()
-        siblings = [
-            {
-                "rfilename": name,
-                "size": self.server.announced.get(name, len(content)),
-                "lfs": {"sha256": sha256(content), "size": len(content), "pointerSize": 1},
-            }
-            for name, content in files
-        ]
-        return {"id": "owner/model", "sha": self.server.commit, "siblings": siblings}
-
-    def _serve(self, path):
-        name = re.sub(r"^(/owner/model/resolve/\w+)?/", "", path)
-        content = self.server.sent.get(name, self.server.files.get(name, self.server.web.get(name)))
-        if content is None:
-            return self._answer(404, {"X-Error-Code": "EntryNotFound"})
-        begin = self.headers.get("Range")
-        start = int(begin.removeprefix("bytes=").removesuffix("-")) if begin else 0
-        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        return self._answer(206 if begin else 200, headers if begin else {}, content[start:])
-
-    def _answer(self, status, headers, content=b""):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if (cut := self.server.cut_after) and len(content) > cut:
-            content, self.server.cut_after = content[:cut], None
-            self.server.refusal = (503, {})
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        """A test's output is its own."""
-
-
 def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(hub, monkeypatch):
     """The server, with one download that has a source of each kind on it."""
-    from huggingface_hub import constants, file_download
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {"seed_quantizer.pt": WEIGHTS, "README.md": b"not needed", "a.ckpt": b"neither"}
-    server.web = {"eva_vit_g.pth": TOWER}
-    server.sent, server.announced = {}, {}
-    server.asked, server.refusal, server.cut_after, server.commit = [], None, None, COMMIT
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    for module in (constants, file_download):  # the latter holds a copy before 1.0
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is lost when it breaks off
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the library's pause before a new attempt
+    hub.files = {"seed_quantizer.pt": WEIGHTS, "README.md": b"not needed", "a.ckpt": b"neither"}
+    hub.web = {"eva_vit_g.pth": TOWER}
     sources = (
         HubSource("owner/model", ("seed_quantizer.pt",), 1.0, "apache-2.0", COMMIT),
-        WebSource(
-            f"{server.url}/eva_vit_g.pth", ("eva_vit_g.pth",), len(TOWER), sha256(TOWER), "bsd"
-        ),
+        WebSource(f"{hub.url}/eva_vit_g.pth", ("eva_vit_g.pth",), len(TOWER), sha256(TOWER), "bsd"),
     )
-    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", sources))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", sources, {}))
+    return hub
 
 
 @pytest.fixture
@@ -122,7 +52,7 @@ def run(models, *options):
 def change_own_source(monkeypatch, **changes):
     own, *others = DOWNLOADS[NAME].sources
     changed = HubSource(**{**vars(own), **changes})
-    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others)))
+    monkeypatch.setitem(DOWNLOADS, NAME, Download("seed_tokenizer", (changed, *others), {}))
 
 
 # --- what it does ---
@@ -464,3 +394,25 @@ def test_pins_are_commits_or_the_beginnings_of_some():
     hashes = [source.sha256 for source in sources if isinstance(source, WebSource)]
     assert hashes
     assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes)
+
+
+class StopError(Exception):
+    pass
+
+
+def test_who_stops_does_not_wait_for_a_silent_server(hub, models):
+    """And what it sends afterwards is not written: the next run has its own."""
+    plan = make_plan(NAME, models / "seed_tokenizer")
+    hub.silence = threading.Event()
+
+    def stop(_):
+        raise StopError
+
+    with pytest.raises(StopError):  # it would wait for ever
+        list(fetch(plan, stop))
+    begun = [path for path in models.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_size for path in begun}
+    hub.silence.set()
+    assert run(models) == 0
+    assert (models / "seed_tokenizer" / "seed_quantizer.pt").read_bytes() == WEIGHTS
+    assert sum(before.values()) < len(WEIGHTS)
