@@ -47,7 +47,7 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--precision",
-        choices=LLM_PRECISIONS,
+        choices=("bf16", "fp16", "fp8"),
         help="convert it while it comes, to one file: the disk then needs room for that and one of "
         "the published files. fp8: language models only. Default: as it is published",
     )
