@@ -6,7 +6,7 @@ the nearest thing it has codes for tells the two apart.
 
 from __future__ import annotations
 
-import torch
+import math
 
 from .value import SeedCodes
 
@@ -29,12 +29,12 @@ def unfamiliar_rows(codes: SeedCodes) -> list[int]:
     limit = FAMILIAR_DISTANCE.get(codes.family)
     if limit is None:
         return []
-    return (codes.distances.mean(1) > limit).nonzero().flatten().tolist()
+    return [row for row, mean in enumerate(_means(codes)) if mean > limit]
 
 
 def describe_distances(codes: SeedCodes) -> list[str]:
     """Return a few words on each picture: its distance, and whether the family knows its kind."""
-    return [_words(codes.family, distance) for distance in codes.distances.mean(1).tolist()]
+    return [_words(codes.family, mean) for mean in _means(codes)]
 
 
 def summarize_distances(codes: SeedCodes) -> str:
@@ -43,18 +43,18 @@ def summarize_distances(codes: SeedCodes) -> str:
     far = unfamiliar_rows(codes)
     if not far:
         return _fits(codes)
-    mean = codes.distances.mean(1)[far]
+    means = _means(codes)
     what = "This picture is" if count == 1 else _some_are(far, count)
     return (
-        f"{what} of a kind that {family} does not know (distance {_span(mean)}, where it knows "
+        f"{what} of a kind that {family} does not know (distance {_span([means[row] for row in far])}, where it knows "
         f"pictures up to {FAMILIAR_DISTANCE[family]}). It knows {KNOWN_KINDS[family]}. What it reads "
         "in anything else, and paints of it, is wrong."
     )
 
 
 def _fits(codes: SeedCodes) -> str:
-    family, means = codes.family, codes.distances.mean(1)
-    known = means[~means.isnan()]
+    family = codes.family
+    known = [mean for mean in _means(codes) if not math.isnan(mean)]
     told = f"distance {_span(known)}" if len(known) else "distance unknown"
     one_or_more = "One picture" if len(codes) == 1 else f"{len(codes)} pictures"
     if family not in FAMILIAR_DISTANCE or len(known) < len(codes):
@@ -72,8 +72,14 @@ def _some_are(rows: list[int], count: int) -> str:
     )
 
 
-def _span(distances: torch.Tensor) -> str:
-    low, high = (f"{each:.2f}" for each in (distances.min(), distances.max()))
+def _means(codes: SeedCodes) -> list[float]:
+    """Return the mean distance of each picture; NaN where it is unknown."""
+    means: list[float] = codes.distances.mean(1).tolist()
+    return means
+
+
+def _span(distances: list[float]) -> str:
+    low, high = (f"{each:.2f}" for each in (min(distances), max(distances)))
     return low if low == high else f"{low} to {high}"
 
 

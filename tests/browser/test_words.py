@@ -113,9 +113,12 @@ def test_the_pack_works_without_its_script(frontend_module, browser_server, chro
         chromium.unroute(WITHOUT)
 
 
-@pytest.mark.usefixtures("current_frontend")
-def test_what_is_said_in_a_blueprint_is_on_its_node(frontend, request, screenshot_folder):
+def test_what_is_said_in_a_blueprint_is_on_its_node(
+    frontend, request, frontend_version, screenshot_folder
+):
     """Its own nodes are out of sight. Nothing of it is saved or queued."""
+    if frontend_version < (1, 58):
+        pytest.skip("a subgraph's node takes no boxes before frontend 1.58")
     frontend.load_template("ask_about_a_picture")
     frontend.page.evaluate(TUCK_AWAY)
     queued, saved = frontend.api_prompt(), frontend.page.evaluate(SAVED)
