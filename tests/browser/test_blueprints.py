@@ -312,7 +312,8 @@ def look_inside(frontend, screenshots: Path, shot: str) -> list[dict]:
 def comparable(graph: dict) -> dict:
     """A subgraph without what is given anew on every canvas: identifiers and numbers.
 
-    And without the copy of the widgets' values by their names, which frontends after 1.47 add.
+    And without what frontends after 1.47 add and leave out: the widgets' values by their names, and
+    the empty list of a node that has none.
     """
     place = {node["id"]: i for i, node in enumerate(graph["nodes"])} | {-10: "in", -20: "out"}
     numbers = ("id", "order", "link", "links", "linkIds", "pos")
@@ -325,7 +326,8 @@ def comparable(graph: dict) -> dict:
         return [{k: v for k, v in slot.items() if k not in numbers} for slot in found]
 
     nodes = [
-        {k: v for k, v in node.items() if k not in ("id", "order", "widgets_values_named")}
+        {"widgets_values": []}
+        | {k: v for k, v in node.items() if k not in ("id", "order", "widgets_values_named")}
         | {side: slots(node[side]) for side in ("inputs", "outputs")}
         for node in graph["nodes"]
     ]
