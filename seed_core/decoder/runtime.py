@@ -65,7 +65,7 @@ class SeedDecoder(LoadedCore):
         self._painter = Painter(module.vae, int(module.unet.config.sample_size), dtype)
         self.size = self._painter.size  # side of the picture it makes by default, in pixels
         self.guidance_scale = guidance_scale  # which it follows an embedding with by default
-        colours = module.vae.config.get(COLOURS_KEY)
+        colours = getattr(module.vae.config, COLOURS_KEY, None)
         # Of latents, [C + 1, 3], for `preview.rough_picture`; None if nobody measured them.
         self.colours = None if colours is None else torch.tensor(colours, dtype=torch.float32)
         fits = set(module.unet.config.up_block_types) <= _FIT_ODD_SIZES
