@@ -29,7 +29,7 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF  # the host's own range for random seeds
 def no_picture(outputs: int = 1) -> io.NodeOutput:
     """Say on the node that its codes hold no picture; what hangs on its outputs is not run.
 
-    It is no error: whether the model draws or only talks may be its own choice.
+    It is told without an error: whether the model draws or only talks may be its own choice.
     """
     said = NO_PICTURE[0].upper() + NO_PICTURE[1:]
     return io.NodeOutput(*(host.nothing() for _ in range(outputs)), ui=host.say(said))

@@ -157,12 +157,9 @@ class SeedLoadCodes(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        try:
-            if file is not None:  # one that arrives by wire is looked for when it is loaded
-                find(file)
-        except CodesError as error:
-            return str(error)
-        return True
+        if file is None:  # one that arrives by wire is looked for when it is loaded
+            return True
+        return host.message_of(lambda: find(file))
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:

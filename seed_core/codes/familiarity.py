@@ -44,11 +44,12 @@ def summarize_distances(codes: SeedCodes) -> str:
     if not far:
         return _fits(codes)
     means = _means(codes)
+    distances = _span([means[row] for row in far])
     what = "This picture is" if count == 1 else _some_are(far, count)
     return (
-        f"{what} of a kind that {family} does not know (distance {_span([means[row] for row in far])}, where it knows "
-        f"pictures up to {FAMILIAR_DISTANCE[family]}). It knows {KNOWN_KINDS[family]}. What it reads "
-        "in anything else, and paints of it, is wrong."
+        f"{what} of a kind that {family} does not know (distance {distances}, where it knows pictures "
+        f"up to {FAMILIAR_DISTANCE[family]}). It knows {KNOWN_KINDS[family]}. What it reads in anything "
+        "else, and paints of it, is wrong."
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -27,8 +26,8 @@ from . import outline
 from .describe import show_size
 from .downloads import DOWNLOADS, Source
 from .failures import Listener, explained
-from .fetch import alone
-from .plan import DIGITS, UNFINISHED, File, Plan, check_lengths
+from .fetch import MAKE_ROOM, alone
+from .plan import UNFINISHED, File, Plan, check_lengths, short_name
 from .transfer import get_file, get_part
 
 # Smaller files are fetched as they are, before anything else.
@@ -84,8 +83,7 @@ def output_of(plan: Plan, precision: str) -> Path:
 def _version(plan: Plan, output: Path) -> str:
     """Return the name of a folder for the files until they are converted."""
     # Other versions and precisions have others, so that nothing is ever continued by mistake.
-    versions = [f"{file.sha256 or file.commit} {file.name}" for _, file in plan.files]
-    return sha256("\n".join([output.name, *versions]).encode()).hexdigest()[:DIGITS]
+    return short_name("\n".join([output.name, *(file.version for _, file in plan.files)]))
 
 
 def _plan_conversion(plan: Plan, dtype: torch.dtype) -> Conversion:
@@ -127,8 +125,7 @@ def _check_room(plan: Plan, conversion: Conversion, output: Path) -> None:
         raise DownloadError(
             f"{plan.name} takes {show_size(whole)} while it is converted, and "
             f"{show_size(conversion.nbytes)} in the end; the disk of {output.parent} has "
-            f"{show_size(plan.free)} free. Make room, or put the models on another disk with "
-            "--models and name that folder in ComfyUI's extra_model_paths.yaml"
+            f"{show_size(plan.free)} free. {MAKE_ROOM}"
         )
 
 

@@ -25,7 +25,7 @@ _SETTINGS = (
 
 
 class Listener:
-    """What a caller wants to be told of a transfer; what it raises ends that, and is no failure."""
+    """What a caller wants to be told of a transfer; what it raises ends that and passes through."""
 
     def __init__(self, on_bytes: Callable[[int], None] = lambda _: None) -> None:
         self._on_bytes = on_bytes

@@ -18,6 +18,11 @@ from .failures import Listener, explained, unusable
 from .plan import UNFINISHED, File, Plan, check_nothing_in_the_way
 from .transfer import get_file
 
+MAKE_ROOM = (
+    "Make room, or put the models on another disk with --models and name that folder in ComfyUI's "
+    "extra_model_paths.yaml"
+)
+
 
 def check_disk(plan: Plan) -> None:
     """Check that the disk has room for what is still to be fetched.
@@ -28,8 +33,7 @@ def check_disk(plan: Plan) -> None:
     if plan.needed > plan.free:
         raise DownloadError(
             f"{plan.name} still needs {show_size(plan.needed)} and the disk of {plan.folder} has "
-            f"{show_size(plan.free)} free. Make room, or put the models on another disk with "
-            "--models and name that folder in ComfyUI's extra_model_paths.yaml"
+            f"{show_size(plan.free)} free. {MAKE_ROOM}"
         )
 
 

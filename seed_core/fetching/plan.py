@@ -19,9 +19,14 @@ from .failures import by_hand, check_online, explained
 UNFINISHED = ".unfinished"
 """Folder of unfinished files, inside the model's own, so that moving one takes no time."""
 
-DIGITS = 8  # of the names of unfinished files
+_DIGITS = 8  # of the names of unfinished files
 _WHOLE_COMMIT = 40  # digits
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
+
+
+def short_name(text: str) -> str:
+    """Return a name for what is unfinished, which another text does not have."""
+    return sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,12 @@ class File:
         """Return where it lies until it is complete."""
         # Another version of the file has another name, and is never continued by mistake. It is
         # short, because a path of Windows has 259 characters.
-        version = f"{self.sha256 or self.commit} {self.name}"
-        return folder / UNFINISHED / sha256(version.encode()).hexdigest()[:DIGITS]
+        return folder / UNFINISHED / short_name(self.version)
+
+    @property
+    def version(self) -> str:
+        """What no other version of the file has."""
+        return f"{self.sha256 or self.commit} {self.name}"
 
     def origin(self, source: Source) -> dict[str, Any]:
         """Return what is written down of it."""

@@ -23,7 +23,7 @@ def note(folder: Path, model: str, origins: Mapping[Path, Mapping[str, Any]]) ->
     path = folder / f"{model}{SUFFIX}"
     record = _read(path)
     for file, origin in origins.items():
-        # A file that is changed later is no longer the one whose hash stands here.
+        # A file that is changed later has another time, and the hash here is then not its own.
         record[origin["name"]] = {**origin, "modified": file.stat().st_mtime_ns}
     new = path.with_suffix(".new")
     new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -204,17 +204,21 @@ def test_a_blueprint_is_listed_with_what_it_does(open_frontend, screenshot_folde
 
 
 # Outside: a value unlike the one it begins with, and the inputs inside that it must reach.
+TOKENIZER = {"tokenizer": ("a.pt", ["SEEDTokenizerLoader.tokenizer"])}
+READING = {**TOKENIZER, "language_model": ("b", ["SEEDLLaMALoader.model"])}
+PAINTING = {
+    "guidance_scale": (4, ["SEEDDecode.guidance_scale"]),
+    "steps": (9, ["SEEDDecode.steps"]),
+    "decoder": ("c", ["SEEDDecoderLoader.decoder"]),
+}
 REACHES = {
     DRAW: {
         "prompt": ("a panda on red", ["SEEDGenerate.prompt"]),
         "variations": (3, ["SEEDGenerate.variations"]),
         "temperature": (0.5, ["SEEDGenerate.temperature"]),
         "seed": (7, ["SEEDGenerate.seed", "SEEDDecode.seed"]),
-        "guidance_scale": (4, ["SEEDDecode.guidance_scale"]),
-        "steps": (9, ["SEEDDecode.steps"]),
-        "tokenizer": ("a.pt", ["SEEDTokenizerLoader.tokenizer"]),
-        "language_model": ("b", ["SEEDLLaMALoader.model"]),
-        "decoder": ("c", ["SEEDDecoderLoader.decoder"]),
+        **PAINTING,
+        **READING,
     },
     CHAT: {
         "prompt": ("What is this?", ["SEEDGenerate.prompt"]),
@@ -222,26 +226,20 @@ REACHES = {
         "temperature": (0.5, ["SEEDGenerate.temperature"]),
         "max_new_tokens": (99, ["SEEDGenerate.max_new_tokens"]),
         "seed": (7, ["SEEDGenerate.seed"]),
-        "tokenizer": ("a.pt", ["SEEDTokenizerLoader.tokenizer"]),
-        "language_model": ("b", ["SEEDLLaMALoader.model"]),
+        **READING,
     },
     EDIT: {
         "instruction": ("Turn it into a pizza", ["SEEDGenerate.prompt"]),
         "variations": (3, ["SEEDGenerate.variations"]),
         "seed": (7, ["SEEDGenerate.seed", "SEEDDecode.seed"]),
-        "guidance_scale": (4, ["SEEDDecode.guidance_scale"]),
-        "steps": (9, ["SEEDDecode.steps"]),
-        "tokenizer": ("a.pt", ["SEEDTokenizerLoader.tokenizer"]),
-        "language_model": ("b", ["SEEDLLaMALoader.model"]),
-        "decoder": ("c", ["SEEDDecoderLoader.decoder"]),
+        **PAINTING,
+        **READING,
     },
     VARIATION: {
         "seed": (7, ["SEEDDecode.seed"]),
         "noise_level": (300, ["SEEDDecode.noise_level"]),
-        "guidance_scale": (4, ["SEEDDecode.guidance_scale"]),
-        "steps": (9, ["SEEDDecode.steps"]),
-        "tokenizer": ("a.pt", ["SEEDTokenizerLoader.tokenizer"]),
-        "decoder": ("c", ["SEEDDecoderLoader.decoder"]),
+        **PAINTING,
+        **TOKENIZER,
     },
 }
 

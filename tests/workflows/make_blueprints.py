@@ -110,6 +110,12 @@ def decode(row_x: int, codes: str, *more: str) -> Inner:
     return Inner("SEEDDecode", (row_x, 0), (300, 290), values, wires | shown)
 
 
+def generate(
+    row_x: int, size: tuple[int, int], values: tuple[Any, ...], wires: Mapping[str, str]
+) -> Inner:
+    return Inner("SEEDGenerate", (row_x, 0), size, values, {"llm": "language_model.llm", **wires})
+
+
 GUIDANCE = "*guidance_scale*: how closely the picture follows the codes; -1 is the decoder's own."
 
 DRAW = Blueprint(
@@ -131,13 +137,11 @@ DRAW = Blueprint(
         "tokenizer": loader("tokenizer", 0),
         "language_model": loader("language_model", 1),
         "decoder": loader("decoder", 2),
-        "generate": Inner(
-            "SEEDGenerate",
-            (400, 0),
+        "generate": generate(
+            400,
             (300, 470),
             ("Draw a big rocket", "image", 1, 512, 1, 0.9, 50, 1, "fixed"),
             {
-                "llm": "language_model.llm",
                 "prompt": "@prompt",
                 "variations": "@variations",
                 "temperature": "@temperature",
@@ -196,13 +200,11 @@ CHAT = Blueprint(
         "tokenizer": loader("tokenizer", 0),
         "language_model": loader("language_model", 1),
         "encode": encode(400),
-        "generate": Inner(
-            "SEEDGenerate",
-            (800, 0),
+        "generate": generate(
+            800,
             (360, 470),
             ("Describe this picture.", "auto", 1, 512, 1, 0.5, 50, 1, "fixed"),
             {
-                "llm": "language_model.llm",
                 "codes": "encode.codes",
                 "prompt": "@prompt",
                 "reply": "@reply",
@@ -240,13 +242,11 @@ EDIT = Blueprint(
         "language_model": loader("language_model", 1),
         "decoder": loader("decoder", 2),
         "encode": encode(400),
-        "generate": Inner(
-            "SEEDGenerate",
-            (800, 0),
+        "generate": generate(
+            800,
             (300, 470),
             ("Make the background blue", "image", 1, 512, 1, 0.5, 50, 1, "fixed"),
             {
-                "llm": "language_model.llm",
                 "codes": "encode.codes",
                 "prompt": "@instruction",
                 "variations": "@variations",
