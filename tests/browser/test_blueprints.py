@@ -209,8 +209,8 @@ READING = {**TOKENIZER, "language_model": ("b", ["SEEDLLaMALoader.model"])}
 PAINTING = {
     "guidance_scale": (4, ["SEEDDecode.guidance_scale"]),
     "steps": (9, ["SEEDDecode.steps"]),
-    "decoder": ("c", ["SEEDDecoderLoader.decoder"]),
 }
+DECODER = {"decoder": ("c", ["SEEDDecoderLoader.decoder"])}
 REACHES = {
     DRAW: {
         "prompt": ("a panda on red", ["SEEDGenerate.prompt"]),
@@ -219,6 +219,7 @@ REACHES = {
         "seed": (7, ["SEEDGenerate.seed", "SEEDDecode.seed"]),
         **PAINTING,
         **READING,
+        **DECODER,
     },
     CHAT: {
         "prompt": ("What is this?", ["SEEDGenerate.prompt"]),
@@ -234,12 +235,14 @@ REACHES = {
         "seed": (7, ["SEEDGenerate.seed", "SEEDDecode.seed"]),
         **PAINTING,
         **READING,
+        **DECODER,
     },
     VARIATION: {
         "seed": (7, ["SEEDDecode.seed"]),
         "noise_level": (300, ["SEEDDecode.noise_level"]),
         **PAINTING,
         **TOKENIZER,
+        **DECODER,
     },
 }
 
