@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..llm.vocab import VOCABULARY_FILES
@@ -147,3 +148,17 @@ DOWNLOADS = {
     ),
 }
 """By the name that ``python -m seed_core fetch`` takes."""
+
+
+def path_of(name: str, folder: Path, precision: str | None = None) -> Path:
+    """Return where a model lies, as its loader names it.
+
+    Args:
+        name: a key of `DOWNLOADS`.
+        folder: for models of its kind, such as ``models/seed_llm``.
+        precision: that it was converted to; None as it is published.
+    """
+    download = DOWNLOADS[name]
+    if precision is not None:
+        return folder / f"{name}-{precision}.safetensors"
+    return folder / (download.sources[0].files[0] if download.shares_folder else name)
