@@ -17,6 +17,7 @@ from .embed import (
 )
 from .encode import SeedEncode, SeedSamplePicture
 from .generate import SeedGenerate
+from .get_model import SeedGetModel
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
 from .lora import SeedLoraLoader
 from .store_codes import SeedCodesToText, SeedLoadCodes, SeedSaveCodes, SeedTextToCodes
@@ -44,6 +45,7 @@ NODES: list[type[io.ComfyNode]] = [
     SeedSelectCodes,
     SeedSaveCodes,
     SeedLoadCodes,
+    SeedGetModel,
 ]
 
 

@@ -129,14 +129,16 @@ class ModelKind:
             return "missing"
 
     def how_to_get(self) -> str:
-        """What to type, or what to put where; the node's help says how to do without typing."""
+        """Which node gets one, what to type, or what to put where."""
         folder = host.model_folders(self.folder)[0]
         if not self.download:
             return f"Put {self.by_hand}, into {folder}, then press R."
         command = command_line("fetch", self.download, "--into", folder)
         return (
-            f"To get one, run the line below in a terminal and press R. By hand: {self.by_hand}, as "
-            f"the help of this node says.\n{command}"
+            f"To get one, add the node Get SEED Model, choose {self.download} and set action to fetch; "
+            "the template get_the_real_models has it ready. By hand: "
+            f"{self.by_hand}, as the help of this node says. Or run this line in a terminal, then "
+            f"press R:\n{command}"
         )
 
     def with_advice(self, error: CheckpointError) -> CheckpointError:

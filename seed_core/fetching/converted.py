@@ -24,7 +24,7 @@ from ..files.writer import StreamedFile, check_output, sha256_of
 from ..models.convert import SUFFIX, Conversion, convert_model, plan_conversion
 from . import outline
 from .describe import show_size
-from .downloads import DOWNLOADS, Source
+from .downloads import DOWNLOADS, Source, path_of
 from .failures import Listener, explained
 from .fetch import MAKE_ROOM, alone, check_there
 from .plan import UNFINISHED, File, Plan, check_lengths, short_name
@@ -78,7 +78,7 @@ def fetch_converted(
 def output_of(plan: Plan, precision: str) -> Path:
     """Return where the file goes: beside other models of its kind, for a loader to list."""
     folder = plan.folder if DOWNLOADS[plan.name].shares_folder else plan.folder.parent
-    return folder / f"{plan.name}-{precision}{SUFFIX}"
+    return path_of(plan.name, folder, precision)
 
 
 def _version(plan: Plan, output: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
-from .downloads import DOWNLOADS, HubSource
+from .downloads import DOWNLOADS, HubSource, path_of
 from .plan import Plan
 
 
@@ -23,6 +25,48 @@ def describe(plan: Plan) -> Iterator[str]:
             there = ", is there already" if (plan.folder / file.name).exists() else ""
             yield f"    {file.name}, {show_size(file.size)}{there}"
     yield f"to fetch: {show_size(plan.needed)}; free on that disk: {show_size(plan.free)}"
+
+
+def describe_choice(
+    name: str, precision: str | None, folder: Path, plan: Plan | None = None
+) -> Iterator[str]:
+    """Yield lines on what would be fetched, from where, and what stays; asks no server.
+
+    Args:
+        name: a key of ``DOWNLOADS``.
+        precision: that it would be converted to; None as it is published.
+        folder: for models of its kind.
+        plan: with the exact sizes; without one, those of ``DOWNLOADS`` are told, which are rounded.
+    """
+    download = DOWNLOADS[name]
+    for source in download.sources:
+        files = [] if plan is None else [file for of, file in plan.files if of is source]
+        first, *more = source.files
+        named = f"{first} and {len(more)} more" if len(more) > 2 else ", ".join(source.files)
+        size = show_size(sum(file.size for file in files)) if files else about(source.gigabytes)
+        yield f"- {named}: {size}, licence {source.licence}"
+        if isinstance(source, HubSource):
+            commit = files[0].commit if files else source.commit
+            pinned = "" if source.commit else ", which this pack does not pin"
+            yield f"  {source.page} at commit {commit or 'of the day'}{pinned}"
+        else:
+            yield f"  {source.page}"
+        if source.remark:
+            yield f"  {source.remark}"
+    path = path_of(name, folder, precision)
+    kept = download.published_gigabytes if precision is None else download.gigabytes[precision]
+    yield f"On the disk in the end: {about(kept)}, {path}"
+    if precision is not None:
+        yield "While it comes, the disk also holds one of the published files at a time."
+    there = next(each for each in (path, *path.parents) if each.exists())
+    yield f"Free on that disk: {show_size(shutil.disk_usage(there).free)}"
+
+
+def about(gigabytes: float | None) -> str:
+    """Return a rounded size."""
+    if gigabytes is None:
+        return "its page does not say how large"
+    return f"about {gigabytes:.1f} GB" if gigabytes >= 0.1 else f"about {1000 * gigabytes:.1f} MB"
 
 
 def describe_all() -> Iterator[str]:

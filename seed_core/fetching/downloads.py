@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..llm.vocab import VOCABULARY_FILES
@@ -112,8 +113,10 @@ DOWNLOADS = {
         ),
         {"bf16": 2.3, "fp16": 2.3},
     ),
-    "seed-llama-8b-sft": _llm("seed-llama-8b-sft", 27.2, "2c7d1d3", *_8B),
-    "seed-llama-14b-sft": _llm("seed-llama-14b-sft", 26.2, None, *_14B),
+    "seed-llama-8b-sft": _llm(
+        "seed-llama-8b-sft", 27.2, "2c7d1d3532caa8c6ac7d41b3696dfe9911aaed7a", *_8B
+    ),
+    "seed-llama-14b-sft": _llm("seed-llama-14b-sft", 26.2, "fb0b23b", *_14B),
     "seed-llama-8b-pretrain": _llm("seed-llama-8b-pretrain", None, "0c47fe7", *_8B),
     "seed-llama-14b-pretrain": _llm(
         "seed-llama-14b-pretrain", 26.2, "e74d458e91c57a82c19da6b78caa7e6ad86838a1", *_14B
@@ -147,3 +150,17 @@ DOWNLOADS = {
     ),
 }
 """By the name that ``python -m seed_core fetch`` takes."""
+
+
+def path_of(name: str, folder: Path, precision: str | None = None) -> Path:
+    """Return where a model lies, as its loader names it.
+
+    Args:
+        name: a key of `DOWNLOADS`.
+        folder: for models of its kind, such as ``models/seed_llm``.
+        precision: that it was converted to; None as it is published.
+    """
+    download = DOWNLOADS[name]
+    if precision is not None:
+        return folder / f"{name}-{precision}.safetensors"
+    return folder / (download.sources[0].files[0] if download.shares_folder else name)

@@ -1,0 +1,200 @@
+"""Getting the published models: the only node that goes online, and only as it is told to."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..seed_core.compute.precision import LLM_PRECISIONS
+from ..seed_core.errors import CheckpointError, DownloadError, OptionError
+from ..seed_core.fetching.converted import fetch_converted
+from ..seed_core.fetching.describe import describe_choice, show_size
+from ..seed_core.fetching.downloads import DOWNLOADS, path_of
+from ..seed_core.fetching.fetch import check_disk, fetch
+from ..seed_core.fetching.plan import Plan, make_plan
+from ..seed_core.models.convert import check_precision
+from . import host
+from .io_types import CATEGORY
+from .kinds import DECODER, LLM, TOKENIZER, ModelKind
+
+AS_PUBLISHED = "as published"
+PRECISIONS = [AS_PUBLISHED, "bf16", "fp16", "fp8"]
+SHOW, FETCH = "show", "fetch"
+KINDS = {kind.name: kind for kind in (TOKENIZER, LLM, DECODER)}
+
+
+class SeedGetModel(io.ComfyNode):
+    """A model of the table -> what a loader calls it, once it is there."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SEEDGetModel",
+            display_name="Get SEED Model",
+            category=CATEGORY,
+            description="Downloads a real SEED model into the folder of its loader, converted on the "
+            "way if you like. It downloads nothing before you set action to fetch.",
+            search_aliases=[
+                *("download SEED", "fetch model", "install model", "Hugging Face", "SEED-LLaMA"),
+                *("real models", "8B", "14B", "unCLIP"),
+            ],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(DOWNLOADS),
+                    tooltip="Which model. You need three that work together: seed-tokenizer-2, one "
+                    "seed-llama and stable-diffusion-2-1-unclip.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=PRECISIONS,
+                    default=AS_PUBLISHED,
+                    tooltip="The number format to keep it in. fp16 and bf16 take half of what is "
+                    "published in 32 bits. fp8, for language models only, takes a quarter.",
+                ),
+                io.Combo.Input(
+                    "action",
+                    options=[SHOW, FETCH],
+                    default=SHOW,
+                    tooltip="show: tells what would be downloaded, how large it is and where it goes. "
+                    "fetch: downloads it. Stop ends that at any moment; the next run goes on from "
+                    "there.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("name", tooltip="The name to choose in the loader of the model.")
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None = None, precision: str | None = None) -> bool | str:
+        if model is None or precision is None:  # they come by wire, and are checked when they have
+            return True
+        return host.message_of(lambda: _Choice(model, precision))
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, precision: str, action: str) -> str | float:
+        """New whenever the model's files are, and for each run until it is there."""
+        choice = _Choice(model, precision)
+        return choice.kind.fingerprint(choice.name) if choice.is_there else float("nan")
+
+    @classmethod
+    def execute(cls, model: str, precision: str, action: str) -> io.NodeOutput:
+        choice = _Choice(model, precision)
+        is_new = action == FETCH and not choice.is_there
+        if is_new:
+            choice.fetch()
+        ui = host.say("\n".join(choice.describe()))
+        return io.NodeOutput(choice.name, ui={**ui, "new_model": [choice.name] if is_new else []})
+
+
+class _Choice:
+    """A model and its precision, and where both lead to on this computer.
+
+    Raises:
+        OptionError: there is no such model, or not in that precision.
+    """
+
+    def __init__(self, model: str, precision: str):
+        if model not in DOWNLOADS or precision not in PRECISIONS:
+            raise OptionError(
+                f"there is no '{model}' to get in '{precision}'. Models: {', '.join(DOWNLOADS)}. "
+                f"Precisions: {', '.join(PRECISIONS)}."
+            )
+        self._model, self._download = model, DOWNLOADS[model]
+        self._precision = None if precision == AS_PUBLISHED else precision
+        if self._precision is not None:
+            check_precision(self._download.kind, LLM_PRECISIONS[self._precision])
+        self._folder = Path(host.model_folders(self.kind.folder)[0])
+        self._path = path_of(model, self._folder, self._precision)
+
+    @property
+    def kind(self) -> ModelKind:
+        """Of its loader."""
+        return KINDS[self._download.kind]
+
+    @property
+    def name(self) -> str:
+        """What the loader calls it."""
+        return self._path.name
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the loader would take it."""
+        return self.kind.check(self.name) is True
+
+    def describe(self) -> Iterator[str]:
+        """What people read on the node."""
+        if self.is_there:
+            yield f"{self.name} is there. Choose it in the loader; press R if it is not in the list."
+            yield str(self.kind.find(self.name))
+            return
+        plan = None
+        if self._download.published_gigabytes is None:
+            try:
+                plan = self._plan()
+                yield "Its page was asked for the sizes."
+            except DownloadError as error:
+                yield f"Its page could not be asked for the sizes: {error}"
+        yield f"{self.name} is not there yet. It would come from:"
+        yield from describe_choice(self._model, self._precision, self._folder, plan)
+        yield from _Teller.describe_speed(self._download.published_gigabytes)
+        yield f"To download it, set action to {FETCH} and run. Stop ends it; the next run goes on."
+
+    def fetch(self) -> None:
+        """Download it, and convert it on the way."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        plan = self._plan()
+        tell = _Teller(self.name, sum(file.size for _, file in plan.files))
+        if self._precision is None:
+            check_disk(plan)
+            for _ in fetch(plan, tell):
+                pass
+        else:
+            fetch_converted(plan, LLM_PRECISIONS[self._precision], self._path, tell)
+        if (found := self.kind.check(self.name)) is not True:
+            raise CheckpointError(str(found))
+
+    def _plan(self) -> Plan:
+        own = self._folder if self._download.shares_folder else self._folder / self._model
+        return make_plan(self._model, own)
+
+
+class _Teller:
+    """The bar and the words of a download. Each call is a chance to Stop."""
+
+    _last_speed = 0.0  # bytes a second
+
+    def __init__(self, name: str, total: int):
+        self._name, self._total, self._done = name, total, 0
+        self._progress, self._began = host.Progress(total), time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._done:
+            _Teller._last_speed = self._done / max(time.monotonic() - self._began, 1e-3)
+        self._progress.step(min(self._done, self._total), self._total)
+        self._progress.show(self._words)
+
+    def _words(self) -> str:
+        left = _duration(self._total - self._done, self._last_speed)
+        return (
+            f"{self._name}: {show_size(self._done)} of {show_size(self._total)}, "
+            f"{show_size(int(self._last_speed))} a second, {left} left"
+        )
+
+    @classmethod
+    def describe_speed(cls, gigabytes: float | None) -> Iterator[str]:
+        """How long a download takes, if there has been another since ComfyUI started."""
+        if gigabytes is not None and cls._last_speed:
+            yield (
+                f"At the {show_size(int(cls._last_speed))} a second of the last download: "
+                f"{_duration(gigabytes * 1e9, cls._last_speed)}"
+            )
+
+
+def _duration(size: float, speed: float) -> str:
+    minutes = max(size, 0.0) / max(speed, 1.0) / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
