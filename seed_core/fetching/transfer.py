@@ -136,7 +136,7 @@ class _Stoppable(io.FileIO):
         super().__init__(path, "ab")
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._new = 0
+        self._new = self._own = 0
 
     def write(self, data: Any) -> int:
         with self._lock:
@@ -145,13 +145,14 @@ class _Stoppable(io.FileIO):
             while view:  # a system may take less than it is given
                 view = view[super().write(view) :]
             self._new += len(data)
+            self._own += len(data)
         return len(data)
 
     def restart(self) -> None:
         """Begin anew with an empty file."""
         with self._lock:
             self._check_going_on()
-            self._new -= self.tell()
+            self._new, self._own = self._new - self._own, 0
             self.truncate(0)
             self.seek(0)
 
