@@ -58,30 +58,28 @@ def attended(
 def persist(
     attempt: Callable[[], _Result],
     stopped: threading.Event,
-    has_come_further: Callable[[], bool] = lambda: False,
+    has_come_further: Callable[[], bool] | None = None,
 ) -> _Result:
-    """Try again while a server is busy, or the connection breaks to one that has sent something."""
-    failed, has_begun = 0, False
+    """Try again while a server is busy; also where the connection breaks, if that can go on."""
+    failed = 0
     while True:
         try:
             return attempt()
         except Exception as error:
-            if has_come_further():
-                failed, has_begun = 0, True
-            failed += 1
-            pause = _pause(error, failed, has_begun)
+            failed = 1 if has_come_further and has_come_further() else failed + 1
+            pause = _pause(error, failed, goes_on=has_come_further is not None)
             if pause is None or failed == _ATTEMPTS:
                 raise
             if stopped.wait(pause):
                 raise InterruptedError("stopped") from error
 
 
-def _pause(error: Exception, failed: int, has_begun: bool) -> float | None:
+def _pause(error: Exception, failed: int, goes_on: bool) -> float | None:
     """Return the seconds to wait for the next attempt; None if there is no use in any."""
     wait = _PAUSE * 2 ** (failed - 1)
     status = status_of(error)
     if status is None:
-        return wait if has_begun and is_broken_connection(error) else None
+        return wait if goes_on and is_broken_connection(error) else None
     asked = asked_to_wait(error)
     if status not in BUSY or (asked or 0) > _LONGEST_WAIT:
         return None
