@@ -7,8 +7,9 @@ tokens; but its ``http_get`` differs by version in what it tries again, waits fo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 from .failures import BUSY, Listener, asked_to_wait, is_broken_connection, status_of
@@ -53,6 +54,13 @@ def attended(
     for error in raised:
         raise error
     return results[0]
+
+
+def each_attended(items: Iterable[_Result], listener: Listener) -> Iterator[_Result]:
+    """Yield what takes long to come; see `attended`. What computes it may leave nothing half done."""
+    coming = iter(items)
+    while found := attended(lambda _: list(islice(coming, 1)), listener):
+        yield found[0]
 
 
 def persist(
