@@ -44,20 +44,24 @@ def describe_choice(
         first, *more = source.files
         named = f"{first} and {len(more)} more" if len(more) > 2 else ", ".join(source.files)
         size = show_size(sum(file.size for file in files)) if files else about(source.gigabytes)
-        yield f"- {named}: {size}, licence {source.licence}"
+        yield f"- {named}: {size}"
+        yield f"  from {source.page}" + (f" ({source.remark})" if source.remark else "")
         if isinstance(source, HubSource):
             commit = files[0].commit if files else source.commit
             pinned = "" if source.commit else ", which this pack does not pin"
-            yield f"  {source.page} at commit {commit or 'of the day'}{pinned}"
-        else:
-            yield f"  {source.page}"
-        if source.remark:
-            yield f"  {source.remark}"
+            yield f"  commit {commit}{pinned}" if commit else "  the newest commit: none is pinned"
+        yield f"  licence: {source.licence}"
     path = path_of(name, folder, precision)
-    kept = download.published_gigabytes if precision is None else download.gigabytes[precision]
-    yield f"On the disk in the end: {about(kept)}, {path}"
     if precision is not None:
-        yield "While it comes, the disk also holds one of the published files at a time."
+        kept = about(download.gigabytes[precision])
+    elif plan is not None:
+        kept = show_size(sum(file.size for _, file in plan.files))
+    else:
+        kept = about(download.published_gigabytes)
+    yield f"On the disk in the end: {kept}"
+    yield f"  {path}"
+    if precision is not None:
+        yield "Until then, one of the published files as well"
     there = next(each for each in (path, *path.parents) if each.exists())
     yield f"Free on that disk: {show_size(shutil.disk_usage(there).free)}"
 
