@@ -131,7 +131,8 @@ class _Choice:
             yield f"{self.name} is there. Choose it in the loader; press R if it is not in the list."
             yield str(self.kind.find(self.name))
             return
-        yield f"{self.name} is not there yet. To download it, set action to {FETCH} and press Run."
+        yield f"{self.name} is not there yet."
+        yield f"To download it, press fetch now, or set action to {FETCH} and press Run."
         yield "You can stop at any moment; the next run goes on."
         plan = None
         if self._download.published_gigabytes is None:

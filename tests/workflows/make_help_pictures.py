@@ -40,6 +40,7 @@ PLACES = {
     "SEEDPreviewCodes": "edit_by_instruction",
     "SEEDSaveCodes": "keep_codes",
     "SEEDLoadCodes": "keep_codes",
+    "SEEDGetModel": "get_the_real_models",
 }
 ASIDE, ABOVE = 130, 36  # pixels of the graph shown around a node: wires and what they lead to
 HIGHEST = 620  # pixels of a node; a higher one is pictured smaller
