@@ -141,8 +141,8 @@ class _Choice:
                 yield "Its page was asked for the sizes:"
             except DownloadError as error:
                 yield f"Its page could not be asked for the sizes: {error}"
-        yield from describe_choice(self._model, self._precision, self._folder, plan)
         yield from _Teller.describe_speed(self._download.published_gigabytes)
+        yield from describe_choice(self._model, self._precision, self._folder, plan)
 
     def fetch(self) -> None:
         """Download it, and convert it on the way."""

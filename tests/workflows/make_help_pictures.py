@@ -56,6 +56,7 @@ CENTRE = """async ([type, highest]) => {
     const canvas = app.canvas, [x, y, width, height] = node.boundingRect;
     const { clientWidth, clientHeight } = canvas.canvas;
     canvas.deselectAll();
+    node.title = node.constructor.title;  // a template may call it by what it is for
     node.mode = 0;  // a node that the template switches off is pictured switched on
     const scale = Math.min(1, highest / height);
     canvas.ds.scale = scale;
