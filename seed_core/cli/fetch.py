@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..compute.precision import LLM_PRECISIONS
 from ..errors import OptionError
@@ -58,8 +58,6 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Fetch a published model into ComfyUI's models folder; no other command goes online."""
-    # Another program's way to download, which cannot go on where it stopped, and may not be there.
-    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)
     from ..fetching import converted, describe, fetch, places, plan
 
     if args.name is None:
@@ -77,8 +75,9 @@ def run(args: argparse.Namespace) -> None:
         fetch.check_disk(wanted)
         if wanted.missing and not args.yes:
             _ask_to_go_on()
-        for path in fetch.fetch(wanted):
-            say(f"fetched {path}")
+        with _progress(wanted.needed) as bar:
+            for path in fetch.fetch(wanted, bar.update):
+                say(f"fetched {path}")
         return
     output = converted.output_of(wanted, args.precision)
     check_output(output, nbytes=0)
@@ -86,8 +85,19 @@ def run(args: argparse.Namespace) -> None:
     say(f"converted to {args.precision} while it comes, into {output}: about {size} GB in the end")
     if not args.yes:
         _ask_to_go_on()
-    digest = converted.fetch_converted(wanted, LLM_PRECISIONS[args.precision], output)
+    with _progress(sum(file.size for _, file in wanted.files)) as bar:
+        digest = converted.fetch_converted(
+            wanted, LLM_PRECISIONS[args.precision], output, bar.update
+        )
     say(f"wrote {output}\nSHA-256 {digest}")
+
+
+def _progress(size: int) -> Any:
+    """Return a bar that is filled by bytes; only a terminal shows it."""
+    from huggingface_hub import utils
+
+    hub: Any = utils  # its types leave out what its documentation names
+    return hub.tqdm(total=size, unit="B", unit_scale=True, disable=None)
 
 
 def _ask_to_go_on() -> None:

@@ -26,7 +26,7 @@ from . import outline
 from .describe import show_size
 from .downloads import DOWNLOADS, Source, path_of
 from .failures import Listener, explained
-from .fetch import MAKE_ROOM, alone
+from .fetch import MAKE_ROOM, alone, check_there
 from .plan import UNFINISHED, File, Plan, check_lengths, short_name
 from .transfer import get_file, get_part
 
@@ -64,6 +64,7 @@ def fetch_converted(
         if not is_finished:
             check_output(output, SUFFIX, nbytes=0)
             if not plan.missing:
+                check_there(plan, listener)
                 conversion = _plan_conversion(plan, dtype)
                 return convert_model(conversion, output, lambda *_: listener())
             check_lengths(work.folder, [file for _, file in work.files])
@@ -137,7 +138,7 @@ def _prepare(plan: Plan, source: Source, file: File, listener: Listener) -> None
     if file.size > _SMALL and path.suffix.lower() in WEIGHT_SUFFIXES:
         mark.touch()
         try:
-            outline.draw(path, file.size, lambda at, length: get_part(source, file, at, length))
+            outline.draw(path, file.size, lambda at, n: get_part(source, file, at, n, listener))
         except outline.NoOutlineError:
             mark.unlink()
     if not path.exists():
@@ -196,7 +197,7 @@ class _Run:
             arrived.unlink()
             raise DownloadError(
                 f"{file.name} does not hold the tensors that its first bytes told of. It was "
-                "deleted; run the same command again"
+                "deleted; run it again"
             )
         return arrived
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import DownloadError
 from .downloads import Source, WebSource
 
-_SETTINGS = (
-    "HF_ENDPOINT",
-    "HF_TOKEN",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "SSL_CERT_FILE",
-)
+# Settings of the environment: which server answers, and what else a connection depends on.
+_PLACES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_SETTINGS = (*_PLACES, "HF_TOKEN", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+BUSY = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers of a server that may do what was asked a little later."""
 
 
 class Listener:
@@ -63,15 +61,11 @@ def explained(source: Source, folder: Path, listener: Listener | None = None) ->
 
 def _message(error: BaseException, source: Source, folder: Path) -> str | None:
     """Return what to say of an error; None of one that has nothing to do with a connection."""
-    from huggingface_hub import errors
-
-    # The class of a broken connection depends on the HTTP client that the library was built on.
-    broken: tuple[type[BaseException], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; the same command goes on where this one ended"
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"{_refusal(source, error)} {by_hand(source, folder)}"
-    if isinstance(error, broken):
+        return "stopped; the next run goes on where this one ended"
+    if (status := status_of(error)) is not None:
+        return f"{_refusal(source, error, status)} {by_hand(source, folder)}"
+    if isinstance(error, _broken_classes()):
         return _broken(error, source, folder)
     # An address, a proxy or a token that the HTTP client cannot even read.
     if _settings() or isinstance(error, ValueError):
@@ -82,17 +76,47 @@ def _message(error: BaseException, source: Source, folder: Path) -> str | None:
     return None
 
 
+def _broken_classes() -> tuple[type[BaseException], ...]:
+    from huggingface_hub import errors
+
+    # They depend on the HTTP client that the library was built on.
+    return (OSError, *errors.HfHubHTTPError.__bases__)
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Tell a broken connection from what this computer itself refuses."""
+    return isinstance(error, _broken_classes()) and getattr(error, "errno", None) is None
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the status of an answer that refuses; None of an error of another kind."""
+    from huggingface_hub import errors
+
+    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+
+
+def asked_to_wait(error: Any) -> float | None:
+    """Return the seconds for which a server asks to be left alone, as a number or until a time."""
+    told = error.response.headers.get("Retry-After", "").strip()
+    if told.isdecimal():
+        return float(told)
+    try:
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+    except (TypeError, ValueError):  # neither
+        return None
+
+
 def _broken(error: BaseException, source: Source, folder: Path) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return (
-            f"the disk of {folder} is full. Make room, then run the same command again: it goes "
-            "on where this one ended"
+            f"the disk of {folder} is full. Make room, then run it again: the next run goes on "
+            "where this one ended"
         )
     if getattr(error, "filename", None):
         return unusable(error, folder)
     return (
-        f"no connection to {source.page} ({_reason(error)}). {_settings()}Run the same command "
-        f"again when there is one: it goes on where this one ended. {by_hand(source, folder)}"
+        f"no connection to {source.page} ({_reason(error)}). {_settings()}Run it again when there "
+        f"is one: the next run goes on where this one ended. {by_hand(source, folder)}"
     )
 
 
@@ -100,7 +124,8 @@ def unusable(error: BaseException, folder: Path) -> str:
     """Return what to say of a file or folder that the system does not let us use."""
     return (
         f"{getattr(error, 'filename', folder)} cannot be used: {getattr(error, 'strerror', error)}. "
-        f"{_settings()}If that is the disk of {folder}, choose another with --models"
+        f"{_settings()}If that is the disk of {folder}, name another folder in ComfyUI's "
+        "extra_model_paths.yaml"
     )
 
 
@@ -108,14 +133,14 @@ def _reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _settings() -> str:
-    """Name the settings of this terminal that change how the library connects."""
-    found = [name for name in _SETTINGS if os.environ.get(name) or os.environ.get(name.lower())]
-    return f"This terminal sets {', '.join(found)}: check that they are right. " if found else ""
+def _settings(names: Iterable[str] = _SETTINGS) -> str:
+    """Name the settings of the environment that change how the library connects."""
+    found = [name for name in names if os.environ.get(name) or os.environ.get(name.lower())]
+    return f"The environment sets {', '.join(found)}: check that they are right. " if found else ""
 
 
 def check_online() -> None:
-    """Check that the library starts with the settings of this terminal, and may go online.
+    """Check that the library starts with the settings of the environment, and may go online.
 
     Raises:
         DownloadError: a setting is not what the library can read, or forbids downloads.
@@ -124,25 +149,23 @@ def check_online() -> None:
         from huggingface_hub import constants
     except (ValueError, ImportError) as error:  # it reads them as it is imported
         raise DownloadError(
-            f"huggingface_hub does not start here: {_reason(error)}. Check the settings of this "
-            "terminal whose names begin with HF_"
+            f"huggingface_hub does not start here: {_reason(error)}. Check the settings of the "
+            "environment whose names begin with HF_"
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise DownloadError(
-            "HF_HUB_OFFLINE is set, which forbids every download: take it out of the environment of "
-            "this terminal and run the same command again"
+            "HF_HUB_OFFLINE is set, which forbids every download: take it out of the environment, "
+            "start Python or ComfyUI anew and run it again"
         )
 
 
-def _refusal(source: Source, error: Any) -> str:
+def _refusal(source: Source, error: Any, status: int) -> str:
     from huggingface_hub import errors
 
-    status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         return (
             f"{source.page} is given only to those who accept its terms (answer {status}). Sign in "
-            "there and accept them, sign in here with `hf auth login`, and run the same command "
-            "again."
+            "there and accept them, sign in on this computer with `hf auth login`, and run it again."
         )
     if status in (401, 403):
         return (
@@ -151,7 +174,23 @@ def _refusal(source: Source, error: Any) -> str:
         )
     if status == 404:
         return f"{source.page} does not have this, or not at that revision (answer 404)."
-    return f"{source.page} does not work at the moment (answer {status}); try again later."
+    wait = asked_to_wait(error)
+    again = "run it again later" if wait is None else f"run it again {_after(wait)}, as it asks"
+    return f"{source.page} is too busy, or does not work at the moment (answer {status}): {again}."
+
+
+def _after(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"after {minutes} minutes" if minutes > 2 else f"after {max(1, round(seconds))} seconds"
+
+
+def something_else(source: Source, name: str, what: str) -> str:
+    """Return what to say where a server sends another thing than was asked for."""
+    return (
+        f"asked for {name} of {source.page}, a server sent {what}. It may be the page where this "
+        f"network wants you to sign in, or a proxy. Open {source.page} in a browser; when that "
+        f"works, run it again. {_settings(_PLACES)}".strip()
+    )
 
 
 def by_hand(source: Source, folder: Path) -> str:

@@ -18,10 +18,7 @@ from .failures import Listener, explained, unusable
 from .plan import UNFINISHED, File, Plan, check_nothing_in_the_way
 from .transfer import get_file
 
-MAKE_ROOM = (
-    "Make room, or put the models on another disk with --models and name that folder in ComfyUI's "
-    "extra_model_paths.yaml"
-)
+MAKE_ROOM = "Make room, or name a folder on another disk in ComfyUI's extra_model_paths.yaml"
 
 
 def check_disk(plan: Plan) -> None:
@@ -73,18 +70,45 @@ def fetch(plan: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Itera
 
     Args:
         plan: see `make_plan`.
-        on_bytes: told how many bytes have arrived since it was last told. What it raises ends the
-            fetching, which the next call goes on with.
+        on_bytes: told how many bytes have arrived since it was last told; less than none where a
+            server could only begin anew. What it raises ends the fetching, which the next call goes
+            on with.
 
     Raises:
-        DownloadError: the connection breaks, the server refuses, the disk is full, or a file
-            arrives damaged.
+        DownloadError: the connection breaks, the server refuses, the disk is full, a file arrives
+            damaged, or one that is there already is another.
     """
     listener = Listener(on_bytes)
     with alone(plan.name, plan.folder):
+        check_there(plan, listener)
         for source, file in plan.missing:
             with explained(source, plan.folder, listener):
                 yield _fetch_file(plan, source, file, listener)
+
+
+def check_there(plan: Plan, listener: Listener) -> None:
+    """Check the files that are there already by their hashes, each once.
+
+    Raises:
+        DownloadError: one is another file of the same size, or cannot be read.
+    """
+    checked = {}
+    for source, file in plan.files:
+        path = plan.folder / file.name
+        if not path.exists():
+            continue
+        with explained(source, plan.folder, listener):
+            known = origin.identity(plan.folder, path).get("sha256")
+            if file.sha256 is not None and known == file.sha256:
+                continue
+            if not file.is_at(path, listener):
+                raise DownloadError(
+                    f"{path} is another file than {source.page} publishes, though as long. Move it "
+                    "away or delete it, and run it again"
+                )
+        checked[path] = file.origin(source)
+    if checked:
+        origin.note(plan.folder, plan.name, checked)
 
 
 def _fetch_file(plan: Plan, source: Source, file: File, listener: Listener) -> Path:

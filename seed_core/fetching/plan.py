@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from hashlib import sha256
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
 from ..errors import DownloadError
+from ..files.writer import sha256_of
+from .connection import attended, persist
 from .downloads import DOWNLOADS, HubSource, Source, WebSource
-from .failures import by_hand, check_online, explained
+from .failures import Listener, by_hand, check_online, explained, something_else
 
 UNFINISHED = ".unfinished"
 """Folder of unfinished files, inside the model's own, so that moving one takes no time."""
 
 _DIGITS = 8  # of the names of unfinished files
-_WHOLE_COMMIT = 40  # digits
+_WHOLE_COMMIT = re.compile("[0-9a-f]{40}")
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
 
 
@@ -35,9 +39,10 @@ class File:
 
     name: str  # in its repository, and below the model's folder
     size: int  # bytes
-    sha256: str | None  # None for small files, whose hash the Hub does not publish
+    sha256: str | None  # None for small files, which the Hub keeps in git
     url: str
     commit: str | None  # of its repository; None for a file at an address of its own
+    blob: str | None = None  # what git calls a small file, which is a hash
 
     def unfinished(self, folder: Path) -> Path:
         """Return where it lies until it is complete."""
@@ -49,6 +54,15 @@ class File:
     def version(self) -> str:
         """What no other version of the file has."""
         return f"{self.sha256 or self.commit} {self.name}"
+
+    def is_at(self, path: Path, on_chunk: Callable[[], None]) -> bool:
+        """Tell whether a file is this one; what ``on_chunk`` raises ends it."""
+        if path.stat().st_size != self.size:
+            return False
+        if self.sha256 is not None:
+            return sha256_of(path, on_chunk) == self.sha256
+        content = b"blob %d\0%b" % (self.size, path.read_bytes()) if self.blob else b""
+        return self.blob in (None, sha1(content, usedforsecurity=False).hexdigest())
 
     def origin(self, source: Source) -> dict[str, Any]:
         """Return what is written down of it."""
@@ -83,19 +97,26 @@ class Plan:
         return shutil.disk_usage(there).free
 
 
-def make_plan(name: str, folder: Path, revision: str | None = None) -> Plan:
+def make_plan(
+    name: str,
+    folder: Path,
+    revision: str | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Plan:
     """Ask the servers for the files of a model, and look which of them are there.
 
     Args:
         name: a key of ``DOWNLOADS``.
         folder: the model's own.
         revision: a commit, branch or tag of the model's own repository, in place of the pinned one.
+        on_bytes: told 0 now and then; what it raises ends the asking.
 
     Raises:
         DownloadError: a server cannot be reached or refuses, another file is in the way, or the
             system has no room for the longest path.
     """
     check_online()
+    listener = Listener(on_bytes)
     download = DOWNLOADS[name]
     files: list[tuple[Source, File]] = []
     for source in download.sources:
@@ -103,7 +124,7 @@ def make_plan(name: str, folder: Path, revision: str | None = None) -> Plan:
         found = (
             [_web_file(source)]
             if isinstance(source, WebSource)
-            else _hub_files(source, folder, own)
+            else _hub_files(source, folder, own, listener)
         )
         files += [(source, file) for file in found]
     files.sort(key=lambda entry: -entry[1].size)
@@ -124,9 +145,9 @@ def check_lengths(folder: Path, files: Sequence[File], most: int | None = None) 
     path = max([*paths, *(str(file.unfinished(folder.absolute())) for file in files)], key=len)
     if len(path) > most:
         raise DownloadError(
-            f"{path} has {len(path)} characters, and this Windows allows {most}. Choose a shorter "
-            "folder with --models and name it in ComfyUI's extra_model_paths.yaml, or switch long "
-            "paths on: https://learn.microsoft.com/windows/win32/fileio/maximum-file-path-limitation"
+            f"{path} has {len(path)} characters, and this Windows allows {most}. Name a folder with "
+            "a shorter path in ComfyUI's extra_model_paths.yaml, or switch long paths on: "
+            "https://learn.microsoft.com/windows/win32/fileio/maximum-file-path-limitation"
         )
 
 
@@ -153,7 +174,7 @@ def check_nothing_in_the_way(path: Path, size: int) -> None:
     if path.exists() and (there := path.stat().st_size) != size:
         raise DownloadError(
             f"{path} has {there} bytes and the published file {size}: it is another file, or an "
-            "unfinished download. Move it away or delete it, and run the same command again"
+            "unfinished download. Move it away or delete it, and run it again"
         )
 
 
@@ -161,26 +182,25 @@ def _web_file(source: WebSource) -> File:
     return File(source.files[0], source.size, source.sha256, source.page, None)
 
 
-def _hub_files(source: HubSource, folder: Path, revision: str | None) -> list[File]:
-    from huggingface_hub import HfApi, hf_hub_url
+def _hub_files(
+    source: HubSource, folder: Path, revision: str | None, listener: Listener
+) -> list[File]:
+    from huggingface_hub import hf_hub_url
 
     # The Hub finds a commit by all of its digits only; the first few still tell it from another.
-    pinned = source.commit if source.commit and len(source.commit) == _WHOLE_COMMIT else None
-    with explained(source, folder):
-        info = HfApi().model_info(
-            source.repo, revision=revision or pinned, files_metadata=True, timeout=_TIMEOUT
-        )
-    commit = info.sha or ""
+    pinned = source.commit if _WHOLE_COMMIT.fullmatch(source.commit or "") else None
+    with explained(source, folder, listener):
+        commit, listed = _ask_for_list(source, revision or pinned, listener)
     if not revision and not commit.startswith(source.commit or ""):
         raise DownloadError(
             f"{source.page} has changed: it is at commit {commit}, and this pack was written for "
-            f"{source.commit}. To take it as it is now, add --revision {commit}"
+            f"{source.commit}. To take it as it is now, run fetch with --revision {commit}"
         )
     found = {
-        sibling.rfilename: sibling
+        name: file
         for pattern in source.files
-        for sibling in info.siblings or []
-        if fnmatchcase(sibling.rfilename, pattern)
+        for name, file in listed.items()
+        if fnmatchcase(name, pattern)
     }
     for name in found:
         if ".." in name.split("/") or "\\" in name or name.startswith("/"):
@@ -195,10 +215,36 @@ def _hub_files(source: HubSource, folder: Path, revision: str | None) -> list[Fi
     return [
         File(
             name,
-            each.size or 0,
+            each.size,
             each.lfs.sha256 if each.lfs else None,
             hf_hub_url(source.repo, name, revision=commit),
             commit,
+            None if each.lfs else each.blob_id,
         )
         for name, each in found.items()
     ]
+
+
+def _ask_for_list(
+    source: HubSource, revision: str | None, listener: Listener
+) -> tuple[str, dict[str, Any]]:
+    """Return the commit of a repository, and what the Hub knows of each file by its name."""
+    from huggingface_hub import HfApi
+
+    def ask() -> Any:
+        return HfApi().model_info(
+            source.repo, revision=revision, files_metadata=True, timeout=_TIMEOUT
+        )
+
+    try:
+        info = attended(lambda stopped: persist(ask, stopped), listener)
+        listed = {each.rfilename: each for each in info.siblings}
+        if not _WHOLE_COMMIT.fullmatch(info.sha) or not all(
+            isinstance(each.size, int) for each in info.siblings
+        ):
+            raise TypeError("a commit or a size is missing")
+    # What the library raises of an answer that is no list: it is written for the Hub's alone.
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        message = something_else(source, "the list of files", "something that is no such list")
+        raise DownloadError(message) from error
+    return info.sha, listed

@@ -1,83 +1,132 @@
-"""One file from a server: all that it still lacks, or a part of it.
-
-huggingface_hub does it, because it knows about mirrors, proxies and tokens; but not with its
-``hf_hub_download``, whose recent versions throw an interrupted file away.
-"""
+"""One file from a server: all that it still lacks, or a part of it."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DownloadError
-from ..files.writer import sha256_of
+from .connection import attended, open_answer, persist
 from .downloads import HubSource, Source
-from .failures import Listener
+from .failures import Listener, something_else
 from .plan import File
 
-_TELL_EVERY = 0.2  # seconds
+_PART = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_WHOLE, _PARTIAL = 200, 206  # what a server says that it sends
 
 
 def get_file(source: Source, file: File, path: Path, listener: Listener) -> None:
     """Append to an unfinished file what it still lacks, and check the whole.
 
     Raises:
-        DownloadError: it arrived damaged, and was deleted.
+        DownloadError: it arrived damaged, and was deleted; or a server sends something else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _Stoppable(path) as stream:
-        if stream.tell() > file.size:  # a server that began anew where it was asked to go on
+        if stream.tell() > file.size:
             stream.truncate(0)
-        resume = stream.seek(0, os.SEEK_END)
-        _in_background(lambda: _http_get(source, file, stream, resume, file.size), stream, listener)
-    size = path.stat().st_size
-    if size == file.size and file.sha256 in (None, sha256_of(path, listener)):
-        return
-    path.unlink()
-    raise DownloadError(
-        f"{file.name} arrived damaged: {size} bytes that are not the {file.size} published ones. "
-        "It was deleted; run the same command again"
-    )
+        begun = stream.seek(0, os.SEEK_END)
+        coming = _Reception(source, file, stream, begun, file.size)
+        try:
+            attended(coming.run, listener, stream.take_count)
+        finally:
+            stream.stop()
+    if not file.is_at(path, listener):
+        path.unlink()
+        raise DownloadError(
+            f"{file.name} arrived damaged: its {file.size} bytes are not those that {source.page} "
+            "publishes. It was deleted; run it again"
+        )
 
 
-def get_part(source: Source, file: File, begin: int, length: int) -> bytes:
+def get_part(source: Source, file: File, begin: int, length: int, listener: Listener) -> bytes:
     """Return some bytes of a file.
 
     Raises:
-        NotImplementedError: the server sends no parts.
+        DownloadError: a server sends something else.
+        NotImplementedError: it sends no parts.
     """
-    from huggingface_hub import utils
-
-    hub: Any = utils
-    part = _Limited(length)
-    hub.disable_progress_bars("huggingface_hub.http_get")
-    try:
-        _http_get(source, file, part, 0, length, Range=f"bytes={begin}-{begin + length - 1}")
-    finally:
-        hub.enable_progress_bars("huggingface_hub.http_get")
+    part = _Part()
+    coming = _Reception(source, file, part, begin, begin + length)
+    attended(coming.run, listener)
     return part.getvalue()
 
 
-def _http_get(
-    source: Source, file: File, stream: Any, resume: int, size: int, **headers: str
-) -> None:
-    from huggingface_hub import utils
-    from huggingface_hub.file_download import http_get
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> int: ...
 
-    hub: Any = utils  # its types leave out what its documentation names
-    own = hub.build_hf_headers() if isinstance(source, HubSource) else {}
-    http_get(
-        file.url,
-        stream,
-        resume_size=resume,
-        headers={**own, **headers},
-        expected_size=size,
-        displayed_filename=file.name,
-    )
+    def restart(self) -> None: ...
+
+
+class _Reception:
+    """The bytes of a file from one place to another, however often the connection breaks."""
+
+    def __init__(self, source: Source, file: File, sink: _Sink, begin: int, end: int) -> None:
+        self._source, self._file, self._sink, self._end = source, file, sink, end
+        self._at = self._furthest = begin
+
+    def run(self, stopped: threading.Event) -> None:
+        if self._at < self._end:
+            persist(self._go_on, stopped, self._has_come_further)
+
+    def _has_come_further(self) -> bool:
+        has = self._at > self._furthest
+        self._furthest = max(self._at, self._furthest)
+        return has
+
+    def _go_on(self) -> None:
+        with open_answer(self._file.url, self._headers()) as (answer, chunks):
+            self._check(answer.status_code, answer.headers)
+            for chunk in chunks:
+                if len(chunk) > self._end - self._at:
+                    self._restart()
+                    raise self._refused("more bytes than it has")
+                self._sink.write(chunk)
+                self._at += len(chunk)
+        if self._at < self._end:
+            raise ConnectionError(f"it broke {self._end - self._at} bytes before the end")
+
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub import utils
+
+        hub: Any = utils  # its types leave out what its documentation names
+        # Where an answer points to another server, the HTTP client leaves the token out.
+        own = hub.build_hf_headers() if isinstance(self._source, HubSource) else {}
+        if self._at == 0 and self._end == self._file.size:
+            return {**own}
+        last = "" if self._end == self._file.size else self._end - 1
+        return {**own, "Range": f"bytes={self._at}-{last}"}
+
+    def _check(self, status: int, headers: Mapping[str, str]) -> None:
+        """Check, before any of it is written, that what is sent can be what was asked for."""
+        kind = headers.get("Content-Type", "")
+        if "html" in kind:
+            raise self._refused("a web page")
+        size = str(self._file.size)
+        if status == _PARTIAL:
+            part = _PART.fullmatch(headers.get("Content-Range", ""))
+            if part is None or int(part[1]) != self._at:
+                raise self._refused("another part of it")
+            if part[2] not in ("*", size):
+                raise self._refused(f"a file of {part[2]} bytes, not {size}")
+            return
+        length = headers.get("Content-Length", size)
+        if status != _WHOLE or (length != size and "Content-Encoding" not in headers):
+            raise self._refused(f"{length} bytes, not {size}")
+        if self._at > 0 or self._end < self._file.size:  # a server that sends no parts
+            self._restart()
+
+    def _restart(self) -> None:
+        self._sink.restart()
+        self._at = 0
+
+    def _refused(self, what: str) -> DownloadError:
+        return DownloadError(something_else(self._source, self._file.name, what))
 
 
 class _Stoppable(io.FileIO):
@@ -91,13 +140,20 @@ class _Stoppable(io.FileIO):
 
     def write(self, data: Any) -> int:
         with self._lock:
-            if self._is_stopped:
-                raise InterruptedError("stopped")
+            self._check_going_on()
             view = memoryview(data)
             while view:  # a system may take less than it is given
                 view = view[super().write(view) :]
             self._new += len(data)
         return len(data)
+
+    def restart(self) -> None:
+        """Begin anew with an empty file."""
+        with self._lock:
+            self._check_going_on()
+            self._new -= self.tell()
+            self.truncate(0)
+            self.seek(0)
 
     def stop(self) -> None:
         """Write no more; a write that has begun is waited for."""
@@ -105,46 +161,18 @@ class _Stoppable(io.FileIO):
             self._is_stopped = True
 
     def take_count(self) -> int:
-        """Return the bytes that were written since this was last asked."""
+        """Return the bytes that were written since this was last asked, less what was given up."""
         with self._lock:
             new, self._new = self._new, 0
         return new
 
-
-def _in_background(work: Callable[[], None], stream: _Stoppable, listener: Listener) -> None:
-    """Run a transfer while the listener is told of it.
-
-    A server may be silent for a long time. Who wants to stop does not wait for it: the transfer
-    then ends by itself, when it next has something to write.
-    """
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised again where the work is waited for
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(_TELL_EVERY)
-            listener(stream.take_count())
-    finally:
-        stream.stop()
-    for error in raised:
-        raise error
+    def _check_going_on(self) -> None:
+        if self._is_stopped:
+            raise InterruptedError("stopped")
 
 
-class _Limited(io.BytesIO):
+class _Part(io.BytesIO):
     """Takes a part of a file, and not the file that a server without parts would send."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def write(self, data: Any) -> int:
-        if self.tell() + len(data) > self._most:
-            raise NotImplementedError("the server sends no parts")
-        return super().write(data)
+    def restart(self) -> None:
+        raise NotImplementedError("the server sends no parts")

@@ -25,7 +25,7 @@ from ..errors import OptionError
 from .safetensors import STORED_AS
 
 _NAMES = {dtype: name for name, dtype in STORED_AS.items()}
-_FULL = "the disk of {folder} is full. Make room and give the same command: it goes on where it stopped."
+_FULL = "the disk of {folder} is full. Make room and run it again: it goes on where it stopped."
 _FORBIDDEN = "this program may not write {path}: choose a folder of your own"
 # What a user can do about an error of the system.
 _REASONS: dict[int | None, str] = {
