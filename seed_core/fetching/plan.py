@@ -25,6 +25,7 @@ UNFINISHED = ".unfinished"
 
 _DIGITS = 8  # of the names of unfinished files
 _WHOLE_COMMIT = re.compile("[0-9a-f]{40}")
+_KNOWN_BY = ("config.json", "model_index.json")  # of folders; a single file is known by itself
 _TIMEOUT = 30.0  # seconds, for the list of a repository's files
 
 
@@ -75,7 +76,7 @@ class Plan:
 
     name: str
     folder: Path
-    # The largest first: a loader knows a model by a small file, which then arrives last.
+    # The largest first, and last the one that a loader knows the model by.
     files: tuple[tuple[Source, File], ...]
 
     @property
@@ -127,7 +128,7 @@ def make_plan(
             else _hub_files(source, folder, own, listener)
         )
         files += [(source, file) for file in found]
-    files.sort(key=lambda entry: -entry[1].size)
+    files.sort(key=lambda entry: (entry[1].name in _KNOWN_BY, -entry[1].size))
     check_lengths(folder, [file for _, file in files])
     for _, file in files:
         check_nothing_in_the_way(folder / file.name, file.size)

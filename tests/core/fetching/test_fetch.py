@@ -14,6 +14,7 @@ from seed_core.__main__ import main
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource, WebSource
 from seed_core.fetching.fetch import fetch
 from seed_core.fetching.plan import UNFINISHED, File, make_plan
+from seed_core.files.writer import sha256_of
 
 COMMIT = "a" * 40
 WEIGHTS = bytes(range(256)) * 400
@@ -110,8 +111,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(hub, models, capsys, name
     hub.cut_after = 70_000  # of the first file
     assert run(models) == 1
     assert not (models / "seed_tokenizer" / name).exists()
-    # Releases before 1.0 tell of the break itself, later ones of what their second attempt was told.
-    assert re.search("answer 503|Connection broken", capsys.readouterr().err)
+    assert "answer 503" in capsys.readouterr().err
     hub.refusal = None
     hub.asked.clear()
     assert run(models) == 0
@@ -131,16 +131,54 @@ def test_an_unfinished_file_that_is_too_long_starts_anew(hub, models):
     assert not (folder / UNFINISHED).exists()
 
 
+def put(models, name, content):
+    path = models / "seed_tokenizer" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
 def test_a_file_that_is_there_is_kept(hub, models, capsys):
-    """Of the right size is enough: the hash of 27 GB would take minutes at every start."""
-    mine = models / "seed_tokenizer" / "seed_quantizer.pt"
-    mine.parent.mkdir()
-    mine.write_bytes(b"x" * len(WEIGHTS))
+    put(models, "seed_quantizer.pt", WEIGHTS)
     assert run(models) == 0
-    assert mine.read_bytes() == b"x" * len(WEIGHTS)
     out = capsys.readouterr().out
     assert "seed_quantizer.pt, 102.40 kB, is there already" in out
     assert "to fetch: 100.00 kB" in out
+    assert not any(path.endswith("seed_quantizer.pt") for path, _ in hub.asked)
+
+
+@pytest.mark.parametrize("name", ["seed_quantizer.pt", "config.json"])
+def test_another_file_of_the_same_size_is_named_before_anything_is_fetched(
+    hub, models, monkeypatch, capsys, name
+):
+    hub.files["config.json"] = b'{"size": 1}'
+    change_own_source(monkeypatch, files=("seed_quantizer.pt", "config.json"))
+    mine = put(models, name, hub.files[name][::-1])
+    assert run(models) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{mine} is another file than https://huggingface.co/owner/model publishes" in error
+    assert mine.read_bytes() == hub.files[name][::-1]
+    assert [path.name for path in mine.parent.iterdir()] == [name]
+    assert not any("/resolve/" in path for path, _ in hub.asked)
+
+
+def test_what_is_there_is_hashed_once_and_again_when_it_has_changed(hub, models, monkeypatch):
+    hashed = []
+
+    def count(path, on_chunk):
+        hashed.append(path.name)
+        return sha256_of(path, on_chunk)
+
+    mine = put(models, "seed_quantizer.pt", WEIGHTS)
+    assert run(models) == 0
+    monkeypatch.setattr("seed_core.fetching.plan.sha256_of", count)
+    assert run(models) == 0  # neither what was put there nor what was fetched
+    assert hashed == []
+    os.utime(mine, ns=(1, 1))
+    assert run(models) == 0
+    assert hashed == ["seed_quantizer.pt"]
+    mine.write_bytes(WEIGHTS[::-1])
+    assert run(models) == 1
 
 
 def test_a_file_of_another_size_is_in_the_way_and_left_alone(hub, models, capsys):
@@ -203,6 +241,7 @@ def test_without_a_pin_todays_commit_is_taken_and_shown_as_such(hub, models, mon
 
 def test_revision_is_taken_in_place_of_the_pin(hub, models, capsys):
     hub.commit = "d" * 40
+    hub.repositories["owner/model"].branches.add("later")
     assert run(models, "--revision", "later") == 0
     assert hub.asked[0][0] == "/api/models/owner/model/revision/later"
     assert f"commit {hub.commit}, which this pack does not pin" in capsys.readouterr().out
@@ -237,7 +276,7 @@ def test_without_a_connection_the_way_by_hand_is_shown(hub, models, monkeypatch,
         ((401, {}), "closed, or no longer there"),
         ((404, {"X-Error-Code": "RepoNotFound"}), "answer 404"),
         ((404, {"X-Error-Code": "RevisionNotFound"}), "revision"),
-        ((500, {}), "try again later"),
+        ((500, {}), "run it again later"),
     ],
 )
 def test_a_refusal_says_which_and_shows_the_way_by_hand(hub, models, capsys, refusal, named):
@@ -281,7 +320,7 @@ def test_a_disk_that_fills_up_is_no_broken_connection(hub, models, monkeypatch, 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    monkeypatch.setattr("seed_core.fetching.transfer._Stoppable.write", full)
     assert run(models) == 1
     error = capsys.readouterr().err
     assert "is full" in error
@@ -309,7 +348,7 @@ def test_settings_of_the_terminal_that_break_a_connection_are_named(
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", fail)
+    monkeypatch.setattr("seed_core.fetching.transfer.open_answer", fail)
     monkeypatch.setenv(setting, value)
     assert run(models) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -324,13 +363,6 @@ def test_a_terminal_that_forbids_downloads_is_obeyed(hub, models, monkeypatch, c
     assert hub.asked == []
 
 
-def test_another_way_to_download_is_not_taken(hub, models, monkeypatch):
-    """hf_transfer cannot go on where it stopped, and old libraries fail where it is not installed."""
-    monkeypatch.setenv("HF_HUB_ENABLE_HF_TRANSFER", "1")
-    assert run(models) == 0
-    assert "HF_HUB_ENABLE_HF_TRANSFER" not in os.environ
-
-
 def test_a_folder_that_may_not_be_written_to_is_named(hub, models, monkeypatch, capsys):
     def refuse(self, *_, **__):
         raise PermissionError(13, "Permission denied", str(self))
@@ -339,7 +371,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(hub, models, monkeypatch, 
     assert run(models) == 1
     error = capsys.readouterr().err
     assert "cannot be used: Permission denied" in error
-    assert "--models" in error
+    assert "extra_model_paths.yaml" in error
 
 
 def test_into_names_the_folder_of_the_kind_itself(hub, models):
@@ -351,7 +383,7 @@ def test_stopping_it_is_no_crash(hub, models, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", stop)
+    monkeypatch.setattr("seed_core.fetching.transfer.open_answer", stop)
     assert run(models) == 1
     assert "goes on where this one ended" in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ def test_a_path_too_long_for_windows_is_said_before_anything_is_fetched():
     file = File("vae/config.json", 1, "a" * 64, "", None)
     check_lengths(Path("/" + "x" * 200), [file], 259)
     with pytest.raises(
-        DownloadError, match=r"2\d\d characters, and this Windows allows 259.*--models"
+        DownloadError, match=r"2\d\d characters, and this Windows allows 259.*extra_model"
     ):
         check_lengths(Path("/" + "x" * 250), [file], 259)
 
