@@ -213,7 +213,7 @@ def get_models(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     names = ("tokenizer", "SEED-LLaMA", "decoder")
     height = (HALF - 2 * MARGIN) // 3
     for i, name in enumerate(names):
-        sheet.card(name, MARGIN, 70 + i * (height + MARGIN), HALF, height)
+        sheet.card(name, MARGIN, 70 + i * (height + MARGIN), HALF, height, size=26)
     sheet.picture(shown["Your drawing"][0], 2 * MARGIN + HALF, 70, HALF, HALF)
     sheet.arrow(SIZE // 2, 70 + HALF // 2)
     sheet.words("Get the real models", 370, 38)
