@@ -8,6 +8,7 @@ Source: what huggingface_hub 0.26 to 2.4 asks and reads; https://huggingface.co/
 
 import argparse
 import hashlib
+import io
 import json
 import re
 import sys
@@ -28,46 +29,20 @@ LARGE = {".bin", ".ckpt", ".model", ".onnx", ".pt", ".pth", ".safetensors"}
 BLOCK = 2**20
 
 
-class Holes:
-    """A file of zeros with something else at a few places; it is never made, so it may be huge."""
-
-    def __init__(self, size: int, parts: dict[int, bytes] | None = None):
-        self.size, self.parts = size, parts or {}
-        self.sha256: str | None = None  # computed when it is first asked for
-
-    def read(self, begin: int, end: int) -> bytes:
-        content = bytearray(end - begin)
-        for at, part in self.parts.items():
-            first, last = max(at, begin), min(at + len(part), end)
-            if first < last:
-                content[first - begin : last - begin] = part[first - at : last - at]
-        return bytes(content)
-
-
-Content = bytes | Path | Holes
+Content = bytes | Path  # a large file of holes takes no room on the disk
 
 
 def size_of(content: Content) -> int:
-    if isinstance(content, Path):
-        return content.stat().st_size
-    return content.size if isinstance(content, Holes) else len(content)
+    return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
 def blocks(content: Content, begin: int = 0, end: int | None = None) -> Iterator[bytes]:
     """What is from one place to another, without more than a block in memory."""
     end = size_of(content) if end is None else end
-    stream = content.open("rb") if isinstance(content, Path) else None
-    try:
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
+        stream.seek(begin)
         for at in range(begin, end, BLOCK):
-            last = min(at + BLOCK, end)
-            if stream:
-                stream.seek(at)
-                yield stream.read(last - at)
-            else:
-                yield content.read(at, last) if isinstance(content, Holes) else content[at:last]
-    finally:
-        if stream:
-            stream.close()
+            yield stream.read(min(BLOCK, end - at))
 
 
 @dataclass

@@ -7,8 +7,9 @@ tokens; but its ``http_get`` differs by version in what it tries again, waits fo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 from .failures import BUSY, Listener, asked_to_wait, is_broken_connection, status_of
@@ -55,33 +56,38 @@ def attended(
     return results[0]
 
 
+def each_attended(items: Iterable[_Result], listener: Listener) -> Iterator[_Result]:
+    """Yield what takes long to come; see `attended`. What computes it may leave nothing half done."""
+    coming = iter(items)
+    while found := attended(lambda _: list(islice(coming, 1)), listener):
+        yield found[0]
+
+
 def persist(
     attempt: Callable[[], _Result],
     stopped: threading.Event,
-    has_come_further: Callable[[], bool] = lambda: False,
+    has_come_further: Callable[[], bool] | None = None,
 ) -> _Result:
-    """Try again while a server is busy, or the connection breaks to one that has sent something."""
-    failed, has_begun = 0, False
+    """Try again while a server is busy; also where the connection breaks, if that can go on."""
+    failed = 0
     while True:
         try:
             return attempt()
         except Exception as error:
-            if has_come_further():
-                failed, has_begun = 0, True
-            failed += 1
-            pause = _pause(error, failed, has_begun)
+            failed = 1 if has_come_further and has_come_further() else failed + 1
+            pause = _pause(error, failed, goes_on=has_come_further is not None)
             if pause is None or failed == _ATTEMPTS:
                 raise
             if stopped.wait(pause):
                 raise InterruptedError("stopped") from error
 
 
-def _pause(error: Exception, failed: int, has_begun: bool) -> float | None:
+def _pause(error: Exception, failed: int, goes_on: bool) -> float | None:
     """Return the seconds to wait for the next attempt; None if there is no use in any."""
     wait = _PAUSE * 2 ** (failed - 1)
     status = status_of(error)
     if status is None:
-        return wait if has_begun and is_broken_connection(error) else None
+        return wait if goes_on and is_broken_connection(error) else None
     asked = asked_to_wait(error)
     if status not in BUSY or (asked or 0) > _LONGEST_WAIT:
         return None

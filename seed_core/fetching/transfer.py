@@ -33,7 +33,8 @@ def get_file(source: Source, file: File, path: Path, listener: Listener) -> None
         begun = stream.seek(0, os.SEEK_END)
         coming = _Reception(source, file, stream, begun, file.size)
         try:
-            attended(coming.run, listener, stream.take_count)
+            if begun < file.size:
+                attended(coming.run, listener, stream.take_count)
         finally:
             stream.stop()
     if not file.is_at(path, listener):
@@ -71,8 +72,7 @@ class _Reception:
         self._at = self._furthest = begin
 
     def run(self, stopped: threading.Event) -> None:
-        if self._at < self._end:
-            persist(self._go_on, stopped, self._has_come_further)
+        persist(self._go_on, stopped, self._has_come_further)
 
     def _has_come_further(self) -> bool:
         has = self._at > self._furthest
@@ -136,7 +136,7 @@ class _Stoppable(io.FileIO):
         super().__init__(path, "ab")
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._new = 0
+        self._new = self._own = 0
 
     def write(self, data: Any) -> int:
         with self._lock:
@@ -145,13 +145,14 @@ class _Stoppable(io.FileIO):
             while view:  # a system may take less than it is given
                 view = view[super().write(view) :]
             self._new += len(data)
+            self._own += len(data)
         return len(data)
 
     def restart(self) -> None:
         """Begin anew with an empty file."""
         with self._lock:
             self._check_going_on()
-            self._new -= self.tell()
+            self._new, self._own = self._new - self._own, 0
             self.truncate(0)
             self.seek(0)
 

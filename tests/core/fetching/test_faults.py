@@ -2,16 +2,13 @@
 
 import json
 import re
-import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from seed_core import load_llm
 from seed_core.__main__ import main
-from seed_core.fetching import connection, converted, outline
-from seed_core.fetching.converted import fetch_converted
+from seed_core.fetching import converted, outline
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource
 from seed_core.fetching.fetch import fetch
 from seed_core.fetching.plan import make_plan
