@@ -38,6 +38,11 @@ GETTERS = """() => app.rootGraph._nodes.filter((node) => node.type === 'SEEDGetM
     .map((node) => node.id).sort((a, b) => a - b)"""
 SAID = """(id) => app.rootGraph.getNodeById(id).widgets
     .find(({ name }) => ['preview_text', '$$node-text-preview'].includes(name))?.value ?? ''"""
+# What has to be scrolled to be read.
+CUT_OFF = """() => [...document.querySelectorAll('textarea')]
+    .filter((box) => box.value.includes('is not there yet'))
+    .filter((box) => box.scrollHeight > box.clientHeight + 1)
+    .map((box) => [box.value.slice(0, 40), box.scrollHeight, box.clientHeight])"""
 # The middle of a node's button, on the screen.
 BUTTON = """(id) => {
     const node = app.rootGraph.getNodeById(id);
@@ -174,6 +179,7 @@ def test_from_the_open_template_to_a_picture_of_fetched_models(artist, hub, scre
         assert text.startswith(f"{choice} is not there yet")
     if is_current:
         assert [page.evaluate(SAID, node) for node in artist.getters] == told
+        assert page.evaluate(CUT_OFF) == []
     assert hub.asked == []
     screenshot("2-shown")
 
