@@ -38,6 +38,8 @@ GETTERS = """() => app.rootGraph._nodes.filter((node) => node.type === 'SEEDGetM
     .map((node) => node.id).sort((a, b) => a - b)"""
 SAID = """(id) => app.rootGraph.getNodeById(id).widgets
     .find(({ name }) => ['preview_text', '$$node-text-preview'].includes(name))?.value ?? ''"""
+# From this frontend on, no switch to Markdown takes room from the words.
+WITHOUT_A_SWITCH = (1, 58)
 # What has to be scrolled to be read.
 CUT_OFF = """() => [...document.querySelectorAll('textarea')]
     .filter((box) => box.value.includes('is not there yet'))
@@ -179,9 +181,10 @@ def test_from_the_open_template_to_a_picture_of_fetched_models(artist, hub, scre
         assert text.startswith(f"{choice} is not there yet")
     if is_current:
         assert [page.evaluate(SAID, node) for node in artist.getters] == told
-        assert page.evaluate(CUT_OFF) == []
     assert hub.asked == []
     screenshot("2-shown")
+    if frontend.version() >= WITHOUT_A_SWITCH:
+        assert page.evaluate(CUT_OFF) == []
 
     page.evaluate("window.seedEnds.length = 0")
     for node in artist.getters:
