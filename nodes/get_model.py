@@ -205,4 +205,6 @@ class _Teller:
 
 def _duration(size: float, speed: float) -> str:
     minutes = size / max(speed, 1.0) / 60
+    if minutes < 1.5:
+        return f"{60 * minutes:.0f} seconds"
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
