@@ -46,8 +46,10 @@ def attended(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
+        is_at_work = True
+        while is_at_work:
             thread.join(_TELL_EVERY)
+            is_at_work = thread.is_alive()  # asked first: what ends right now is counted as well
             listener(count())
     finally:
         stopped.set()
