@@ -218,7 +218,7 @@ def _hub_files(
             raise DownloadError(
                 f"{source.page} has no {pattern} at commit {commit}. {by_hand(source, folder)}"
             )
-    return [
+    files = [
         File(
             name,
             each.size,
@@ -229,6 +229,13 @@ def _hub_files(
         )
         for name, each in found.items()
     ]
+    for file in files:
+        if file.sha256 != source.known.get(file.name, file.sha256):
+            raise DownloadError(
+                f"{source.page} has another {file.name} than the one that was published first, so it "
+                "is not fetched: it may be anything. Please tell us of it"
+            )
+    return files
 
 
 def _ask_for_list(

@@ -1,7 +1,7 @@
 """A custom node pack for the tests only: seed-tokenizer-2 is small, and all of it on a test's server.
 
 One of its files has an address of its own, whose size and hash the pack knows, and what its network
-looks like is known too.
+looks like is known too. Nor is the small decoder the one whose hash the pack knows.
 """
 
 import sys
@@ -24,4 +24,7 @@ async def tokenizer(request: web.Request) -> web.Response:
     hub = replace(hub, files=(*hub.files, told.pop("config")))
     sources = (hub, replace(single, **told))
     module.DOWNLOADS["seed-tokenizer-2"] = known._replace(sources=sources)
+    decoder = module.DOWNLOADS["stable-diffusion-2-1-unclip"]
+    sources = tuple(replace(source, known={}) for source in decoder.sources)
+    module.DOWNLOADS["stable-diffusion-2-1-unclip"] = decoder._replace(sources=sources)
     return web.Response()
