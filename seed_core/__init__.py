@@ -21,8 +21,9 @@ from .errors import (
     SeedError,
 )
 from .llm.chat import SeedChat, Turn
+from .llm.language import LanguageModel, Reply
 from .llm.lora import LoraAdapter, merge_lora
-from .llm.runtime import Reply, SeedLLM
+from .llm.runtime import SeedLLM
 from .llm.sampling import GenerationOptions
 from .models.llm import load_llm
 from .models.lora import read_lora
@@ -41,6 +42,7 @@ __all__ = [
     "EmbeddingError",
     "GenerationError",
     "GenerationOptions",
+    "LanguageModel",
     "LoadedCore",
     "LoraAdapter",
     "OptionError",
