@@ -48,10 +48,14 @@ class Patience:
         sentence = silent(self._server, lacks, seconds, field)
         self._expected = time.monotonic() + seconds + more, sentence
 
+    def end(self) -> None:
+        """Wait for nothing any more."""
+        self._expected = None
+
     def check(self) -> None:
         """Raise a `GenerationError` once the time is over."""
-        if self._expected is not None:
-            until, sentence = self._expected
+        if (expected := self._expected) is not None:
+            until, sentence = expected
             if time.monotonic() > until:
                 raise GenerationError(sentence)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +84,7 @@ def _broken(server: ServerFile, error: Exception) -> str:
 
 
 def _unreachable(server: ServerFile, error: OSError) -> str:
+    import socket
     import ssl
 
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -138,6 +138,7 @@ class _Generation:
                 if not self._llm.learns_context(error):
                     raise
                 self._answer_all()  # as long as the server reads, or refused as it is here
+        self.patience.end()
 
     def _answer_all(self) -> None:
         self._length = reply_length(self._request, self._llm.context)
@@ -217,6 +218,8 @@ class _Generation:
             if type(index) is not int or not 0 <= index < len(rows):
                 raise GarbageError(f"reply {index!r:.40} of {len(rows)}")
             reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
+            if not isinstance(token_ids, list | None):
+                raise GarbageError(f"token ids {token_ids!r:.40}")
             if token_ids is None and reason is None:
                 raise GenerationError(
                     f"{self._llm.server} sends words without their token ids: the engine is too old, "

@@ -6,7 +6,6 @@ an environment variable, or another file.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -176,7 +175,7 @@ def _text(path: Path, fields: Mapping[str, Any], name: str) -> str | None:
 def _seconds(path: Path, fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name, _LIMITS[name])
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 < value <= _LONGEST_LIMIT:
+    if not is_number or not 0 < value <= _LONGEST_LIMIT:
         raise CheckpointError(
             f"{path}: {name} must be a number of seconds above 0 and at most {_LONGEST_LIMIT:.0f}; got "
             f"{value!r:.80}"
