@@ -29,6 +29,7 @@ from .models.llm import load_llm
 from .models.lora import read_lora
 from .models.tokenizer import load_tokenizer
 from .models.unclip import load_decoder
+from .serving.runtime import ServedLLM, load_served_llm
 from .tokenizer.config import TokenizerConfig
 from .tokenizer.runtime import SeedTokenizer
 
@@ -55,10 +56,12 @@ __all__ = [
     "SeedError",
     "SeedLLM",
     "SeedTokenizer",
+    "ServedLLM",
     "TokenizerConfig",
     "Turn",
     "load_decoder",
     "load_llm",
+    "load_served_llm",
     "load_tokenizer",
     "merge_lora",
     "read_lora",

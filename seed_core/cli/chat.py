@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import LanguageModel, SeedCodes, load_llm, merge_lora, read_lora, seeded_generators
+from .. import (
+    LanguageModel,
+    SeedCodes,
+    load_llm,
+    load_served_llm,
+    merge_lora,
+    read_lora,
+    seeded_generators,
+)
 from ..compute.fp8 import computing_dtype
 from ..compute.precision import LLM_PRECISIONS
 from ..decoder.embeddings import require_image_embedding
@@ -14,7 +22,6 @@ from ..errors import CodesError, OptionError
 from ..files.pictures import check_picture_output, is_picture_name
 from ..models.names import SEED_MINI
 from ..models.unclip import open_decoder
-from ..serving.runtime import load_served_llm
 from . import codes, options
 from .console import say
 

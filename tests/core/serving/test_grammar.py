@@ -52,3 +52,8 @@ def test_inside_a_picture_it_allows_the_rest_of_it_and_then_more(engine_module, 
     there = list(allowed_there(engine_module, [*PICTURE[1:], 5], ebnf))
     assert all(map(torch.equal, here, there))
     assert [bool(mask[50]) for mask in there[-2:]] == [has_pictures] * 2
+
+
+def test_nothing_follows_the_end(engine_module):
+    grammar = engine_module.Grammar(picture_grammar(TOKENS, EOS), SIZE)
+    assert not grammar.advance(grammar.start, EOS)
