@@ -33,8 +33,8 @@ class SeedGetModel(io.ComfyNode):
             node_id="SEEDGetModel",
             display_name="Get SEED Model",
             category=CATEGORY,
-            description="Downloads a real SEED model into the folder of its loader, converted on the "
-            "way if you like. It downloads nothing before you set action to fetch.",
+            description="Downloads a real SEED model into its loader's folder and makes it smaller on "
+            "the way, if you like. Nothing is downloaded until action is fetch.",
             search_aliases=[
                 *("download SEED", "fetch model", "install model", "Hugging Face", "SEED-LLaMA"),
                 *("real models", "8B", "14B", "unCLIP"),
@@ -43,27 +43,27 @@ class SeedGetModel(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=list(DOWNLOADS),
-                    tooltip="Which model. You need three that work together: seed-tokenizer-2, one "
-                    "seed-llama and stable-diffusion-2-1-unclip.",
+                    tooltip="Which model. You need three: seed-tokenizer-2, seed-llama-8b-sft (or 14b) "
+                    "and stable-diffusion-2-1-unclip. pretrain models do not follow instructions.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=PRECISIONS,
                     default=AS_PUBLISHED,
-                    tooltip="The number format to keep it in. fp16 and bf16 take half of what is "
-                    "published in 32 bits. fp8, for language models only, takes a quarter.",
+                    tooltip="The number format to keep it in: the smaller, the less disk and memory it "
+                    "takes. Good choices: fp8 for a seed-llama, fp16 for the other two. fp8 is for "
+                    "language models only, and half the size of bf16.",
                 ),
                 io.Combo.Input(
                     "action",
                     options=[SHOW, FETCH],
                     default=SHOW,
-                    tooltip="show: tells what would be downloaded, how large it is and where it goes. "
-                    "fetch: downloads it. Stop ends that at any moment; the next run goes on from "
-                    "there.",
+                    tooltip="show: says what would be downloaded, how large it is and where it goes. "
+                    "fetch: downloads it. You can stop at any moment; the next run goes on from there.",
                 ),
             ],
             outputs=[
-                io.String.Output("name", tooltip="The name to choose in the loader of the model.")
+                io.String.Output("name", tooltip="What to choose in the model's loader afterwards.")
             ],
             is_output_node=True,
         )
@@ -131,17 +131,18 @@ class _Choice:
             yield f"{self.name} is there. Choose it in the loader; press R if it is not in the list."
             yield str(self.kind.find(self.name))
             return
+        yield f"{self.name} is not there yet."
+        yield f"To download it, press fetch now, or set action to {FETCH} and press Run."
+        yield "You can stop at any moment; the next run goes on."
         plan = None
         if self._download.published_gigabytes is None:
             try:
                 plan = self._plan()
-                yield "Its page was asked for the sizes."
+                yield "Its page was asked for the sizes:"
             except DownloadError as error:
                 yield f"Its page could not be asked for the sizes: {error}"
-        yield f"{self.name} is not there yet. It would come from:"
-        yield from describe_choice(self._model, self._precision, self._folder, plan)
         yield from _Teller.describe_speed(self._download.published_gigabytes)
-        yield f"To download it, set action to {FETCH} and run. Stop ends it; the next run goes on."
+        yield from describe_choice(self._model, self._precision, self._folder, plan)
 
     def fetch(self) -> None:
         """Download it, and convert it on the way."""
@@ -190,8 +191,8 @@ class _Teller:
         """How long a download takes, if there has been another since ComfyUI started."""
         if gigabytes is not None and cls._last_speed:
             yield (
-                f"At the {show_size(int(cls._last_speed))} a second of the last download: "
-                f"{_duration(gigabytes * 1e9, cls._last_speed)}"
+                f"Takes {_duration(gigabytes * 1e9, cls._last_speed)} at the speed of the last "
+                f"download, {show_size(int(cls._last_speed))} a second"
             )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 _TELL_EVERY = 0.2  # seconds
@@ -49,6 +50,13 @@ def attended(
     for error in raised:
         raise error
     return results[0]
+
+
+def each_attended(items: Iterable[_Result], tell: Callable[[], object]) -> Iterator[_Result]:
+    """Yield what takes long to come; see `attended`. What computes it may leave nothing half done."""
+    coming = iter(items)
+    while found := attended(lambda _: list(islice(coming, 1)), tell):
+        yield found[0]
 
 
 def seconds_asked(told: str) -> float | None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,6 +220,12 @@ def _group(item: pytest.Item) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Begin groups in the order in which tests come, not by how many tests they have."""
     config.option.loadscopereorder = False
+    # Where it writes the group; without groups two workers take twice the memory and the time.
+    if config.getoption("dist", "no") == "loadgroup" and not hasattr(pytest.Item, "_nodeid"):
+        raise pytest.UsageError(
+            f"pytest-xdist cannot group tests with pytest {pytest.__version__}: install the "
+            "releases that pyproject.toml names"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -273,3 +280,23 @@ def comfy_server(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def hub_module() -> ModuleType:
+    """The module of a server that answers as the Hub does, with what can be wrong with it."""
+    return load_beside(TESTS / "hub.py")
+
+
+@pytest.fixture
+def hub(hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server of this machine that huggingface_hub asks in place of the Hub."""
+    from huggingface_hub import constants, file_download
+
+    with hub_module.Hub() as server:
+        address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        for module in (constants, file_download):  # the latter holds a copy before 1.0
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server

@@ -21,7 +21,8 @@ from ..errors import DownloadError
 from ..files import origin
 from ..files.weights import WEIGHT_SUFFIXES, Tensors, read_stand_ins, read_tensors
 from ..files.writer import StreamedFile, check_output, sha256_of
-from ..models.convert import SUFFIX, Conversion, convert_model, plan_conversion
+from ..models.convert import SUFFIX, Conversion, plan_conversion
+from ..waiting import each_attended
 from . import outline
 from .describe import show_size
 from .downloads import DOWNLOADS, Source, path_of
@@ -65,11 +66,15 @@ def fetch_converted(
             check_output(output, SUFFIX, nbytes=0)
             if not plan.missing:
                 check_there(plan, listener)
+                work.folder.mkdir(parents=True, exist_ok=True)
                 conversion = _plan_conversion(plan, dtype)
-                return convert_model(conversion, output, lambda *_: listener())
-            check_lengths(work.folder, [file for _, file in work.files])
-            work.folder.mkdir(parents=True, exist_ok=True)
-            _fetch(work, dtype, output, listener)
+                new = StreamedFile(output, conversion.layout, conversion.metadata())
+                with new.open():
+                    _write(conversion.tensors(done=new.done), new, listener)
+            else:
+                check_lengths(work.folder, [file for _, file in work.files])
+                work.folder.mkdir(parents=True, exist_ok=True)
+                _fetch(work, dtype, output, listener)
         digest = sha256_of(output, listener)
         shutil.rmtree(work.folder.parent, ignore_errors=True)
     return digest
@@ -114,6 +119,12 @@ def _fetch(plan: Plan, dtype: torch.dtype, output: Path, listener: Listener) -> 
                     arrived = run.get(source, file)
                 run.convert(path, arrived, new)
             _arrived(plan.folder, file).unlink(missing_ok=True)
+
+
+def _write(tensors: Tensors, new: StreamedFile, listener: Listener) -> None:
+    # Large ones take longer to read than anybody waits who wants to stop.
+    for key, tensor in each_attended(tensors, listener):
+        new.write(key, tensor, listener)
 
 
 def _check_room(plan: Plan, conversion: Conversion, output: Path) -> None:
@@ -217,9 +228,7 @@ class _Run:
                 yield key, tensor
             yield from ((key, each) for key, each in self._carried.items() if key not in own)
 
-        for key, tensor in self.conversion.tensors(done=new.done, read=read):
-            self.listener()
-            new.write(key, tensor)
+        _write(self.conversion.tensors(done=new.done, read=read), new, self.listener)
         self._carry({key: self._carried[key] for key in waiting & self._carried.keys()} | kept)
 
     def _names(self, path: Path) -> set[str]:

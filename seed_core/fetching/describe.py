@@ -30,7 +30,7 @@ def describe(plan: Plan) -> Iterator[str]:
 def describe_choice(
     name: str, precision: str | None, folder: Path, plan: Plan | None = None
 ) -> Iterator[str]:
-    """Yield lines on what would be fetched, from where, and what stays; asks no server.
+    """Yield lines on what would be fetched, what stays, and where it is from; asks no server.
 
     Args:
         name: a key of ``DOWNLOADS``.
@@ -38,28 +38,30 @@ def describe_choice(
         folder: for models of its kind.
         plan: with the exact sizes; without one, those of ``DOWNLOADS`` are told, which are rounded.
     """
-    download = DOWNLOADS[name]
+    download, path = DOWNLOADS[name], path_of(name, folder, precision)
+    published = about(download.published_gigabytes)
+    if plan is not None:
+        published = show_size(sum(file.size for _, file in plan.files))
+    kept = published if precision is None else about(download.gigabytes[precision])
+    there = next(each for each in (path, *path.parents) if each.exists())
+    yield f"Download: {published}"
+    yield f"On the disk in the end: {kept}"
+    yield f"  {path}"
+    if precision is not None:
+        yield "While it comes, also one of the published files"
+    yield f"Free on that disk: {show_size(shutil.disk_usage(there).free)}"
     for source in download.sources:
         files = [] if plan is None else [file for of, file in plan.files if of is source]
         first, *more = source.files
         named = f"{first} and {len(more)} more" if len(more) > 2 else ", ".join(source.files)
         size = show_size(sum(file.size for file in files)) if files else about(source.gigabytes)
-        yield f"- {named}: {size}, licence {source.licence}"
+        yield f"- {named}: {size}"
+        yield f"  from {source.page}" + (f" ({source.remark})" if source.remark else "")
         if isinstance(source, HubSource):
             commit = files[0].commit if files else source.commit
             pinned = "" if source.commit else ", which this pack does not pin"
-            yield f"  {source.page} at commit {commit or 'of the day'}{pinned}"
-        else:
-            yield f"  {source.page}"
-        if source.remark:
-            yield f"  {source.remark}"
-    path = path_of(name, folder, precision)
-    kept = download.published_gigabytes if precision is None else download.gigabytes[precision]
-    yield f"On the disk in the end: {about(kept)}, {path}"
-    if precision is not None:
-        yield "While it comes, the disk also holds one of the published files at a time."
-    there = next(each for each in (path, *path.parents) if each.exists())
-    yield f"Free on that disk: {show_size(shutil.disk_usage(there).free)}"
+            yield f"  commit {commit}{pinned}" if commit else "  the newest commit: none is pinned"
+        yield f"  licence: {source.licence}"
 
 
 def about(gigabytes: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Fetching what a plan names. With `plan`, this is the only code here that goes online.
+"""Fetching what a plan names.
 
 Each file is fetched into a folder of unfinished files, checked, and moved to its place. An interrupted
 one goes on where it stopped. Files that are there already are never written over.

@@ -34,7 +34,8 @@ def get_file(source: Source, file: File, path: Path, listener: Listener) -> None
         begun = stream.seek(0, os.SEEK_END)
         coming = _Reception(source, file, stream, begun, file.size)
         try:
-            attended(coming.run, lambda: listener(stream.take_count()))
+            if begun < file.size:
+                attended(coming.run, lambda: listener(stream.take_count()))
         finally:
             stream.stop()
     if not file.is_at(path, listener):
@@ -72,8 +73,7 @@ class _Reception:
         self._at = self._furthest = begin
 
     def run(self, stopped: threading.Event) -> None:
-        if self._at < self._end:
-            persist(self._go_on, stopped, self._has_come_further)
+        persist(self._go_on, stopped, self._has_come_further)
 
     def _has_come_further(self) -> bool:
         has = self._at > self._furthest

@@ -38,6 +38,7 @@ _REASONS: dict[int | None, str] = {
 }
 
 _CHUNK = 16 * 2**20
+_SYNCED = 64 * 2**20  # bytes that are waited for until they are on the disk
 
 # Bytes that the first tensor begins at a multiple of: what processors load at once.
 _ALIGNMENT = 64
@@ -114,14 +115,23 @@ class StreamedFile:
             yield
         self._finish()
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Put a tensor into its place; it has the form that the layout says."""
+    def write(
+        self, name: str, tensor: torch.Tensor, on_chunk: Callable[[], None] = lambda: None
+    ) -> None:
+        """Put a tensor into its place; it has the form that the layout says.
+
+        What ``on_chunk`` raises ends it between two chunks; the tensor is then not done.
+        """
         if (tensor.dtype, tuple(tensor.shape)) != self._layout[name]:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
         self._file.seek(self._start[name])
-        self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        self._file.flush()
-        os.fsync(self._file.fileno())  # what the journal tells has to survive a power cut
+        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for begin in range(0, len(content), _SYNCED):
+            if begin:
+                on_chunk()
+            self._file.write(content[begin : begin + _SYNCED])
+            self._file.flush()
+            os.fsync(self._file.fileno())  # what the journal tells has to survive a power cut
         self._note(name)
         self.done.add(name)
 

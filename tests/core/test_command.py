@@ -1,5 +1,6 @@
 """What people are told to type, in each of their shells."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -58,3 +59,27 @@ def test_without_the_pack_around_it_the_library_is_run_by_name(monkeypatch, tmp_
     monkeypatch.setattr("seed_core.command.PACK", tmp_path)
     assert command_line("demo").endswith(" -m seed_core demo")
     assert sys.executable in command_line("demo")
+
+
+# --- what people read and type, with a Python that imports nothing from where it is started ---
+
+TEXTS = (PACK / "README.md", *sorted((PACK / "nodes" / "web" / "docs").rglob("*.md")))
+TYPED = re.compile(r"python (custom_nodes/seed-llama [^\n`]+?)(?:  |`|$)", re.MULTILINE)
+COMMANDS = sorted({line for path in TEXTS for line in TYPED.findall(path.read_text("utf-8"))})
+
+
+def test_readme_and_help_pages_give_commands():
+    assert {line.split()[1] for line in COMMANDS} == {"fetch", "convert", "decode"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_what_readme_and_help_pages_give_runs_in_the_folder_of_a_comfyui(line, tmp_path):
+    """But for what would go online or take long, which tells of itself instead."""
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "custom_nodes" / "seed-llama").symlink_to(PACK)
+    only_lists = line.endswith(" fetch")
+    words = [sys.executable, "-I", *shlex.split(line), *(() if only_lists else ("--help",))]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = "seed-tokenizer-2: " if only_lists else "usage: python custom_nodes/seed-llama "
+    assert told in done.stdout

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ LOADERS = {
 }
 WHEN_MISSING = {None: "When a model is missing", "zh": "缺少模型时"}
 COMMAND = "python custom_nodes/seed-llama"
+GET_MODEL, GET_MODELS = "SEEDGetModel", "get_the_real_models"  # the node and its template
+KEPT = re.compile(r"([\d.]+) in `(\w+)`|`(\w+)` 为 ([\d.]+)")  # gigabytes and a precision
 WIDEST_CELL = 12  # characters; the panel has room for about 45 in a line
 MOST_OPTIONS_IN_AN_ENTRY = 10  # more of them have a list of their own on the help page
 # Messages on the help pages that our code does not say, with who does.
@@ -60,10 +63,10 @@ def texts():
     return help_pages.texts_of_the_code(ROOT / "nodes", ROOT / "seed_core")
 
 
-def display_name(page):
-    """What the node is called in the language of the page."""
+def display_name(page, node_id):
+    """What a node is called in the language of the page."""
     file = ROOT / "locales" / page.language / "nodeDefs.json"
-    return json.loads(file.read_text(encoding="utf-8"))[page.node_id]["display_name"]
+    return json.loads(file.read_text(encoding="utf-8"))[node_id]["display_name"]
 
 
 def node_types(graph):
@@ -76,7 +79,7 @@ def node_types(graph):
 def fixed_options(widget):
     """The options of a combo that everybody has."""
     options = getattr(widget, "options", None) or []
-    if widget.id in FROM_DISK:
+    if widget.id in FROM_DISK and options != list(DOWNLOADS):
         return [option for option in options if option.endswith(BUNDLED)]
     return options
 
@@ -101,7 +104,9 @@ def test_every_picture_is_of_a_node_and_small_enough_to_ship(pack):
 
 def test_a_help_page_begins_with_the_nodes_name_and_a_picture_of_it(page, described):
     assert page.text.startswith("# ")
-    assert page.title == (display_name(page) if page.language else described.display_name)
+    assert page.title == (
+        display_name(page, page.node_id) if page.language else described.display_name
+    )
     assert [file for _, file in page.pictures] == [f"images/{page.node_id}.jpg"]
 
 
@@ -157,19 +162,37 @@ def test_it_quotes_messages_that_somebody_really_says(page, texts):
 @pytest.mark.parametrize("kind", ["TOKENIZER", "LLM", "DECODER"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_loaders_page_says_what_to_do_when_its_model_is_missing(pack, language, kind):
-    """What errors leave out: the command, what the frontend's own offer lacks, pages for by hand."""
+    """First the node, then what errors leave out: the command, the frontend's own offer, by hand."""
     kind = getattr(pack.kinds, kind)
     loader = LOADERS[kind.name]
     path = HELP / f"{loader}.md" if language is None else HELP / loader / f"{language}.md"
     page = help_pages.HelpPage(path, HELP)
     section = page.sections[page.headings.index(WHEN_MISSING[language])]
-    assert f"\n{COMMAND} fetch {kind.download}\n" in section
+    node = pack.nodes_by_id[GET_MODEL].GET_SCHEMA().display_name
+    get_model = node if language is None else display_name(page, GET_MODEL)
+    before = section.partition(f"\n{COMMAND} fetch {kind.download}\n")[0]
+    assert before != section
+    assert [said for said in (f"`{GET_MODELS}`", get_model, "`fetch`") if said not in before] == []
     assert f"`{kind.bundled_choice}`" in section
     assert "*Download all*" in section
     for source in DOWNLOADS[kind.download].sources:
         assert f"]({source.page})" in section
         is_folder = any("*" in file for file in source.files)
         assert is_folder or [file for file in source.files if f"`{file}`" not in section] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_get_seed_model_has_the_sizes_of_the_downloads(language):
+    """Of those that it advises; the others are for training."""
+    path = HELP / f"{GET_MODEL}.md" if language is None else HELP / GET_MODEL / f"{language}.md"
+    rows = [row for table in help_pages.tables(path.read_text(encoding="utf-8")) for row in table]
+    for name, download in DOWNLOADS.items():
+        if not name.endswith("-pretrain"):
+            downloaded = f"{download.published_gigabytes:.1f} GB"
+            kept = next(row[2] for row in rows if row[1] == downloaded)
+            told = {(a or d): float(b or c) for b, a, d, c in KEPT.findall(kept)}
+            assert told
+            assert told == {precision: download.gigabytes[precision] for precision in told}, name
 
 
 def test_every_message_of_others_is_on_a_help_page():

@@ -97,6 +97,7 @@ CONTRACT = {
     "SEEDSelectCodes": (["codes SEED_CODES", "index INT", "length INT"], ["codes SEED_CODES"]),
     "SEEDSaveCodes": (["codes SEED_CODES", "filename_prefix STRING"], ["codes SEED_CODES"]),
     "SEEDLoadCodes": (["file COMBO"], ["codes SEED_CODES"]),
+    "SEEDGetModel": (["model COMBO", "precision COMBO", "action COMBO"], ["name STRING"]),
 }
 DEFAULTS = {
     "SEEDGenerate": {
@@ -127,6 +128,8 @@ OPTIONS = {
     ("SEEDDecoderLoader", "precision"): ["auto", "fp32", "fp16", "bf16"],
     ("SEEDTextToCodes", "family"): ["seed-1", "seed-2", "seed-mini"],
     ("SEEDMixCodes", "mode"): ["splice", "random"],
+    ("SEEDGetModel", "precision"): ["as published", "bf16", "fp16", "fp8"],
+    ("SEEDGetModel", "action"): ["show", "fetch"],
 }
 
 
@@ -243,9 +246,13 @@ def test_a_choice_of_models_begins_with_the_bundled_one(widget, owner, name):
 
 
 def test_every_choice_is_told_above():
-    """But for pictures and saved codes, where the host takes the first that there is."""
+    """But for what is there in great number, where the host takes the first."""
     told = {*OPTIONS, *CHOICES_OF_MODELS}
-    left = {("SEEDSamplePicture", "picture"), ("SEEDLoadCodes", "file")}
+    left = {
+        ("SEEDSamplePicture", "picture"),
+        ("SEEDLoadCodes", "file"),
+        ("SEEDGetModel", "model"),
+    }
     assert set(widgets_of("COMBO")) == told | left
 
 

@@ -40,6 +40,7 @@ PLACES = {
     "SEEDPreviewCodes": "edit_by_instruction",
     "SEEDSaveCodes": "keep_codes",
     "SEEDLoadCodes": "keep_codes",
+    "SEEDGetModel": "get_the_real_models",
 }
 ASIDE, ABOVE = 130, 36  # pixels of the graph shown around a node: wires and what they lead to
 HIGHEST = 620  # pixels of a node; a higher one is pictured smaller
@@ -55,6 +56,7 @@ CENTRE = """async ([type, highest]) => {
     const canvas = app.canvas, [x, y, width, height] = node.boundingRect;
     const { clientWidth, clientHeight } = canvas.canvas;
     canvas.deselectAll();
+    node.title = node.constructor.title;  // a template may call it by what it is for
     node.mode = 0;  // a node that the template switches off is pictured switched on
     const scale = Math.min(1, highest / height);
     canvas.ds.scale = scale;

@@ -14,6 +14,7 @@ from seed_core.fetching.converted import fetch_converted
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource
 from seed_core.fetching.fetch import fetch
 from seed_core.fetching.plan import make_plan
+from seed_core.waiting import each_attended
 
 NAME = "seed-tokenizer-2"
 FILE = "seed_quantizer.pt"
@@ -206,6 +207,24 @@ def test_a_silent_outline_is_not_waited_for(tmp_path, silence, monkeypatch):
     plan = make_plan(NAME, tmp_path)
     with pytest.raises(StopError):
         fetch_converted(plan, torch.float16, tmp_path / "new.safetensors", silence(FILE))
+
+
+def test_a_tensor_that_takes_for_ever_is_not_waited_for():
+    """However long it is read or converted: what computes it is left alone."""
+    computed = threading.Event()
+
+    def tensors():
+        yield "first"
+        computed.wait()
+        yield "second"
+
+    is_first = iter([True])
+    listener = failures.Listener(stopping(lambda: not next(is_first, False)))
+    coming = each_attended(tensors(), listener)
+    assert next(coming) == "first"
+    with pytest.raises(StopError):
+        next(coming)
+    computed.set()
 
 
 def test_what_is_there_is_not_hashed_to_its_end_by_who_stops(hub, folder, tmp_path):

@@ -1,4 +1,7 @@
-"""Nothing but the command fetch opens a connection, shown in processes where sockets are forbidden.
+"""Only the command fetch and the node Get SEED Model open a connection.
+
+Shown in processes where sockets are forbidden. (training data artwork, which does too, is not of
+seed_core's command line.)
 
 The guard is an audit hook, which sees every use of Python's sockets whatever name it goes by, and
 it ends the process, so that no library can take the refusal for a server that is down. A socket
@@ -11,12 +14,15 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from seed_core.fetching.downloads import DOWNLOADS
 from seed_core.models import names
 
 FORBIDDEN = 97  # the status of a process that tried
+HUB = "hub.invalid"  # a name that no server ever has
 GUARD = f"""
 import os, sys, traceback
 
@@ -30,6 +36,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 """
+PACK_ROOT = Path(__file__).resolve().parents[3]
 FOX = str(names.sample_pictures()["fox_on_yellow"])
 BUNDLED_LLM = str(names.bundled("llm"))
 
@@ -46,8 +53,49 @@ def run(program, folder, **environment):
     )
 
 
+def asks_the_hub(program, folder):
+    """Tell whether a program ends as it asks where the Hub is."""
+    settings = {"HF_ENDPOINT": f"http://{HUB}", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    found = run(program, folder, **settings)
+    asked = re.search(rf"^socket\.getaddrinfo \(b?'{re.escape(HUB)}'", found.stderr, re.M)
+    return found.returncode == FORBIDDEN and asked is not None
+
+
 def command(*arguments):
     return f"from seed_core.__main__ import main; sys.exit(main({list(arguments)}))"
+
+
+def node(*runs):
+    """Load the pack as the host does, on the double, and run nodes: an id and its inputs each."""
+    return f"""
+import importlib.util
+from pathlib import Path
+
+def load(name, *place):
+    spec = importlib.util.spec_from_file_location(name, Path({str(PACK_ROOT)!r}, *place))
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+def done(coroutine):  # without an event loop, which makes sockets
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+
+load("host_double", "tests", "host_double.py").install(Path("models").absolute())
+extension = done(load("pack", "__init__.py").comfy_entrypoint())
+done(extension.on_load())
+nodes = {{each.GET_SCHEMA().node_id: each for each in done(extension.get_node_list())}}
+for node_id, inputs in {list(runs)}:
+    assert nodes[node_id].validate_inputs(inputs["model"], inputs["precision"]) is True
+    nodes[node_id].fingerprint_inputs(**inputs)
+    print(nodes[node_id].execute(**inputs).ui["text"])
+"""
+
+
+def get_model(model, precision, action):
+    return "SEEDGetModel", {"model": model, "precision": precision, "action": action}
 
 
 # --- the guard itself ---
@@ -73,14 +121,30 @@ def test_the_guard_ends_whoever_goes_online(program, tmp_path):
 
 
 def test_fetch_is_what_goes_online_and_its_list_is_not(tmp_path):
-    found = run(command("fetch", "seed-tokenizer-2", "--models", str(tmp_path)), tmp_path)
-    assert found.returncode == FORBIDDEN, found.stderr
-    assert "socket.getaddrinfo" in found.stderr
-    assert "fetch.py" in found.stderr
+    assert asks_the_hub(command("fetch", "seed-tokenizer-2", "--models", str(tmp_path)), tmp_path)
     assert run(command("fetch"), tmp_path).returncode == 0
 
 
+@pytest.mark.parametrize("precision", ["as published", "fp16"])
+def test_the_node_goes_online_to_fetch(precision, tmp_path):
+    assert asks_the_hub(node(get_model("seed-tokenizer-2", precision, "fetch")), tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, d in DOWNLOADS.items() if not d.published_gigabytes])
+def test_the_node_asks_the_page_of_a_model_whose_size_the_table_does_not_have(name, tmp_path):
+    assert asks_the_hub(node(get_model(name, "as published", "show")), tmp_path)
+
+
 # --- what must not ---
+
+
+def test_the_node_shows_without_sockets_what_it_would_fetch(tmp_path):
+    known = [name for name, download in DOWNLOADS.items() if download.published_gigabytes]
+    shown = [get_model(n, p, "show") for n in known for p in ("as published", "bf16")]
+    found = run(node(*shown), tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("is not there yet") == len(shown)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_every_other_command_works_without_sockets(tmp_path):

@@ -105,6 +105,26 @@ def test_a_later_run_writes_only_what_is_left(path, tensors):
     assert_whole(path, tensors)
 
 
+def test_a_tensor_that_is_stopped_between_two_chunks_is_written_again(path, tensors, monkeypatch):
+    monkeypatch.setattr("seed_core.files.writer._SYNCED", 100)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    begun = file_for(path, tensors)
+
+    def run():
+        with begun.open():
+            begun.write("scalar", tensors["scalar"], stop)  # one chunk
+            begun.write("many.3", tensors["many.3"], stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert begun.done == {"scalar"}
+    write(path, tensors)
+    assert_whole(path, tensors)
+
+
 def test_what_was_begun_for_another_file_is_not_gone_on_with(path, tensors):
     """Another precision or source has another header."""
     stop_after(path, tensors, 9, {"precision": "fp16"})
