@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import seed_core
 from seed_core import GenerationOptions
+from seed_core.models.convert import plan_conversion
 from seed_core.models.names import bundled
+from seed_core.models.plain_folder import write_plain_folder
 from seed_core.serving.runtime import load_served_llm
 
 TESTS = Path(__file__).parents[1]
@@ -41,8 +44,11 @@ def engine(request, load_helper, mini_llm, tmp_path_factory):
     if request.param == "double":
         server = load_helper(TESTS / "engine_double.py").Engine(mini_llm, key="sesame")
     else:
-        log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-        server = load_helper(TESTS / "vllm_server.py").VllmServer(bundled("llm"), "seed-mini", log)
+        folder = tmp_path_factory.mktemp("vllm")
+        plan = plan_conversion(bundled("llm"), torch.float16)
+        write_plain_folder(plan, folder / "served")  # as convert --to folder does
+        module = load_helper(TESTS / "vllm_server.py")
+        server = module.VllmServer(folder / "served", "seed-mini", folder / "vllm.log")
     with server:
         yield server
 
