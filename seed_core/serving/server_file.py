@@ -73,7 +73,7 @@ class ServerFile:
         elif self.key_file is not None:
             where = f"the file {self.key_file}"
             try:
-                key = self.key_file.read_text(encoding="utf-8")
+                key = self.key_file.read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
                 raise GenerationError(
                     f"{self.path.name} says that the key is in {where}, which cannot be read: {error}"

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from seed_core.errors import CheckpointError, GenerationError
+from seed_core.models.convert import convert_model, plan_conversion
 from seed_core.models.names import bundled
 from seed_core.serving.runtime import load_served_llm
 from seed_core.serving.server_file import read_server_file
@@ -113,9 +115,10 @@ def test_a_key_is_read_anew_each_time_from_its_variable(write_file, monkeypatch)
         assert server.key() == key.strip()
 
 
-def test_a_key_is_read_from_a_file_beside_the_server_file(write_file, tmp_path):
+@pytest.mark.parametrize("content", [b"sesame\n", b"\xef\xbb\xbfsesame\r\n"])  # of Windows
+def test_a_key_is_read_from_a_file_beside_the_server_file(write_file, tmp_path, content):
     server = read_server_file(write_file(key_file="studio.key"))
-    (tmp_path / "studio.key").write_text("sesame\n", encoding="utf-8")
+    (tmp_path / "studio.key").write_bytes(content)
     assert server.key() == "sesame"
 
 
@@ -168,6 +171,13 @@ def test_a_vocabulary_that_is_not_beside_the_file_is_looked_up(write_file, tmp_p
     assert load_served_llm(write_file(vocabulary="seed-8b"), found.get).family == "seed-mini"
     with pytest.raises(CheckpointError, match=r"vocabulary 'seed-14b' is not there"):
         load_served_llm(write_file(vocabulary="seed-14b"), found.get)
+
+
+def test_a_converted_model_is_a_vocabulary_too(write_file, tmp_path):
+    output = tmp_path / "mini.safetensors"
+    convert_model(plan_conversion(bundled("llm"), torch.float16), output)
+    llm = load_served_llm(write_file(vocabulary=output.name))
+    assert (llm.codebook_size, llm.context) == (512, 512)
 
 
 def test_a_folder_that_lacks_a_file_of_the_vocabulary_names_it(write_file, tmp_path):
