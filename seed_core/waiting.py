@@ -37,7 +37,7 @@ def attended(
             finished.set()
             news.set()
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, daemon=True, name="attended").start()
     try:
         is_over = False
         while not is_over:

@@ -1,6 +1,7 @@
 """A server file, a server that answers as an engine does, and the language model they make."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,16 @@ ENGINE = Path(__file__).parents[2] / "engine_double.py"
 @pytest.fixture(scope="session")
 def engine_module(load_helper) -> ModuleType:
     return load_helper(ENGINE)
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on_in_the_background() -> Iterator[None]:
+    """Law for every test: what was stopped, or has failed, ends by itself."""
+    yield
+    working = [thread for thread in threading.enumerate() if thread.name == "attended"]
+    for thread in working:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in working)
 
 
 @pytest.fixture

@@ -329,7 +329,8 @@ def test_stop_works_while_the_server_makes_nobody_welcome(serve, engine):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        served = serve(engine, address=f"https://127.0.0.1:{deaf.getsockname()[1]}")
+        address = f"https://127.0.0.1:{deaf.getsockname()[1]}"
+        served = serve(engine, address=address, connect_seconds=1)
 
         def on_token(progress):
             raise Interrupted
