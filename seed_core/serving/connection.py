@@ -77,7 +77,7 @@ class Connection:
         self._stopped.set()
         if (held := self._socket) is not None:
             with suppress(OSError):  # where it is closed already
-                socket.shutdown(held, SHUT_RDWR)  # as TLS would have it, it says good-bye first
+                socket.shutdown(held, SHUT_RDWR)  # the plain socket's: TLS would take its leave first
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> Any:
         """Return the answer to a question, which is JSON.
