@@ -21,13 +21,15 @@ from .errors import (
     SeedError,
 )
 from .llm.chat import SeedChat, Turn
+from .llm.language import LanguageModel, Reply
 from .llm.lora import LoraAdapter, merge_lora
-from .llm.runtime import Reply, SeedLLM
+from .llm.runtime import SeedLLM
 from .llm.sampling import GenerationOptions
 from .models.llm import load_llm
 from .models.lora import read_lora
 from .models.tokenizer import load_tokenizer
 from .models.unclip import load_decoder
+from .serving.runtime import ServedLLM, load_served_llm
 from .tokenizer.config import TokenizerConfig
 from .tokenizer.runtime import SeedTokenizer
 
@@ -41,6 +43,7 @@ __all__ = [
     "EmbeddingError",
     "GenerationError",
     "GenerationOptions",
+    "LanguageModel",
     "LoadedCore",
     "LoraAdapter",
     "OptionError",
@@ -53,10 +56,12 @@ __all__ = [
     "SeedError",
     "SeedLLM",
     "SeedTokenizer",
+    "ServedLLM",
     "TokenizerConfig",
     "Turn",
     "load_decoder",
     "load_llm",
+    "load_served_llm",
     "load_tokenizer",
     "merge_lora",
     "read_lora",

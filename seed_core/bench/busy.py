@@ -15,7 +15,8 @@ import torch
 
 from ..compute import threads
 from ..decoder.options import DecodeOptions
-from ..llm.runtime import Reply, SeedLLM
+from ..llm.language import Reply
+from ..llm.runtime import SeedLLM
 from ..llm.sampling import GenerationOptions
 from ..models.llm import load_llm
 from ..models.names import SEED_MINI

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ..llm.cache import KVCache
-from ..llm.runtime import Reply, SeedLLM
+from ..llm.language import Reply
+from ..llm.runtime import SeedLLM
 from ..llm.sampling import GenerationOptions
 
 

@@ -9,8 +9,9 @@ import torch
 from ..codes.value import NUM_CODES
 from ..compute.threads import threads_for
 from ..llm.cache import KVCache
-from ..llm.generation import DecodeRequest, generate_tokens
+from ..llm.generation import generate_tokens
 from ..llm.llama import Llama
+from ..llm.request import DecodeRequest
 from ..llm.sampling import GenerationOptions, ImageTokens
 from .subject import Subject
 from .work import PROMPT_TOKENS

@@ -6,11 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import SeedCodes, SeedLLM, load_llm, merge_lora, read_lora, seeded_generators
+from .. import (
+    LanguageModel,
+    SeedCodes,
+    load_llm,
+    load_served_llm,
+    merge_lora,
+    read_lora,
+    seeded_generators,
+)
 from ..compute.fp8 import computing_dtype
 from ..compute.precision import LLM_PRECISIONS
 from ..decoder.embeddings import require_image_embedding
-from ..errors import CodesError
+from ..errors import CodesError, OptionError
 from ..files.pictures import check_picture_output, is_picture_name
 from ..models.names import SEED_MINI
 from ..models.unclip import open_decoder
@@ -30,6 +38,7 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         python -m seed_core chat "What is this?" --image fox.png
         python -m seed_core chat "a panda on blue" -o panda.png -o panda.safetensors
         python -m seed_core chat "Make it bigger" --image fox.png -o big.png
+        python -m seed_core chat "a fox" -o fox.png --server studio.server.json
         """,
     )
     command.add_argument("prompt", help="what to say; <image> marks where a picture goes")
@@ -51,10 +60,17 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
         help="for what the reply draws: a picture such as .png, or codes as .safetensors, .json or "
         f".txt; may be given several times (default: {_DEFAULT_OUTPUT})",
     )
-    command.add_argument(
+    thinks = command.add_mutually_exclusive_group()
+    thinks.add_argument(
         "--model",
         default=SEED_MINI,
         help="a SEED-LLaMA folder or converted file (default: %(default)s)",
+    )
+    thinks.add_argument(
+        "--server",
+        type=Path,
+        metavar="FILE",
+        help="a .server.json file: the language model runs on the server that it names",
     )
     options.add_lora(command)
     options.add_generation(command)
@@ -97,23 +113,35 @@ def _given(args: argparse.Namespace) -> SeedCodes | None:
 def _reply(args: argparse.Namespace, given: SeedCodes | None, is_painted: bool) -> SeedCodes:
     """Print the reply, and return the codes of its pictures."""
     how = options.generation_options(args)
-    llm = load_llm(args.model, args.device, LLM_PRECISIONS[args.precision])
+    llm = _llm(args)
     if is_painted:
         _check_painting(args, llm)
-    for path, strength in args.lora:
-        merge_lora(llm.module, read_lora(path, llm.config), strength)
     generator = seeded_generators(args.seed, 1)[0]
     reply = llm.generate(args.prompt, given, options=how, generator=generator)
     say(reply.text)
     return SeedCodes(reply.codes, llm.family, llm.codebook_size)
 
 
-def _check_painting(args: argparse.Namespace, llm: SeedLLM) -> None:
+def _llm(args: argparse.Namespace) -> LanguageModel:
+    if args.server is not None:
+        if args.lora:
+            raise OptionError(
+                "--lora changes a model on this computer; a server offers an adapter under a name of "
+                "its own: write that as model into the server file"
+            )
+        return load_served_llm(args.server)
+    llm = load_llm(args.model, args.device, LLM_PRECISIONS[args.precision])
+    for path, strength in args.lora:
+        merge_lora(llm.module, read_lora(path, llm.config), strength)
+    return llm
+
+
+def _check_painting(args: argparse.Namespace, llm: LanguageModel) -> None:
     """Check, before minutes of replying, that its pictures can be read and painted."""
     config = codes.tokenizer_config(args.tokenizer)
     if (config.family, config.codebook_size) != (llm.family, llm.codebook_size):
         raise CodesError(
-            f"{args.model} draws {llm.family} codes, and the tokenizer {args.tokenizer} reads "
+            f"{args.server or args.model} draws {llm.family} codes, and the tokenizer {args.tokenizer} reads "
             f"{config.family} codes: name the {llm.family} tokenizer with --tokenizer and its "
             "decoder with --decoder, or write the codes to a file such as reply.safetensors"
         )

@@ -26,7 +26,7 @@ from .. import (
     seeded_generators,
 )
 from ..files.pictures import check_picture_output, picture_from_pixels
-from ..llm.runtime import GenerationProgress
+from ..llm.language import GenerationProgress
 from ..models.names import SEED_MINI, sample_pictures
 from . import options
 from .console import say

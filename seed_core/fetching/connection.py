@@ -7,62 +7,18 @@ tokens; but its ``http_get`` differs by version in what it tries again, waits fo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, TypeVar
 
-from .failures import BUSY, Listener, asked_to_wait, is_broken_connection, status_of
+from .failures import BUSY, asked_to_wait, is_broken_connection, status_of
 
-_TELL_EVERY = 0.2  # seconds
 _ATTEMPTS = 6  # in a row that bring nothing
 _PAUSE = 1.0  # seconds after the first of them; twice as long after each further one
 _LONGEST_WAIT = 120.0  # seconds that a server may ask for; people are told of longer ones
 _CHUNK = 64 * 2**10  # bytes that are lost at most where a connection breaks
 
 _Result = TypeVar("_Result")
-
-
-def attended(
-    work: Callable[[threading.Event], _Result],
-    listener: Listener,
-    count: Callable[[], int] = lambda: 0,
-) -> _Result:
-    """Work in the background while the listener is told what `count` gives.
-
-    A server may be silent for a long time. Who wants to stop does not wait for it: the work is
-    left alone, with an event set that it looks at when it next wakes up.
-    """
-    results: list[_Result] = []
-    raised: list[BaseException] = []
-    stopped = threading.Event()
-
-    def run() -> None:
-        try:
-            results.append(work(stopped))
-        except BaseException as error:  # noqa: BLE001 - raised again where the work is waited for
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        is_at_work = True
-        while is_at_work:
-            thread.join(_TELL_EVERY)
-            is_at_work = thread.is_alive()  # asked first: what ends right now is counted as well
-            listener(count())
-    finally:
-        stopped.set()
-    for error in raised:
-        raise error
-    return results[0]
-
-
-def each_attended(items: Iterable[_Result], listener: Listener) -> Iterator[_Result]:
-    """Yield what takes long to come; see `attended`. What computes it may leave nothing half done."""
-    coming = iter(items)
-    while found := attended(lambda _: list(islice(coming, 1)), listener):
-        yield found[0]
 
 
 def persist(

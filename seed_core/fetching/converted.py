@@ -22,8 +22,8 @@ from ..files import origin
 from ..files.weights import WEIGHT_SUFFIXES, Tensors, read_stand_ins, read_tensors
 from ..files.writer import StreamedFile, check_output, sha256_of
 from ..models.convert import SUFFIX, Conversion, plan_conversion
+from ..waiting import each_attended
 from . import outline
-from .connection import each_attended
 from .describe import show_size
 from .downloads import DOWNLOADS, Source, path_of
 from .failures import Listener, OnBytes, explained

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import DownloadError
+from ..waiting import after, seconds_asked
 from .downloads import Source, WebSource
 
 # Settings of the environment: which server answers, and what else a connection depends on.
@@ -106,13 +105,7 @@ def status_of(error: BaseException) -> int | None:
 
 def asked_to_wait(error: Any) -> float | None:
     """Return the seconds for which a server asks to be left alone, as a number or until a time."""
-    told = error.response.headers.get("Retry-After", "").strip()
-    if told.isdecimal():
-        return float(told)
-    try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
-    except (TypeError, ValueError):  # neither
-        return None
+    return seconds_asked(error.response.headers.get("Retry-After", ""))
 
 
 def _broken(error: BaseException, source: Source, folder: Path) -> str:
@@ -184,13 +177,8 @@ def _refusal(source: Source, error: Any, status: int) -> str:
     if status == 404:
         return f"{source.page} does not have this, or not at that revision (answer 404)."
     wait = asked_to_wait(error)
-    again = "run it again later" if wait is None else f"run it again {_after(wait)}, as it asks"
+    again = "run it again later" if wait is None else f"run it again {after(wait)}, as it asks"
     return f"{source.page} is too busy, or does not work at the moment (answer {status}): {again}."
-
-
-def _after(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"after {minutes} minutes" if minutes > 2 else f"after {max(1, round(seconds))} seconds"
 
 
 def something_else(source: Source, name: str, what: str) -> str:

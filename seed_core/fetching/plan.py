@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import DownloadError
 from ..files.writer import sha256_of
-from .connection import attended, persist
+from ..waiting import attended
+from .connection import persist
 from .downloads import DOWNLOADS, HubSource, Source, WebSource
 from .failures import Listener, OnBytes, by_hand, check_online, explained, something_else
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DownloadError
-from .connection import attended, open_answer, persist
+from ..waiting import attended
+from .connection import open_answer, persist
 from .downloads import HubSource, Source
 from .failures import Listener, something_else
 from .plan import File
@@ -35,7 +36,7 @@ def get_file(source: Source, file: File, path: Path, listener: Listener) -> None
         coming = _Reception(source, file, stream, begun, file.size)
         try:
             if begun < file.size:
-                attended(coming.run, listener, stream.take_count)
+                attended(coming.run, lambda: listener(stream.take_count()))
         finally:
             stream.stop()
     if not file.is_at(path, listener):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -20,7 +19,8 @@ from ..compute.threads import threads_for
 from ..errors import GenerationError
 from .cache import KVCache, attended_length
 from .llama import Llama
-from .sampling import GenerationOptions, ImageTokens, PictureGrammar, sample
+from .request import DecodeRequest, reply_length, until_end
+from .sampling import PictureGrammar, sample
 
 # Steps that a card is given beyond the newest token that was looked at: enough to keep it busy
 # while the CPU looks. A reply runs so many steps past its end.
@@ -33,39 +33,6 @@ _PLANLESS_ATTENTION = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-
-
-@dataclass(frozen=True)
-class DecodeRequest:
-    """What the loop starts from."""
-
-    prompt: Sequence[int]  # token ids
-    tokens: ImageTokens
-    end_ids: frozenset[int]  # any of these ends a reply
-    options: GenerationOptions
-    generators: Sequence[torch.Generator]  # one CPU generator a reply
-
-
-def reply_length(request: DecodeRequest, context: int) -> int:
-    """Return the most tokens a reply can have: those asked for, or those the context has left.
-
-    Raises:
-        GenerationError: the prompt leaves too little for a reply, or for the picture asked for.
-    """
-    prompt, options = len(request.prompt), request.options
-    if prompt >= context:
-        raise GenerationError(
-            f"the prompt with its pictures is {prompt} tokens long; this model reads {context} and "
-            "needs some of them for the reply. Shorten the prompt, or start a new conversation."
-        )
-    length = min(options.max_new_tokens, context - prompt)
-    needed = request.tokens.per_image + 2
-    if options.reply == "image" and length < needed:
-        raise GenerationError(
-            f"a picture takes {needed} tokens, but the reply can have {length} (max_new_tokens is "
-            f"{options.max_new_tokens}; the prompt takes {prompt} of the model's {context})"
-        )
-    return length
 
 
 class DecodeLoop:
@@ -217,11 +184,3 @@ def generate_tokens(
         finally:
             calls.close()
     return [until_end(row, request.end_ids) for row in replies[:, :done].tolist()]
-
-
-def until_end(token_ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
-    """Return the token ids up to and including the first end token."""
-    for position, token_id in enumerate(token_ids):
-        if token_id in end_ids:
-            return list(token_ids[: position + 1])
-    return list(token_ids)

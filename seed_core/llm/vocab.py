@@ -62,6 +62,15 @@ class Vocabulary:
                 f"{text_file} has no tokens for begin and end of text: it is damaged, or not a LLaMA's"
             )
 
+    @property
+    def unknown(self) -> int:
+        """The token id of text that has none."""
+        return int(self._text.unk_id())
+
+    def piece(self, token_id: int) -> str:
+        """Return what the vocabulary calls a token of text."""
+        return str(self._text.id_to_piece(token_id))
+
     def _check(self, added: Mapping[str, Any], where: str) -> None:
         """Refuse ids that overlap or are out of order, which would turn text into pictures."""
         images = [self.begin_image, self.end_image]

@@ -12,7 +12,7 @@ import torch
 
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.llm.chat import SeedChat
-from seed_core.llm.runtime import Reply
+from seed_core.llm.language import Reply
 from seed_core.models.names import bundled
 from seed_core.training.__main__ import main
 from seed_core.training.evaluation import command, measure

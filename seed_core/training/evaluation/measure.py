@@ -19,8 +19,8 @@ from torch.nn.functional import cosine_similarity
 from ...compute.generators import seeded_generators
 from ...decoder.options import DecodeOptions
 from ...errors import OptionError
+from ...llm.language import Reply
 from ...llm.lora import merge_lora
-from ...llm.runtime import Reply
 from ...llm.sampling import GenerationOptions
 from ...models.llm import load_llm
 from ...models.lora import read_lora

@@ -14,6 +14,7 @@ from seed_core.fetching.converted import fetch_converted
 from seed_core.fetching.downloads import DOWNLOADS, Download, HubSource
 from seed_core.fetching.fetch import fetch
 from seed_core.fetching.plan import make_plan
+from seed_core.waiting import each_attended
 
 NAME = "seed-tokenizer-2"
 FILE = "seed_quantizer.pt"
@@ -219,7 +220,7 @@ def test_a_tensor_that_takes_for_ever_is_not_waited_for():
 
     is_first = iter([True])
     listener = failures.Listener(stopping(lambda: not next(is_first, False)))
-    coming = connection.each_attended(tensors(), listener)
+    coming = each_attended(tensors(), listener)
     assert next(coming) == "first"
     with pytest.raises(StopError):
         next(coming)
