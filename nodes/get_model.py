@@ -1,5 +1,6 @@
 """Getting the published models: the only node that goes online, and only as it is told to."""
 
+import fnmatch
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..seed_core.fetching.downloads import DOWNLOADS, path_of
 from ..seed_core.fetching.failures import OnBytes
 from ..seed_core.fetching.fetch import check_disk, fetch
 from ..seed_core.fetching.plan import Plan, make_plan
+from ..seed_core.files import origin
 from ..seed_core.models.convert import check_precision
 from . import host
 from .io_types import CATEGORY
@@ -21,7 +23,7 @@ from .kinds import DECODER, LLM, TOKENIZER, ModelKind
 
 AS_PUBLISHED = "as published"
 PRECISIONS = [AS_PUBLISHED, "bf16", "fp16", "fp8"]
-SHOW, FETCH = "show", "fetch"
+SHOW, FETCH = ACTIONS = ("show", "fetch")
 KINDS = {kind.name: kind for kind in (TOKENIZER, LLM, DECODER)}
 
 
@@ -57,7 +59,7 @@ class SeedGetModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "action",
-                    options=[SHOW, FETCH],
+                    options=list(ACTIONS),
                     default=SHOW,
                     tooltip="show: says what would be downloaded, how large it is and where it goes. "
                     "fetch: downloads it. You can stop at any moment; the next run goes on from there.",
@@ -84,8 +86,10 @@ class SeedGetModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, precision: str, action: str) -> io.NodeOutput:
         choice = _Choice(model, precision)
+        if action not in ACTIONS:
+            raise OptionError(f"there is no action '{action}'. Actions: {', '.join(ACTIONS)}.")
         is_new = action == FETCH and not choice.is_there
-        if is_new:
+        if is_new or (action == FETCH and not choice.is_known):
             choice.fetch()
         ui = host.say("\n".join(choice.describe()))
         return io.NodeOutput(choice.name, ui={**ui, "new_model": [choice.name] if is_new else []})
@@ -126,6 +130,23 @@ class _Choice:
         """Whether the loader would take it."""
         return self.kind.check(self.name) is True
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its files were checked by their hashes, so that no server need be asked."""
+        if self._precision is not None:
+            return True  # what `fetch_converted` wrote
+        names = origin.unchanged(self._home, self._model)
+        patterns = [pattern for source in self._download.sources for pattern in source.files]
+        return all(fnmatch.filter(names, pattern) for pattern in patterns)
+
+    @property
+    def _home(self) -> Path:
+        """The folder of the published files: where they lie, or else in the host's first one."""
+        path = path_of(self._model, self._folder)
+        if self.kind.check(path.name) is True:
+            path = Path(self.kind.find(path.name))
+        return path.parent if self._download.shares_folder else path
+
     def describe(self) -> Iterator[str]:
         """What people read on the node."""
         if self.is_there:
@@ -141,16 +162,16 @@ class _Choice:
                 plan = self._plan(_Teller(self.name))
                 yield "Its page was asked for the sizes:"
             except DownloadError as error:
-                yield f"Its page could not be asked for the sizes: {error}"
+                yield f"The sizes are not known: {error}"
         yield from _Teller.describe_speed(self._download.published_gigabytes)
         yield from describe_choice(self._model, self._precision, self._folder, plan)
 
     def fetch(self) -> None:
         """Download it, and convert it on the way."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         tell = _Teller(self.name)
         plan = self._plan(tell)
         tell.total = plan.size
+        tell.last_step = "checking" if self._precision is None else "converting and checking"
         if self._precision is None:
             check_disk(plan)
             for _ in fetch(plan, tell):
@@ -161,8 +182,7 @@ class _Choice:
             raise CheckpointError(str(found))
 
     def _plan(self, on_bytes: OnBytes) -> Plan:
-        own = self._folder if self._download.shares_folder else self._folder / self._model
-        return make_plan(self._model, own, on_bytes=on_bytes)
+        return make_plan(self._model, self._home, on_bytes=on_bytes)
 
 
 class _Teller:
@@ -170,28 +190,29 @@ class _Teller:
 
     Attributes:
         total: bytes of all files; 0 until the servers have told.
+        last_step: what is done when all of them have come.
     """
 
     _last_speed = 0.0  # bytes a second
 
     def __init__(self, name: str):
-        self.total = 0
+        self.total, self.last_step = 0, ""
         self._name, self._progress, self._began = name, host.Progress(1), time.monotonic()
 
     def __call__(self, here: int, fetched: int) -> None:
         if fetched > 0:
             _Teller._last_speed = fetched / max(time.monotonic() - self._began, 1e-3)
         self._progress.step(here, max(self.total, 1))
-        self._progress.show(lambda: f"{self._name}: {self._words(here)}")
+        self._progress.show(lambda: f"{self._name}: {self._words(here, fetched)}")
 
-    def _words(self, here: int) -> str:
+    def _words(self, here: int, fetched: int) -> str:
         if here == self.total:
-            return "checking what has come" if here else "asking which files there are"
+            return f"{self.last_step} what has come" if here else "asking which files there are"
+        come = f"{show_size(here)} of {show_size(self.total)}"
+        if fetched <= 0:
+            return f"{come}, waiting for the server"
         left = _duration(self.total - here, self._last_speed)
-        return (
-            f"{show_size(here)} of {show_size(self.total)}, "
-            f"{show_size(int(self._last_speed))} a second, {left} left"
-        )
+        return f"{come}, {show_size(int(self._last_speed))} a second, {left} left"
 
     @classmethod
     def describe_speed(cls, gigabytes: float | None) -> Iterator[str]:

@@ -14,7 +14,6 @@ from ..errors import OptionError
 from ..fetching.downloads import DOWNLOADS
 from ..fetching.failures import OnBytes
 from ..fetching.plan import Plan
-from ..files.writer import check_output
 from ..models.convert import check_precision
 from . import options
 from .console import say
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
                 say(f"fetched {path}")
         return
     output = converted.output_of(wanted, args.precision)
-    check_output(output, nbytes=0)
+    converted.check_new(wanted, output)
     size = download.gigabytes[args.precision]
     say(f"converted to {args.precision} while it comes, into {output}: about {size} GB in the end")
     if not args.yes:

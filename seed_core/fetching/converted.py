@@ -62,24 +62,22 @@ def fetch_converted(
         OptionError: the output exists or cannot be written, or another run is writing it.
     """
     listener = Listener(on_bytes)
-    with alone(output.name, output.parent) as unfinished:
-        work = replace(plan, folder=unfinished / _version(plan, output) / plan.name)
-        is_finished = output.exists() and work.folder.exists()  # but its hash was not told yet
-        if is_finished:
+    work = _work_of(plan, output)
+    with alone(output.name, output.parent):
+        check_new(plan, output)
+        if output.exists():
             listener.found(plan.size)
+        elif plan.missing:
+            check_lengths(work.folder, [file for _, file in work.files])
+            work.folder.mkdir(parents=True, exist_ok=True)
+            _fetch(work, plan.folder, dtype, output, listener)
         else:
-            check_output(output, SUFFIX, nbytes=0)
-            if not plan.missing:
-                check_there(plan, listener)
-                work.folder.mkdir(parents=True, exist_ok=True)
-                conversion = _plan_conversion(plan, dtype)
-                new = StreamedFile(output, conversion.layout, conversion.metadata())
-                with new.open():
-                    _write(conversion.tensors(done=new.done), new, listener)
-            else:
-                check_lengths(work.folder, [file for _, file in work.files])
-                work.folder.mkdir(parents=True, exist_ok=True)
-                _fetch(work, dtype, output, listener)
+            check_there(plan, listener)
+            work.folder.mkdir(parents=True, exist_ok=True)
+            conversion = _plan_conversion(plan, dtype)
+            new = StreamedFile(output, conversion.layout, conversion.metadata())
+            with new.open():
+                _write(conversion.tensors(done=new.done), new, listener)
         digest = sha256_of(output, listener)
         shutil.rmtree(work.folder.parent, ignore_errors=True)
     return digest
@@ -91,10 +89,21 @@ def output_of(plan: Plan, precision: str) -> Path:
     return path_of(plan.name, folder, precision)
 
 
-def _version(plan: Plan, output: Path) -> str:
-    """Return the name of a folder for the files until they are converted."""
+def check_new(plan: Plan, output: Path) -> None:
+    """Check that nothing is where the file goes, but for one whose hash was not told yet.
+
+    Raises:
+        OptionError: something is, or the folder cannot be written to.
+    """
+    if not (output.exists() and _work_of(plan, output).folder.exists()):
+        check_output(output, SUFFIX, nbytes=0)
+
+
+def _work_of(plan: Plan, output: Path) -> Plan:
+    """Return the plan for a folder where the files lie until they are converted."""
     # Other versions and precisions have others, so that nothing is ever continued by mistake.
-    return short_name("\n".join([output.name, *(file.version for _, file in plan.files)]))
+    version = short_name("\n".join([output.name, *(file.version for _, file in plan.files)]))
+    return replace(plan, folder=output.parent / UNFINISHED / version / plan.name)
 
 
 def _plan_conversion(plan: Plan, dtype: torch.dtype) -> Conversion:
@@ -103,11 +112,11 @@ def _plan_conversion(plan: Plan, dtype: torch.dtype) -> Conversion:
     return plan_conversion(plan.folder / own, dtype, kind=download.kind)
 
 
-def _fetch(plan: Plan, dtype: torch.dtype, output: Path, listener: Listener) -> None:
+def _fetch(plan: Plan, home: Path, dtype: torch.dtype, output: Path, listener: Listener) -> None:
     entries = {plan.folder / file.name: (source, file) for source, file in plan.files}
     for path, (source, file) in entries.items():
         if not path.exists():
-            with explained(source, output.parent, listener):
+            with explained(source, home, listener):
                 _prepare(plan, source, file, listener)
         elif not _mark(plan.folder, file).exists():
             listener.found(file.size)
@@ -122,7 +131,7 @@ def _fetch(plan: Plan, dtype: torch.dtype, output: Path, listener: Listener) -> 
         for path in conversion.opened.weights:
             source, file = entries[path]
             if run.needs(path, new.done):
-                with explained(source, output.parent, listener):
+                with explained(source, home, listener):
                     arrived = run.get(source, file)
                 run.convert(path, arrived, new)
             elif _mark(plan.folder, file).exists():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from .downloads import DOWNLOADS, HubSource, path_of
-from .plan import Plan
+from .outline import room_on_disk
+from .plan import UNFINISHED, Plan, free_room
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -36,26 +36,32 @@ def describe_choice(
         name: a key of ``DOWNLOADS``.
         precision: that it would be converted to; None as it is published.
         folder: for models of its kind.
-        plan: with the exact sizes; without one, those of ``DOWNLOADS`` are told, which are rounded.
+        plan: with sizes that ``DOWNLOADS`` does not know.
+
+    Raises:
+        DownloadError: the disk of the folder is not there.
     """
-    download, path = DOWNLOADS[name], path_of(name, folder, precision)
-    published = about(download.published_gigabytes)
-    if plan is not None:
-        published = show_size(plan.size)
-    kept = published if precision is None else about(download.gigabytes[precision])
-    there = next(each for each in (path, *path.parents) if each.exists())
-    yield f"Download: {published}"
-    yield f"On the disk in the end: {kept}"
-    yield f"  {path}"
+    download, free = DOWNLOADS[name], free_room(folder)
+    comes = download.published_gigabytes if plan is None else plan.size / 1e9
+    stays = comes if precision is None else download.gigabytes[precision]
+    begun = [*folder.glob(f"{UNFINISHED}/**/*"), *(folder / name).glob(f"{UNFINISHED}/**/*")]
+    there = sum(room_on_disk(file) for file in begun if file.is_file())
+    yield f"Download: {about(comes)}"
+    yield f"On the disk in the end: {about(stays)}"
+    yield f"  {path_of(name, folder, precision)}"
     if precision is not None:
         yield "While it comes, also one of the published files"
-    yield f"Free on that disk: {show_size(shutil.disk_usage(there).free)}"
+    yield f"Free on that disk: {show_size(free)}" + (
+        ", too little" if free + there < 1e9 * (stays or 0) else ""
+    )
+    if there:
+        yield f"Unfinished downloads there: {show_size(there)}"
     for source in download.sources:
         files = [] if plan is None else [file for of, file in plan.files if of is source]
         first, *more = source.files
         named = f"{first} and {len(more)} more" if len(more) > 2 else ", ".join(source.files)
-        size = show_size(sum(file.size for file in files)) if files else about(source.gigabytes)
-        yield f"- {named}: {size}"
+        size = sum(file.size for file in files) / 1e9 if files else source.gigabytes
+        yield f"- {named}: {about(size)}"
         yield f"  from {source.page}" + (f" ({source.remark})" if source.remark else "")
         if isinstance(source, HubSource):
             commit = files[0].commit if files else source.commit

@@ -15,7 +15,8 @@ from .downloads import Source, WebSource
 
 # Settings of the environment: which server answers, and what else a connection depends on.
 _PLACES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_SETTINGS = (*_PLACES, "HF_TOKEN", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_CONNECTION = (*_PLACES, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_SETTINGS = (*_CONNECTION, "HF_TOKEN")
 
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
 """Answers of a server that may do what was asked a little later."""
@@ -117,17 +118,18 @@ def _broken(error: BaseException, source: Source, folder: Path) -> str:
     if getattr(error, "filename", None):
         return unusable(error, folder)
     return (
-        f"no connection to {source.page} ({_reason(error)}). {_settings()}Run it again when there "
-        f"is one: the next run goes on where this one ended. {by_hand(source, folder)}"
+        f"no connection to {source.page} ({_reason(error)}). {_settings(_CONNECTION)}The next run goes "
+        f"on where this one ended. {by_hand(source, folder)}"
     )
 
 
 def unusable(error: BaseException, folder: Path) -> str:
     """Return what to say of a file or folder that the system does not let us use."""
+    name = getattr(error, "filename", None) or folder
+    settings = _settings(each for each in _CONNECTION if os.environ.get(each) == str(name))
     return (
-        f"{getattr(error, 'filename', folder)} cannot be used: {getattr(error, 'strerror', error)}. "
-        f"{_settings()}If that is the disk of {folder}, name another folder in ComfyUI's "
-        "extra_model_paths.yaml"
+        f"{name} cannot be used: {getattr(error, 'strerror', None) or error}. {settings}If that is "
+        f"the disk of {folder}, name another folder in ComfyUI's extra_model_paths.yaml"
     )
 
 
@@ -172,10 +174,12 @@ def _refusal(source: Source, error: Any, status: int) -> str:
     if status in (401, 403):
         return (
             f"{source.page} is closed, or no longer there, or your token has expired (answer "
-            f"{status}). {_settings()}".strip()
+            f"{status}). {_settings((*_PLACES, 'HF_TOKEN'))}".strip()
         )
     if status == 404:
         return f"{source.page} does not have this, or not at that revision (answer 404)."
+    if status not in BUSY:
+        return f"{source.page} refuses this, and does not say why (answer {status})."
     wait = asked_to_wait(error)
     again = "run it again later" if wait is None else f"run it again {after(wait)}, as it asks"
     return f"{source.page} is too busy, or does not work at the moment (answer {status}): {again}."

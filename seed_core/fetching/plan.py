@@ -55,7 +55,7 @@ class File:
     @property
     def version(self) -> str:
         """What no other version of the file has."""
-        return f"{self.sha256 or self.commit} {self.name}"
+        return f"{self.sha256 or self.blob or self.commit} {self.name}"
 
     def is_at(self, path: Path, on_chunk: Callable[[], None]) -> bool:
         """Tell whether a file is this one; what ``on_chunk`` raises ends it."""
@@ -100,8 +100,22 @@ class Plan:
     @property
     def free(self) -> int:
         """Bytes free on the disk of the folder."""
-        there = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-        return shutil.disk_usage(there).free
+        return free_room(self.folder)
+
+
+def free_room(folder: Path) -> int:
+    """Return the bytes free on the disk of a folder, which need not be there yet.
+
+    Raises:
+        DownloadError: the disk is not there.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists():
+            return shutil.disk_usage(place).free
+    raise DownloadError(
+        f"the disk of {folder} is not there: connect it, or name another folder in "
+        "ComfyUI's extra_model_paths.yaml"
+    )
 
 
 def make_plan(

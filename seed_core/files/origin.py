@@ -49,6 +49,17 @@ def identity(folder: Path, file: Path) -> dict[str, str | int]:
     return {**known, "modified": state.st_mtime_ns}
 
 
+def unchanged(folder: Path, model: str) -> set[str]:
+    """Return the names of a model's files that are as they were when they were written down."""
+    names = set()
+    for name, known in _read(folder / f"{model}{SUFFIX}").items():
+        with suppress(OSError, KeyError, TypeError):
+            state = (folder / name).stat()
+            if (state.st_size, state.st_mtime_ns) == (known["size"], known["modified"]):
+                names.add(name)
+    return names
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return a record; an empty one if there is none, or it was cut short: it can be done without."""
     with suppress(OSError, ValueError):

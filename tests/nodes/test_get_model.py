@@ -115,7 +115,7 @@ def test_show_asks_for_a_size_that_is_not_known_and_says_so(of_unknown_size, run
     said = words_of(run_node(NODE, model=MODEL))
     assert "was asked" in said
     total = sum(len(of_unknown_size.files[name]) for name in FILES)
-    assert f"{total / 1e6:.2f} MB" in said
+    assert f"about {total / 1e6:.1f} MB" in said
     assert "/api/models/owner/model" in {path for path, _ in of_unknown_size.asked}
     assert not [name for name, *_ in of_unknown_size.served if name]  # no file
     assert not folder.exists()
@@ -171,9 +171,40 @@ def test_what_lies_in_another_of_the_hosts_folders_is_there(
     folders = [str(folder), str(tmp_path)]
     monkeypatch.setattr(pack.host, "model_folders", lambda name: folders)
     shutil.copytree(mini_folder / "llm", tmp_path / MODEL)
-    output = run_node(NODE, model=MODEL, action="fetch")
-    assert str(tmp_path / MODEL) in words_of(output)
+    assert str(tmp_path / MODEL) in words_of(run_node(NODE, model=MODEL))
     assert published.asked == []
+    assert run_node(NODE, model=MODEL, action="fetch").ui["new_model"] == []
+    assert not folder.exists()
+
+
+def test_what_was_put_there_by_hand_is_checked_by_its_hashes_once(
+    published, pack, folder, mini_folder, run_node
+):
+    shutil.copytree(mini_folder / "llm", folder / MODEL)
+    run_node(NODE, model=MODEL, action="fetch")
+    published.asked.clear()
+    run_node(NODE, model=MODEL, action="fetch")
+    assert published.asked == []
+    weights = folder / MODEL / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(pack.seed_core.errors.DownloadError, match="another file"):
+        run_node(NODE, model=MODEL, action="fetch")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    published, pack, tmp_path, run_node, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pack.host, "model_folders", lambda name: [str(tmp_path / "file" / "llm")])
+    for precision in ("as published", "fp8"):
+        with pytest.raises(pack.seed_core.errors.DownloadError, match="cannot be used"):
+            run_node(NODE, model=MODEL, precision=precision, action="fetch")
+
+
+def test_an_action_that_is_none_is_refused(published, pack, run_node):
+    with pytest.raises(pack.seed_core.errors.OptionError, match="there is no action 'get'"):
+        run_node(NODE, model=MODEL, action="get")
 
 
 def test_it_goes_to_the_first_of_the_hosts_folders(
