@@ -20,7 +20,14 @@ from ..seed_core.errors import OptionError
 from ..seed_core.llm.prompt import split_marks
 from ..seed_core.llm.sampling import REPLIES
 from . import host
-from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
+from .io_types import (
+    CATEGORY,
+    SeedChatWire,
+    SeedCodesWire,
+    SeedLlmWire,
+    ServedModel,
+    random_seed_input,
+)
 
 MOST_VARIATIONS = 64
 
@@ -157,7 +164,7 @@ class SeedGenerate(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        llm: host.LoadedModel[SeedLLM],
+        llm: host.LoadedModel[SeedLLM] | ServedModel,
         prompt: str,
         reply: Literal["auto", "text", "image"],
         variations: int,
