@@ -11,6 +11,7 @@ from ..seed_core.errors import CheckpointError, DownloadError, OptionError
 from ..seed_core.fetching.converted import fetch_converted
 from ..seed_core.fetching.describe import describe_choice, show_size
 from ..seed_core.fetching.downloads import DOWNLOADS, path_of
+from ..seed_core.fetching.failures import OnBytes
 from ..seed_core.fetching.fetch import check_disk, fetch
 from ..seed_core.fetching.plan import Plan, make_plan
 from ..seed_core.models.convert import check_precision
@@ -137,7 +138,7 @@ class _Choice:
         plan = None
         if self._download.published_gigabytes is None:
             try:
-                plan = self._plan()
+                plan = self._plan(_Teller(self.name))
                 yield "Its page was asked for the sizes:"
             except DownloadError as error:
                 yield f"Its page could not be asked for the sizes: {error}"
@@ -147,8 +148,9 @@ class _Choice:
     def fetch(self) -> None:
         """Download it, and convert it on the way."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        plan = self._plan()
-        tell = _Teller(self.name, sum(file.size for _, file in plan.files))
+        tell = _Teller(self.name)
+        plan = self._plan(tell)
+        tell.total = plan.size
         if self._precision is None:
             check_disk(plan)
             for _ in fetch(plan, tell):
@@ -158,31 +160,36 @@ class _Choice:
         if (found := self.kind.check(self.name)) is not True:
             raise CheckpointError(str(found))
 
-    def _plan(self) -> Plan:
+    def _plan(self, on_bytes: OnBytes) -> Plan:
         own = self._folder if self._download.shares_folder else self._folder / self._model
-        return make_plan(self._model, own)
+        return make_plan(self._model, own, on_bytes=on_bytes)
 
 
 class _Teller:
-    """The bar and the words of a download. Each call is a chance to Stop."""
+    """The bar and the words of a download. Each call is a chance to Stop.
+
+    Attributes:
+        total: bytes of all files; 0 until the servers have told.
+    """
 
     _last_speed = 0.0  # bytes a second
 
-    def __init__(self, name: str, total: int):
-        self._name, self._total, self._done = name, total, 0
-        self._progress, self._began = host.Progress(total), time.monotonic()
+    def __init__(self, name: str):
+        self.total = 0
+        self._name, self._progress, self._began = name, host.Progress(1), time.monotonic()
 
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if self._done:
-            _Teller._last_speed = self._done / max(time.monotonic() - self._began, 1e-3)
-        self._progress.step(min(self._done, self._total), self._total)
-        self._progress.show(self._words)
+    def __call__(self, here: int, fetched: int) -> None:
+        if fetched > 0:
+            _Teller._last_speed = fetched / max(time.monotonic() - self._began, 1e-3)
+        self._progress.step(here, max(self.total, 1))
+        self._progress.show(lambda: f"{self._name}: {self._words(here)}")
 
-    def _words(self) -> str:
-        left = _duration(self._total - self._done, self._last_speed)
+    def _words(self, here: int) -> str:
+        if here == self.total:
+            return "checking what has come" if here else "asking which files there are"
+        left = _duration(self.total - here, self._last_speed)
         return (
-            f"{self._name}: {show_size(self._done)} of {show_size(self._total)}, "
+            f"{show_size(here)} of {show_size(self.total)}, "
             f"{show_size(int(self._last_speed))} a second, {left} left"
         )
 
@@ -197,5 +204,7 @@ class _Teller:
 
 
 def _duration(size: float, speed: float) -> str:
-    minutes = max(size, 0.0) / max(speed, 1.0) / 60
+    minutes = size / max(speed, 1.0) / 60
+    if minutes < 1.5:
+        return f"{60 * minutes:.0f} seconds"
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Run:
 class ComfyServer:
     """One running server. `start()` and `stop()` may be called once each.
 
-    `args` are the host's own; without any it computes on the card.
+    `args` are the host's own; without any it computes on the card. `settings` are of its environment.
     """
 
     def __init__(
@@ -131,12 +131,14 @@ class ComfyServer:
         base_dir: Path,
         packs: dict[str, Path] | None = None,
         args: tuple[str, ...] = ON_THE_PROCESSOR,
+        settings: Mapping[str, str] | None = None,
     ):
         self.checkout = checkout
         self.base_dir = base_dir
         self.log_path = base_dir / "server.log"
         self.packs = {PACK_NAME: PACK_ROOT} if packs is None else packs
         self.args = args
+        self.settings = dict(settings or {})
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -157,7 +159,7 @@ class ComfyServer:
                 cwd=self.base_dir,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=_environment() | self.settings,
             )
         self._wait_until_up(timeout)
         self.events.start()

@@ -96,34 +96,10 @@ function listenToQueue(api, queue) {
   };
 }
 
-// --- files for SEED Load Codes: the page has uploads for pictures, sound and video alone
-async function upload(node, file) {
-  const tell = (detail) => app.extensionManager?.toast?.add({ severity: "warn", detail, life: 8000 });
-  if (!/\.(safetensors|json|txt)$/i.test(file.name))
-    return tell(`'${file.name}' is not a file of codes: it must end in .safetensors, .json or .txt.`);
-  const body = new FormData();
-  body.append("image", file); // what the host calls any file in its input folder
-  const reply = await app.api.fetchApi("/upload/image", { method: "POST", body });
-  if (!reply.ok) return tell(`'${file.name}' was not uploaded: the server answered ${reply.status}.`);
-  const { name } = await reply.json();
-  const widget = node.widgets.find((each) => each.name === "file");
-  if (!widget.options.values.includes(name)) widget.options.values.push(name);
-  widget.value = name;
-  widget.callback?.(name);
-}
-
-function takeFiles(node) {
-  const chooser = Object.assign(document.createElement("input"), { type: "file" });
-  chooser.onchange = () => upload(node, chooser.files[0]);
-  const button = node.addWidget("button", "upload", "", () => chooser.click(), { serialize: false });
-  Object.assign(button, { label: "choose file to upload", serialize: false }); // the page's own words
-  node.onDragOver = ({ dataTransfer }) => dataTransfer?.types.includes("Files");
-  node.onDragDrop = ({ dataTransfer: { files } }) => files.length && upload(node, files[0]).then(() => true);
-}
-
 // --- templates: the page lists a pack's as their folder happens to hold them
-const ORDER = `reconstruct text_to_image ask_about_a_picture edit_by_instruction mix_two_pictures conversation
-  story keep_codes lora variations_grid native_unclip native_blend ipadapter_sdxl seed1_stable_diffusion`;
+const ORDER = `reconstruct text_to_image get_the_real_models ask_about_a_picture edit_by_instruction
+  mix_two_pictures conversation story keep_codes lora variations_grid native_unclip native_blend
+  ipadapter_sdxl seed1_stable_diffusion`;
 function sortTemplates(api, list) {
   const pack = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2));
   const sort = (packs) => (packs?.[pack]?.sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b)), packs);
@@ -142,6 +118,5 @@ app.registerExtension({
     on("execution_error", ({ exception_message: words, node_type }) => isOurs(node_type) && say([words.trim()], true));
     if (app.api?.queuePrompt) listenToQueue(app.api, app.api.queuePrompt);
   },
-  nodeCreated: (node) => node.comfyClass === "SEEDLoadCodes" && takeFiles(node),
   onNodeOutputsUpdated: (outputs) => Object.entries(outputs ?? {}).forEach((one) => showWords(...one)),
 });

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..compute.precision import LLM_PRECISIONS
 from ..errors import OptionError
 from ..fetching.downloads import DOWNLOADS
+from ..fetching.failures import OnBytes
+from ..fetching.plan import Plan
 from ..files.writer import check_output
 from ..models.convert import check_precision
 from . import options
@@ -75,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
         fetch.check_disk(wanted)
         if wanted.missing and not args.yes:
             _ask_to_go_on()
-        with _progress(wanted.needed) as bar:
-            for path in fetch.fetch(wanted, bar.update):
+        with _progress(wanted) as on_bytes:
+            for path in fetch.fetch(wanted, on_bytes):
                 say(f"fetched {path}")
         return
     output = converted.output_of(wanted, args.precision)
@@ -85,19 +89,20 @@ def run(args: argparse.Namespace) -> None:
     say(f"converted to {args.precision} while it comes, into {output}: about {size} GB in the end")
     if not args.yes:
         _ask_to_go_on()
-    with _progress(sum(file.size for _, file in wanted.files)) as bar:
-        digest = converted.fetch_converted(
-            wanted, LLM_PRECISIONS[args.precision], output, bar.update
-        )
+    with _progress(wanted) as on_bytes:
+        dtype = LLM_PRECISIONS[args.precision]
+        digest = converted.fetch_converted(wanted, dtype, output, on_bytes)
     say(f"wrote {output}\nSHA-256 {digest}")
 
 
-def _progress(size: int) -> Any:
-    """Return a bar that is filled by bytes; only a terminal shows it."""
+@contextmanager
+def _progress(plan: Plan) -> Iterator[OnBytes]:
+    """Give what fills a bar; only a terminal shows it."""
     from huggingface_hub import utils
 
     hub: Any = utils  # its types leave out what its documentation names
-    return hub.tqdm(total=size, unit="B", unit_scale=True, disable=None)
+    with hub.tqdm(total=plan.size, unit="B", unit_scale=True, disable=None) as bar:
+        yield lambda here, fetched: bar.update(here - bar.n)
 
 
 def _ask_to_go_on() -> None:

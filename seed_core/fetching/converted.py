@@ -26,7 +26,7 @@ from ..waiting import each_attended
 from . import outline
 from .describe import show_size
 from .downloads import DOWNLOADS, Source, path_of
-from .failures import Listener, explained
+from .failures import Listener, OnBytes, explained
 from .fetch import MAKE_ROOM, alone, check_there
 from .plan import UNFINISHED, File, Plan, check_lengths, short_name
 from .transfer import get_file, get_part
@@ -38,7 +38,10 @@ _CARRIED = "carried.safetensors"
 
 
 def fetch_converted(
-    plan: Plan, dtype: torch.dtype, output: Path, on_bytes: Callable[[int], None] = lambda _: None
+    plan: Plan,
+    dtype: torch.dtype,
+    output: Path,
+    on_bytes: OnBytes = lambda here, fetched: None,
 ) -> str:
     """Fetch a model into one file of a precision.
 
@@ -46,8 +49,8 @@ def fetch_converted(
         plan: see `make_plan`. Where its files are all there already, they are converted and kept.
         dtype: see `plan_conversion`.
         output: the file to make. It is there when all of it is.
-        on_bytes: told how many bytes have arrived since it was last told, at least once for every
-            tensor that is converted. What it raises ends the run, which the next call goes on with.
+        on_bytes: told a few times a second. What it raises ends the run, which the next call goes
+            on with.
 
     Returns:
         the SHA-256 of the file, as hexadecimal digits.
@@ -62,7 +65,9 @@ def fetch_converted(
     with alone(output.name, output.parent) as unfinished:
         work = replace(plan, folder=unfinished / _version(plan, output) / plan.name)
         is_finished = output.exists() and work.folder.exists()  # but its hash was not told yet
-        if not is_finished:
+        if is_finished:
+            listener.found(plan.size)
+        else:
             check_output(output, SUFFIX, nbytes=0)
             if not plan.missing:
                 check_there(plan, listener)
@@ -104,6 +109,8 @@ def _fetch(plan: Plan, dtype: torch.dtype, output: Path, listener: Listener) -> 
         if not path.exists():
             with explained(source, output.parent, listener):
                 _prepare(plan, source, file, listener)
+        elif not _mark(plan.folder, file).exists():
+            listener.found(file.size)
     # Each time anew: a run may have ended between a file and its record.
     origins = {path: file.origin(source) for path, (source, file) in entries.items()}
     origin.note(plan.folder, plan.name, origins)
@@ -118,6 +125,8 @@ def _fetch(plan: Plan, dtype: torch.dtype, output: Path, listener: Listener) -> 
                 with explained(source, output.parent, listener):
                     arrived = run.get(source, file)
                 run.convert(path, arrived, new)
+            elif _mark(plan.folder, file).exists():
+                listener.found(file.size)
             _arrived(plan.folder, file).unlink(missing_ok=True)
 
 

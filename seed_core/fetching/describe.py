@@ -41,7 +41,7 @@ def describe_choice(
     download, path = DOWNLOADS[name], path_of(name, folder, precision)
     published = about(download.published_gigabytes)
     if plan is not None:
-        published = show_size(sum(file.size for _, file in plan.files))
+        published = show_size(plan.size)
     kept = published if precision is None else about(download.gigabytes[precision])
     there = next(each for each in (path, *path.parents) if each.exists())
     yield f"Download: {published}"

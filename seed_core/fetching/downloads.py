@@ -9,7 +9,7 @@ Source: the pages named here, read on stored copies of 2024 and 2025.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ class HubSource:
     licence: str  # as the repository states it
     commit: str | None  # whole or its first digits; with None, today's is taken and recorded
     remark: str = ""  # what to know before trusting it
+    # SHA-256 of files that somebody else published first.
+    known: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def page(self) -> str:
@@ -144,6 +146,13 @@ DOWNLOADS = {
                 "openrail++",
                 None,
                 "an unofficial mirror: Stability AI's own repository is gone",
+                # By the page of radames/stable-diffusion-2-1-unclip-img2img, a copy that was made
+                # while the first was there.
+                {
+                    "unet/diffusion_pytorch_model.safetensors": (
+                        "902a190c84ff59777cb0ecb7cd0eb86be822e6e2687376aa744ffb2d398b0b86"
+                    )
+                },
             ),
         ),
         {"bf16": 1.9, "fp16": 1.9},

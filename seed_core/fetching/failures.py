@@ -20,18 +20,27 @@ _SETTINGS = (*_PLACES, "HF_TOKEN", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
 """Answers of a server that may do what was asked a little later."""
 
+OnBytes = Callable[[int, int], None]
+"""Told how many bytes of the published files have come by now, and how many of them in this run."""
+
 
 class Listener:
     """What a caller wants to be told of a transfer; what it raises ends that and passes through."""
 
-    def __init__(self, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, on_bytes: OnBytes = lambda here, fetched: None) -> None:
         self._on_bytes = on_bytes
+        self._found = self._fetched = 0
         self.raised: BaseException | None = None
 
+    def found(self, count: int) -> None:
+        """Count bytes that an earlier run has brought; they are told with the next that arrive."""
+        self._found += count
+
     def __call__(self, count: int = 0) -> None:
-        """Tell how many bytes have arrived since it was last told."""
+        """Tell that so many more bytes have arrived; fewer where a server had to begin anew."""
+        self._fetched += count
         try:
-            self._on_bytes(count)
+            self._on_bytes(self._found + self._fetched, self._fetched)
         except BaseException as error:
             self.raised = error
             raise

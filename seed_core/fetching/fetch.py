@@ -7,14 +7,14 @@ one goes on where it stopped. Files that are there already are never written ove
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DownloadError
 from ..files import origin
 from .describe import show_size
 from .downloads import Source
-from .failures import Listener, explained, unusable
+from .failures import Listener, OnBytes, explained, unusable
 from .plan import UNFINISHED, File, Plan, check_nothing_in_the_way
 from .transfer import get_file
 
@@ -65,14 +65,13 @@ def alone(name: str, folder: Path) -> Iterator[Path]:
             unfinished.rmdir()
 
 
-def fetch(plan: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[Path]:
+def fetch(plan: Plan, on_bytes: OnBytes = lambda here, fetched: None) -> Iterator[Path]:
     """Fetch what is missing, yielding the path of each file when it is complete.
 
     Args:
         plan: see `make_plan`.
-        on_bytes: told how many bytes have arrived since it was last told; less than none where a
-            server could only begin anew. What it raises ends the fetching, which the next call goes
-            on with.
+        on_bytes: told a few times a second. What it raises ends the fetching, which the next call
+            goes on with.
 
     Raises:
         DownloadError: the connection breaks, the server refuses, the disk is full, a file arrives
@@ -99,6 +98,7 @@ def check_there(plan: Plan, listener: Listener) -> None:
             continue
         with explained(source, plan.folder, listener):
             known = origin.identity(plan.folder, path).get("sha256")
+            listener.found(file.size)
             if file.sha256 is not None and known == file.sha256:
                 continue
             if not file.is_at(path, listener):

@@ -19,7 +19,7 @@ from ..files.writer import sha256_of
 from ..waiting import attended
 from .connection import persist
 from .downloads import DOWNLOADS, HubSource, Source, WebSource
-from .failures import Listener, by_hand, check_online, explained, something_else
+from .failures import Listener, OnBytes, by_hand, check_online, explained, something_else
 
 UNFINISHED = ".unfinished"
 """Folder of unfinished files, inside the model's own, so that moving one takes no time."""
@@ -81,6 +81,11 @@ class Plan:
     files: tuple[tuple[Source, File], ...]
 
     @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for _, file in self.files)
+
+    @property
     def missing(self) -> list[tuple[Source, File]]:
         """The files that are not there yet."""
         return [entry for entry in self.files if not (self.folder / entry[1].name).exists()]
@@ -103,7 +108,7 @@ def make_plan(
     name: str,
     folder: Path,
     revision: str | None = None,
-    on_bytes: Callable[[int], None] = lambda _: None,
+    on_bytes: OnBytes = lambda here, fetched: None,
 ) -> Plan:
     """Ask the servers for the files of a model, and look which of them are there.
 
@@ -111,7 +116,7 @@ def make_plan(
         name: a key of ``DOWNLOADS``.
         folder: the model's own.
         revision: a commit, branch or tag of the model's own repository, in place of the pinned one.
-        on_bytes: told 0 now and then; what it raises ends the asking.
+        on_bytes: told of no bytes a few times a second; what it raises ends the asking.
 
     Raises:
         DownloadError: a server cannot be reached or refuses, another file is in the way, or the
@@ -214,7 +219,7 @@ def _hub_files(
             raise DownloadError(
                 f"{source.page} has no {pattern} at commit {commit}. {by_hand(source, folder)}"
             )
-    return [
+    files = [
         File(
             name,
             each.size,
@@ -225,6 +230,13 @@ def _hub_files(
         )
         for name, each in found.items()
     ]
+    for file in files:
+        if file.sha256 != source.known.get(file.name, file.sha256):
+            raise DownloadError(
+                f"{source.page} has another {file.name} than the one that was published first, so it "
+                "is not fetched: it may be anything. Please tell us of it"
+            )
+    return files
 
 
 def _ask_for_list(

@@ -32,6 +32,7 @@ def get_file(source: Source, file: File, path: Path, listener: Listener) -> None
         if stream.tell() > file.size:
             stream.truncate(0)
         begun = stream.seek(0, os.SEEK_END)
+        listener.found(begun)
         coming = _Reception(source, file, stream, begun, file.size)
         try:
             if begun < file.size:

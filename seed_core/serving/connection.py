@@ -77,7 +77,7 @@ class Connection:
         self._stopped.set()
         if (held := self._socket) is not None:
             with suppress(OSError):  # where it is closed already
-                socket.shutdown(held, SHUT_RDWR)  # as TLS would have it, it says good-bye first
+                socket.shutdown(held, SHUT_RDWR)  # the plain socket's: TLS would take its leave first
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> Any:
         """Return the answer to a question, which is JSON.
@@ -94,12 +94,11 @@ class Connection:
             raise GarbageError(f"{path}: {message_in(body)}") from error
 
     def events(self, path: str, content: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """Yield the events of a stream as they come, until the server says that it is done.
+        """Yield the events of a stream as they come, until the server is done or has gone.
 
         Raises:
             Refusal: the server refuses the request, or tells of an error in the stream.
             GarbageError: it is not a stream of events.
-            ConnectionError: it ends before.
         """
         with self._answer(path, content, "first_token_seconds") as response:
             kind = response.getheader("Content-Type", "")
@@ -113,7 +112,6 @@ class Connection:
                     yield _event(data)
                 elif data and not line.startswith((b":", b"event:", b"id:", b"retry:")):
                     raise GarbageError(message_in(line))
-        raise ConnectionError("the stream ended")
 
     @contextmanager
     def _answer(

@@ -257,10 +257,23 @@ def check_lora(frontend, outputs):
     assert min(colour.max() for colour in without) > 120, "none on black"
 
 
+def check_get_models(frontend, outputs):
+    """Nothing is fetched: each node tells what would be, and the bundled model draws."""
+    prompt = frontend.api_prompt()
+    told = [outputs[k]["text"][0] for k, v in prompt.items() if v["class_type"] == "SEEDGetModel"]
+    assert len(told) == 3
+    assert all("is not there yet" in text for text in told)
+    (drawing,) = pictures(frontend, outputs, node_id("get_the_real_models", "Your drawing"))
+    red, _, blue = corner_colour(drawing)
+    assert blue > red + 60, "a blue background was asked for"
+    assert 0.15 < (np.abs(drawing - corner_colour(drawing)).max(-1) > 60).mean() < 0.8
+
+
 CHECKS = {
     "ask_about_a_picture": check_ask,
     "conversation": check_conversation,
     "edit_by_instruction": check_edit,
+    "get_the_real_models": check_get_models,
     "keep_codes": check_keep_codes,
     "lora": check_lora,
     "mix_two_pictures": check_mix,
@@ -270,7 +283,7 @@ CHECKS = {
     "variations_grid": check_variations,
 }
 # What the template browser shows first.
-BEGINNING = ("reconstruct", "text_to_image", "ask_about_a_picture", "edit_by_instruction")
+BEGINNING = ("reconstruct", "text_to_image", "get_the_real_models", "ask_about_a_picture")
 # What the template browser shows: these and the ones that need models.
 TEMPLATES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 

@@ -28,7 +28,7 @@ TUCK_AWAY = """() => {
 SAID_OUTSIDE = """() => app.rootGraph._nodes.filter((node) => node.subgraph)
     .flatMap((node) => node.widgets ?? []).filter((w) => w.name === 'preview_text')
     .map((w) => w.value)"""
-WITHOUT = "**/extensions/seed-llama/seed.js"
+WITHOUT = "**/extensions/seed-llama/*.js"
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "vue"])
@@ -99,8 +99,8 @@ def test_all_of_several_replies_can_be_read(frontend, request, screenshot_folder
     frontend.screenshot(screenshot_folder / f"several-{request.node.callspec.id}.png")
 
 
-def test_the_pack_works_without_its_script(frontend_module, browser_server, chromium):
-    """Where the file does not arrive: all nodes, all results, no complaint."""
+def test_the_pack_works_without_its_scripts(frontend_module, browser_server, chromium):
+    """Where the files do not arrive: all nodes, all results, no complaint."""
     chromium.route(WITHOUT, lambda route: route.fulfill(body="", content_type="text/javascript"))
     frontend = frontend_module.Frontend(chromium, browser_server, vue_nodes=True)
     try:

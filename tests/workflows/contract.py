@@ -65,6 +65,8 @@ BUNDLED_LORA = "seed-mini night (bundled)"
 BUNDLED = one_of(BUNDLED_CHOICE)  # folders: the frontend cannot offer to download one
 TOKENIZER_FILE = one_of(BUNDLED_CHOICE, "seed_quantizer.pt", "seed_tokenizer.pth")
 PRECISION = one_of("auto", "fp32", "fp16", "bf16")
+FETCHED_AS = one_of("as published", "bf16", "fp16", "fp8")
+NEVER_BY_ITSELF = one_of("show")  # a template that fetched would do so with the first Run
 TOKENIZER = ("tokenizer", "SEED_TOKENIZER")
 LLM = ("llm", "SEED_LLM")
 DECODER = ("decoder", "SEED_DECODER")
@@ -89,6 +91,10 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
             (LLM,),
         ),
         "SEEDDecoderLoader": Node((), {"decoder": BUNDLED, "precision": PRECISION}, (DECODER,)),
+        "SEEDGetModel": Node(
+            widgets={"model": is_filled_text, "precision": FETCHED_AS, "action": NEVER_BY_ITSELF},
+            outputs=(("name", "STRING"),),
+        ),
         "SEEDLoRALoader": Node(
             (LLM,), {"lora": one_of(BUNDLED_LORA), "strength": number(-10, 10)}, (LLM,)
         ),

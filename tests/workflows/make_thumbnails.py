@@ -208,6 +208,19 @@ def lora(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     return sheet.image
 
 
+def get_models(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
+    sheet = Sheet()
+    names = ("tokenizer", "SEED-LLaMA", "decoder")
+    height = (HALF - 2 * MARGIN) // 3
+    for i, name in enumerate(names):
+        sheet.card(name, MARGIN, 70 + i * (height + MARGIN), HALF, height, size=26)
+    sheet.picture(shown["Your drawing"][0], 2 * MARGIN + HALF, 70, HALF, HALF)
+    sheet.arrow(SIZE // 2, 70 + HALF // 2)
+    sheet.words("Get the real models", 370, 38)
+    sheet.words("36 GB to download, 11 GB stay", 428, 28, SOFT)
+    return sheet.image
+
+
 LAYOUTS = {
     "reconstruct": reconstruct,
     "ask_about_a_picture": ask,
@@ -219,6 +232,7 @@ LAYOUTS = {
     "story": story,
     "keep_codes": keep_codes,
     "lora": lora,
+    "get_the_real_models": get_models,
 }
 # What paints, in words, and what is said below.
 COMPOSED = {

@@ -24,6 +24,7 @@ RUNNABLE = (
     "ask_about_a_picture",
     "conversation",
     "edit_by_instruction",
+    "get_the_real_models",
     "keep_codes",
     "lora",
     "mix_two_pictures",
@@ -50,8 +51,9 @@ NATIVE = {
     ),
 }
 NAMES = (*RUNNABLE, *NATIVE)
+GET = "get_the_real_models"
 APPS = ("ask_about_a_picture", "conversation", "edit_by_instruction", "text_to_image")
-DRAWN_FROM_WORDS = ("lora", "story", "text_to_image", "variations_grid")
+DRAWN_FROM_WORDS = ("get_the_real_models", "lora", "story", "text_to_image", "variations_grid")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
 BY_HAND = {"seed_tokenizer.pth", "causal_qformer.pth"}  # on a Google Drive, behind a page
 LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
@@ -355,8 +357,27 @@ def test_the_first_lines_of_a_note_are_large_enough_for_the_whole_view(name):
 
 @each_template
 def test_a_note_says_how_to_get_the_full_size_models(name):
+    """First without a terminal, then with one."""
     notes = [node["widgets_values"][0] for node in nodes_of(name, *contract.NOTES)]
-    assert sum("python custom_nodes/seed-llama fetch" in text for text in notes) == 1
+    (note,) = [text for text in notes if "python custom_nodes/seed-llama fetch" in text]
+    first = "**fetch now**" if name == GET else f"*{GET}*"
+    assert first in note.partition("python custom_nodes/seed-llama fetch")[0]
+
+
+def test_the_models_to_get_are_three_that_work_together():
+    """In the precisions and with the sizes that its note tells; the smallest whole set."""
+    chosen = [tuple(node["widgets_values"][:2]) for node in nodes_of(GET, "SEEDGetModel")]
+    assert chosen == [
+        ("seed-tokenizer-2", "fp16"),
+        ("seed-llama-8b-sft", "fp8"),
+        ("stable-diffusion-2-1-unclip", "fp16"),
+    ]
+    notes = "\n".join(node["widgets_values"][0] for node in nodes_of(GET, *contract.NOTES))
+    told = re.findall(r"^\| (\S+), (\w+) \| ([\d.]+) GB \| ([\d.]+) GB \|$", notes, re.MULTILINE)
+    assert {row[:2] for row in told} >= set(chosen)
+    for model, precision, comes, stays in told:
+        assert float(comes) == round(DOWNLOADS[model].published_gigabytes, 1)
+        assert float(stays) == DOWNLOADS[model].gigabytes[precision]
 
 
 def models_of(name: str) -> list[dict[str, str]]:

@@ -99,7 +99,7 @@ def test_it_is_the_file_that_fetching_and_then_converting_makes(published, model
 def test_of_the_published_files_no_more_than_one_is_ever_there(published, models):
     counted = []
 
-    def count(_):
+    def count(*_):
         sizes = [path.stat().st_blocks * 512 for path in models.rglob("*") if path.is_file()]
         whole = [path for path in models.rglob("*.bin") if path.stat().st_blocks * 512 > 30_000]
         counted.append((len(whole), sum(sizes)))
@@ -122,12 +122,13 @@ def test_whatever_ends_a_run_the_next_goes_on(published, models, tmp_path, dtype
     """It is ended at every step; no shard is asked for from its beginning a second time."""
     expected = reference(models, dtype, tmp_path)
     published.asked.clear()
-    output, runs = output_in(models), 0
+    output, runs, told = output_in(models), 0, []
     while True:
         runs += 1
         steps = iter([None] * 3)
 
-        def step(_, steps=steps):
+        def step(*count, steps=steps):
+            told.append(count)
             try:
                 next(steps)
             except StopIteration:
@@ -142,6 +143,23 @@ def test_whatever_ends_a_run_the_next_goes_on(published, models, tmp_path, dtype
     assert digest == expected
     whole = [path for path, begin in published.asked if path.endswith(".bin") and begin is None]
     assert len(whole) == SHARDS
+    assert max(here for here, _ in told) == plan_in(models).size
+
+
+def test_what_an_earlier_run_has_converted_is_counted_as_here(published, models):
+    told, plan = [], plan_in(models)
+    first = max(file.size for _, file in plan.files)
+
+    def stop(here, fetched):
+        if fetched > first + 30_000:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fetch_converted(plan, torch.float16, output_in(models), stop)
+    fetch_converted(plan, torch.float16, output_in(models), lambda *count: told.append(count))
+    here, fetched = told[-1]
+    assert here == plan.size
+    assert fetched < plan.size - first
 
 
 def test_a_server_that_sends_no_parts_still_gives_the_same_file(published, models, tmp_path):
@@ -172,7 +190,7 @@ def test_a_model_that_is_there_already_is_converted_and_kept(published, models):
 def test_a_new_version_is_never_mixed_with_what_is_left_of_an_old_one(
     published, models, llm_folder, tmp_path
 ):
-    def stop(_):
+    def stop(*_):
         raise KilledError
 
     with pytest.raises(KilledError):
@@ -309,7 +327,7 @@ def test_two_runs_of_one_model_are_kept_apart(published, models):
     output = output_in(models)
     plan, said = plan_in(models), []
 
-    def again(_):
+    def again(*_):
         if not said:
             with pytest.raises(DownloadError, match="another run is fetching") as caught:
                 fetch_converted(plan, torch.float16, output)

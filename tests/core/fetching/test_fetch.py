@@ -432,12 +432,35 @@ class StopError(Exception):
     pass
 
 
+def test_a_copy_of_what_somebody_else_published_first_has_to_be_the_same(
+    hub, models, monkeypatch, capsys
+):
+    change_own_source(monkeypatch, known={"seed_quantizer.pt": sha256(WEIGHTS)})
+    assert run(models) == 0
+    shutil.rmtree(models / "seed_tokenizer")
+    change_own_source(monkeypatch, known={"seed_quantizer.pt": sha256(TOWER)})
+    assert run(models) == 1
+    assert "another seed_quantizer.pt than the one that was published" in capsys.readouterr().err
+    assert not (models / "seed_tokenizer").exists()
+
+
+def test_what_an_earlier_run_has_fetched_is_counted_as_here(hub, models):
+    hub.cut_after = 70_000
+    assert run(models) == 1
+    hub.refusal, told = None, []
+    plan = make_plan(NAME, models / "seed_tokenizer")
+    there = plan.size - plan.needed
+    list(fetch(plan, lambda *count: told.append(count)))
+    assert there >= 70_000
+    assert told[-1] == (plan.size, plan.size - there)
+
+
 def test_who_stops_does_not_wait_for_a_silent_server(hub, models):
     """And what it sends afterwards is not written: the next run has its own."""
     plan = make_plan(NAME, models / "seed_tokenizer")
     hub.silence = threading.Event()
 
-    def stop(_):
+    def stop(*_):
         raise StopError
 
     with pytest.raises(StopError):  # it would wait for ever

@@ -1,6 +1,9 @@
 """The server file: every field is checked, and keys and addresses come from nowhere else."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from seed_core.models.convert import convert_model, plan_conversion
 from seed_core.models.names import bundled
 from seed_core.serving.runtime import load_served_llm
 from seed_core.serving.server_file import read_server_file
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_file_with_what_is_needed_gets_the_defaults(write_file):
@@ -186,7 +191,7 @@ def test_a_folder_that_lacks_a_file_of_the_vocabulary_names_it(write_file, tmp_p
         load_served_llm(write_file(vocabulary="mine"))
 
 
-def test_the_file_of_the_docs_is_read(tmp_path):
+def test_every_field_is_read(tmp_path):
     """Written by an editor of Windows, with every field."""
     fields = {
         "address": "https://studio.example/llm",
@@ -205,3 +210,14 @@ def test_the_file_of_the_docs_is_read(tmp_path):
     assert server.certificate == tmp_path / "studio.pem"
     assert (server.connect_seconds, server.gap_seconds) == (2.0, 30.5)
     assert server.dialect.name == "sglang"
+
+
+def test_the_file_in_the_docs_is_right(tmp_path):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "studio.server.json"
+    path.write_text(example, encoding="utf-8")
+    server = read_server_file(path)
+    assert server.key_variable == "STUDIO_KEY"
+    told = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert told == {field.name for field in dataclasses.fields(server)} - {"path"}
