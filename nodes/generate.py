@@ -30,6 +30,7 @@ from .io_types import (
 )
 
 MOST_VARIATIONS = 64
+WAITING = "Waiting for the first token ..."  # of a server, which others may be using
 
 
 def _context_inputs() -> list[Any]:
@@ -192,7 +193,7 @@ class SeedGenerate(io.ComfyNode):
 
         def on_token(state: Any) -> None:
             progress.step(state.done, state.total)
-            progress.show(state.text)
+            progress.show(state.text if state.done else lambda: WAITING)
 
         replies = core.answer(plan, on_token)
         pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)

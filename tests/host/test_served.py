@@ -85,7 +85,7 @@ def test_the_reply_is_written_on_the_node_as_it_comes(comfy_server, graphs, engi
         return event
 
     def is_text(event):
-        return event.type == "progress_text" and event.data["text"]
+        return event.type == "progress_text" and event.data["text"][:7] != "Waiting"
 
     engine.faults.mangle = wait
     with engine.computing:  # until the prompt has its id

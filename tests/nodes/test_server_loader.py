@@ -12,6 +12,7 @@ import torch
 NODE = "SEEDServerLoader"
 ENGINE = Path(__file__).parents[1] / "engine_double.py"
 NONE_YET = "none yet (see the help of this node)"
+WAITING = "Waiting for the first token ..."
 GREEDY = {"temperature": 0.0, "max_new_tokens": 80}
 FIELDS = {"address": "http://127.0.0.1:1", "model": "seed-mini", "vocabulary": "seed-mini"}
 
@@ -259,7 +260,7 @@ def test_text_and_bar_move_as_tokens_come(pack, run, served, fox_codes, bar, eng
 
     def show(text):
         said.append(text)
-        if text:
+        if text != WAITING:
             shown.set()
 
     def wait(event):
@@ -278,7 +279,25 @@ def test_text_and_bar_move_as_tokens_come(pack, run, served, fox_codes, bar, eng
     assert done[-1] > 1
     assert {total for _, total in bar} == {80}
     assert said[-1] == text
-    assert all(text.startswith(words) for words in said)
+    assert all(text.startswith(words) for words in said if words != WAITING)
+
+
+def test_until_the_first_token_the_node_says_that_it_waits(
+    pack, run, served, engine, management, monkeypatch
+):
+    """An engine that is busy lets a request wait for minutes."""
+    engine.faults.silence = "first token"
+    said = []
+
+    def check():
+        if said:
+            raise StopPressed
+
+    monkeypatch.setattr(pack.host.progress, "show_text", said.append)
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", check)
+    with pytest.raises(StopPressed):
+        run("SEEDGenerate", llm=served, prompt="Draw a fox.", **GREEDY)
+    assert said == [WAITING]
 
 
 @pytest.mark.parametrize("when", ["headers", "first token", 10])
@@ -287,7 +306,7 @@ def test_stop_closes_the_connection(run, served, engine, management, monkeypatch
     engine.faults.silence = when
 
     def check():
-        if engine.running and (when != 10 or bar[-1][0] == 10):
+        if engine.running and (when != 10 or bar[-1][0] >= 10):
             raise StopPressed
 
     monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", check)
