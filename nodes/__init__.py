@@ -20,6 +20,7 @@ from .generate import SeedGenerate
 from .get_model import SeedGetModel
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
 from .lora import SeedLoraLoader
+from .server_loader import SeedServerLoader
 from .store_codes import SeedCodesToText, SeedLoadCodes, SeedSaveCodes, SeedTextToCodes
 
 # A wire that is let go over the canvas suggests the first nodes of this list that fit it.
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     SeedSamplePicture,
     SeedTokenizerLoader,
     SeedLlamaLoader,
+    SeedServerLoader,
     SeedDecoderLoader,
     SeedEncode,
     SeedGenerate,

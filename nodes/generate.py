@@ -20,9 +20,17 @@ from ..seed_core.errors import OptionError
 from ..seed_core.llm.prompt import split_marks
 from ..seed_core.llm.sampling import REPLIES
 from . import host
-from .io_types import CATEGORY, SeedChatWire, SeedCodesWire, SeedLlmWire, random_seed_input
+from .io_types import (
+    CATEGORY,
+    SeedChatWire,
+    SeedCodesWire,
+    SeedLlmWire,
+    ServedModel,
+    random_seed_input,
+)
 
 MOST_VARIATIONS = 64
+WAITING = "Waiting for the first token ..."  # of a server, which others may be using
 
 
 def _context_inputs() -> list[Any]:
@@ -157,7 +165,7 @@ class SeedGenerate(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        llm: host.LoadedModel[SeedLLM],
+        llm: host.LoadedModel[SeedLLM] | ServedModel,
         prompt: str,
         reply: Literal["auto", "text", "image"],
         variations: int,
@@ -185,7 +193,7 @@ class SeedGenerate(io.ComfyNode):
 
         def on_token(state: Any) -> None:
             progress.step(state.done, state.total)
-            progress.show(state.text)
+            progress.show(state.text if state.done else lambda: WAITING)
 
         replies = core.answer(plan, on_token)
         pictures = host.codes_to_wire(torch.cat([r.codes for r in replies]), core)

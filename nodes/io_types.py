@@ -1,13 +1,16 @@
 """The wires of the pack. Their names are a public contract: saved workflows hold them.
 
-Tokenizer, LLM and decoder travel as `host.LoadedModel`, codes as `SeedCodes`, a conversation as
-`SeedChat`. CLIP_VISION_OUTPUT, IMAGE and STRING are the host's own, EMBEDS is IPAdapter's: a tensor.
+Tokenizer, LLM and decoder travel as `host.LoadedModel`, an LLM on a server as `ServedModel`, codes as
+`SeedCodes`, a conversation as `SeedChat`. CLIP_VISION_OUTPUT, IMAGE and STRING are the host's own,
+EMBEDS is IPAdapter's: a tensor.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..seed_core import ServedLLM
 from . import host
 
 SeedTokenizerWire = io.Custom("SEED_TOKENIZER")
@@ -24,6 +27,17 @@ NO_PICTURE = (
     "text has none: set its reply to image to get a picture each time."
 )
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # the host's own range for random seeds
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A language model on a server: ready as it is, for it has no weights here."""
+
+    core: ServedLLM
+
+    def ready(self, memory_required: int) -> ServedLLM:
+        """Return the core object; the host is not asked for any memory."""
+        return self.core
 
 
 def no_picture(outputs: int = 1) -> io.NodeOutput:

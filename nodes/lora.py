@@ -3,9 +3,12 @@
 from comfy_api.latest import io
 
 from ..seed_core import SeedLLM, read_lora
+from ..seed_core.errors import OptionError
 from . import host
-from .io_types import CATEGORY, SeedLlmWire
+from .io_types import CATEGORY, SeedLlmWire, ServedModel
 from .kinds import LORA
+
+_Llm = host.LoadedModel[SeedLLM] | ServedModel
 
 
 class SeedLoraLoader(io.ComfyNode):
@@ -51,14 +54,17 @@ class SeedLoraLoader(io.ComfyNode):
         return LORA.check(lora)
 
     @classmethod
-    def fingerprint_inputs(
-        cls, lora: str, strength: float, llm: host.LoadedModel[SeedLLM] | None = None
-    ) -> str:
+    def fingerprint_inputs(cls, lora: str, strength: float, llm: _Llm | None = None) -> str:
         return LORA.fingerprint(lora)
 
     @classmethod
-    def execute(cls, llm: host.LoadedModel[SeedLLM], lora: str, strength: float) -> io.NodeOutput:
+    def execute(cls, llm: _Llm, lora: str, strength: float) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(llm)
+        if isinstance(llm, ServedModel):
+            raise OptionError(
+                f"{llm.core.server} has its own adapters, each under a model name of its own: write that "
+                f"name as model into {llm.core.server.path.name} and take this node out"
+            )
         adapter = read_lora(LORA.find(lora), llm.core.config)
         return io.NodeOutput(llm.with_lora(adapter, strength))

@@ -28,6 +28,8 @@ NODES = [
     "SEEDPreviewCodes",
     "SEEDSaveCodes",
     "SEEDLoadCodes",
+    "SEEDGetModel",
+    "SEEDServerLoader",
 ]
 
 

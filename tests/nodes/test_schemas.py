@@ -13,6 +13,7 @@ CONTRACT = {
         ["tokenizer SEED_TOKENIZER"],
     ),
     "SEEDLLaMALoader": (["model COMBO", "precision COMBO"], ["llm SEED_LLM"]),
+    "SEEDServerLoader": (["server COMBO"], ["llm SEED_LLM"]),
     "SEEDDecoderLoader": (["decoder COMBO", "precision COMBO"], ["decoder SEED_DECODER"]),
     "SEEDEncode": (
         ["tokenizer SEED_TOKENIZER", "image IMAGE", "fit COMBO"],
@@ -251,6 +252,7 @@ def test_every_choice_is_told_above():
     left = {
         ("SEEDSamplePicture", "picture"),
         ("SEEDLoadCodes", "file"),
+        ("SEEDServerLoader", "server"),
         ("SEEDGetModel", "model"),
     }
     assert set(widgets_of("COMBO")) == told | left
