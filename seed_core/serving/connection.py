@@ -77,7 +77,8 @@ class Connection:
         self._stopped.set()
         if (held := self._socket) is not None:
             with suppress(OSError):  # where it is closed already
-                socket.shutdown(held, SHUT_RDWR)  # the plain socket's: TLS would take its leave first
+                # The plain socket's: TLS would take its leave first, of a server that may be silent.
+                socket.shutdown(held, SHUT_RDWR)
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> Any:
         """Return the answer to a question, which is JSON.

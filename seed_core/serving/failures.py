@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import GenerationError, SeedError, in_one_line
+from ..errors import GenerationError, in_one_line
 from ..waiting import after
 from .server_file import ServerFile
 
@@ -51,8 +51,6 @@ def explained(server: ServerFile) -> Iterator[None]:
 
     try:
         yield
-    except SeedError:
-        raise
     except Refusal as error:
         raise GenerationError(_refusal(server, error)) from error
     except (GarbageError, UnicodeError, RecursionError) as error:
