@@ -1,4 +1,4 @@
-"""Getting the published models: the only node that goes online, and only as it is told to."""
+"""Getting the published models: the only node that downloads, and only as it is told to."""
 
 import time
 from collections.abc import Iterator

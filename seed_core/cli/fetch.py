@@ -61,7 +61,7 @@ def add_to(commands: options.Commands) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fetch a published model into ComfyUI's models folder; no other command goes online."""
+    """Fetch a published model into ComfyUI's models folder; no other command downloads."""
     from ..fetching import converted, describe, fetch, places, plan
 
     if args.name is None:

@@ -1,1 +1,1 @@
-"""Downloads of the published models; nothing else here opens a connection."""
+"""Downloads of the published models; nothing else here downloads."""

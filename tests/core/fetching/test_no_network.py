@@ -1,4 +1,4 @@
-"""Only the command fetch and the node Get SEED Model open a connection.
+"""Only fetch and Get SEED Model open a connection, and a language model on a server.
 
 Shown in processes where sockets are forbidden. (training data artwork, which does too, is not of
 seed_core's command line.)
@@ -65,9 +65,7 @@ def command(*arguments):
     return f"from seed_core.__main__ import main; sys.exit(main({list(arguments)}))"
 
 
-def node(*runs):
-    """Load the pack as the host does, on the double, and run nodes: an id and its inputs each."""
-    return f"""
+LOAD_THE_PACK = f"""
 import importlib.util
 from pathlib import Path
 
@@ -87,6 +85,12 @@ load("host_double", "tests", "host_double.py").install(Path("models").absolute()
 extension = done(load("pack", "__init__.py").comfy_entrypoint())
 done(extension.on_load())
 nodes = {{each.GET_SCHEMA().node_id: each for each in done(extension.get_node_list())}}
+"""
+
+
+def node(*runs):
+    """Load the pack as the host does, on the double, and run nodes: an id and its inputs each."""
+    return f"""{LOAD_THE_PACK}
 for node_id, inputs in {list(runs)}:
     assert nodes[node_id].validate_inputs(inputs["model"], inputs["precision"]) is True
     nodes[node_id].fingerprint_inputs(**inputs)
@@ -96,6 +100,23 @@ for node_id, inputs in {list(runs)}:
 
 def get_model(model, precision, action):
     return "SEEDGetModel", {"model": model, "precision": precision, "action": action}
+
+
+def on_a_server(folder, more):
+    """Write a server file, and choose it in the loader; then do more with the wire."""
+    place = folder / "models" / "seed_llm" / "studio.server.json"
+    place.parent.mkdir(parents=True)
+    fields = {"address": f"http://{HUB}", "model": "mini", "vocabulary": "seed-mini"}
+    place.write_text(json.dumps(fields), encoding="utf-8")
+    return f"""{LOAD_THE_PACK}
+loader, generate = nodes["SEEDServerLoader"], nodes["SEEDGenerate"]
+(name,) = loader.GET_SCHEMA().inputs[0].options
+assert loader.validate_inputs(name) is True
+loader.fingerprint_inputs(name)
+(llm,) = loader.execute(name).args
+print("chosen", name, flush=True)
+{more}
+"""
 
 
 # --- the guard itself ---
@@ -135,7 +156,29 @@ def test_the_node_asks_the_page_of_a_model_whose_size_the_table_does_not_have(na
     assert asks_the_hub(node(get_model(name, "as published", "show")), tmp_path)
 
 
+GENERATE = "generate.execute(llm, 'a fox', 'auto', 1, 40, 0.0, 1.0, 0, 1)"
+
+
+def test_a_model_on_a_server_asks_the_server_of_its_file(tmp_path):
+    assert asks_the_hub(on_a_server(tmp_path, GENERATE), tmp_path)
+    file = tmp_path / "models" / "seed_llm" / "studio.server.json"
+    assert asks_the_hub(command("chat", "a fox", "--server", str(file)), tmp_path)
+
+
 # --- what must not ---
+
+
+def test_a_server_is_chosen_and_its_file_checked_without_sockets(tmp_path):
+    """What is wrong with a prompt is told without any, too."""
+    empty = GENERATE.replace("a fox", "")
+    told = f"""
+try:
+    {empty}
+except Exception as error:
+    print(type(error).__name__)"""
+    found = run(on_a_server(tmp_path, told), tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["chosen", "studio.server.json", "PromptError"]
 
 
 def test_the_node_shows_without_sockets_what_it_would_fetch(tmp_path):
