@@ -90,6 +90,7 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
             {"model": BUNDLED, "precision": one_of("auto", "bf16", "fp16", "fp32", "fp8")},
             (LLM,),
         ),
+        "SEEDServerLoader": Node((), {"server": NOT_THERE_YET}, (LLM,)),
         "SEEDDecoderLoader": Node((), {"decoder": BUNDLED, "precision": PRECISION}, (DECODER,)),
         "SEEDGetModel": Node(
             widgets={"model": is_filled_text, "precision": FETCHED_AS, "action": NEVER_BY_ITSELF},

@@ -22,6 +22,7 @@ PLACES = {
     "SEEDSamplePicture": "reconstruct",
     "SEEDTokenizerLoader": "reconstruct",
     "SEEDLLaMALoader": "ask_about_a_picture",
+    "SEEDServerLoader": "get_the_real_models",
     "SEEDDecoderLoader": "reconstruct",
     "SEEDLoRALoader": "lora",
     "SEEDEncode": "reconstruct",
@@ -44,10 +45,11 @@ PLACES = {
 }
 ASIDE, ABOVE = 130, 36  # pixels of the graph shown around a node: wires and what they lead to
 HIGHEST = 620  # pixels of a node; a higher one is pictured smaller
-# Lets every node that takes a saved file take the first there is.
-CHOOSE_SAVED = """async () => {
+# Lets every node that takes a file of the user's take the first there is.
+CHOOSE_FILES = """async () => {
     await app.refreshComboInNodes();
-    for (const node of app.rootGraph._nodes.filter((node) => node.type === "SEEDLoadCodes"))
+    const takers = ["SEEDLoadCodes", "SEEDServerLoader"];
+    for (const node of app.rootGraph._nodes.filter((node) => takers.includes(node.type)))
         node.widgets[0].value = node.widgets[0].options.values[0];
 }"""
 # Puts the node in the middle of the window, at most as high as told, and tells its box there.
@@ -77,12 +79,16 @@ def load_beside(name: str) -> ModuleType:
     return module
 
 
-def choose_saved_codes(frontend: Any) -> None:
-    """Do what keep_codes tells its user to: move what it saved to input, and choose it."""
+def choose_files(frontend: Any) -> None:
+    """Do what templates tell their user to: move what keep_codes saved to input, put a server file
+    where it belongs, and choose them."""
     folder = frontend.server.base_dir
+    server = folder / "models" / "seed_llm" / "studio.server.json"
+    server.parent.mkdir(exist_ok=True)
+    server.write_text("{}", encoding="utf-8")
     for path in (folder / "output" / "codes").glob("*.safetensors"):
         shutil.move(path, folder / "input" / path.name)
-    frontend.page.evaluate(CHOOSE_SAVED)
+    frontend.page.evaluate(CHOOSE_FILES)
 
 
 def photograph(frontend: Any, node_id: str) -> None:
@@ -112,7 +118,7 @@ def main() -> None:
             if template in thumbnails.LAYOUTS:
                 frontend.run(300)
                 frontend.settle()
-            choose_saved_codes(frontend)
+            choose_files(frontend)
             for node_id in (n for n in wanted if PLACES[n] == template):
                 photograph(frontend, node_id)
                 print(f"{node_id}: pictured in {template}")
