@@ -40,7 +40,7 @@ def message_in(body: bytes) -> str:
         text = found if isinstance(found, str) else json.dumps(found)
     except (ValueError, RecursionError):
         pass
-    text = in_one_line(" ".join(text.split()))
+    text = in_one_line(" ".join(text.split())) or "no reason given"
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + " ..."
 
 
@@ -56,7 +56,7 @@ def explained(server: ServerFile) -> Iterator[None]:
     except (GarbageError, UnicodeError, RecursionError) as error:
         raise GenerationError(
             f"{server} sent something that is not the answer of {server.dialect.name} ({error}): "
-            "check the address, and what stands between here and there"
+            "check the address, and any proxy on the way to it"
         ) from error
     except (http.client.IncompleteRead, ConnectionError) as error:
         raise GenerationError(_broken(server, error)) from error
@@ -128,8 +128,8 @@ def _refusal(server: ServerFile, error: Refusal) -> str:
         return f"{server} is too busy (answer {status}): run it again {when}"
     if 300 <= status < 400:
         return (
-            f"{server} sends elsewhere (answer {status}), which is not followed: write the address "
-            "where the engine really is into the server file"
+            f"{server} redirects to another address (answer {status}), which is not followed: write the "
+            "address of the engine itself into the server file"
         )
     if status >= 500:
         return f"{server} failed (answer {status}): {said}"

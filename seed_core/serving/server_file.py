@@ -84,7 +84,7 @@ class ServerFile:
         if not key:
             raise GenerationError(
                 f"{self.path.name} says that the key is in {where}, and there is none: put it there, "
-                "and start the program anew if it is a variable"
+                "and restart the program if it is a variable"
             )
         if not all("!" <= c <= "~" for c in key):
             raise GenerationError(
@@ -150,7 +150,7 @@ def _check_names(path: Path, fields: Mapping[str, Any]) -> None:
     for name in fields:
         if "key" in name.lower() and name not in known:
             raise CheckpointError(
-                f"{path} has a field {name!r:.80}: a key does not belong into the file. Write the name "
+                f"{path} has a field {name!r:.80}: a key does not belong in this file. Write the name "
                 "of an environment variable that holds it as key_variable, or that of a file as "
                 "key_file."
             )

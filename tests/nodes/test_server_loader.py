@@ -153,7 +153,7 @@ def test_a_good_file_is_taken_without_asking_the_server(engine, write, node, run
     [
         ({"address": None}, "lacks the field address"),
         ({"address": "studio"}, "address must be"),
-        ({"key": "sesame"}, "a key does not belong into the file"),
+        ({"key": "sesame"}, "a key does not belong in this file"),
         ({"dialect": "ollama"}, "dialect must be one of"),
         ({"gap_seconds": 0}, "gap_seconds must be"),
         ({"vocabulary": "seed-14b"}, "vocabulary 'seed-14b' is not there"),
