@@ -88,9 +88,10 @@ class SeedGetModel(io.ComfyNode):
         choice = _Choice(model, precision)
         if action not in ACTIONS:
             raise OptionError(f"there is no action '{action}'. Actions: {', '.join(ACTIONS)}.")
-        is_new = action == FETCH and not choice.is_there
-        if is_new or (action == FETCH and not choice.is_known):
+        was_there = choice.is_there
+        if action == FETCH and not (was_there and choice.is_known):
             choice.fetch()
+        is_new = action == FETCH and not was_there
         ui = host.say("\n".join(choice.describe()))
         return io.NodeOutput(choice.name, ui={**ui, "new_model": [choice.name] if is_new else []})
 
@@ -171,12 +172,13 @@ class _Choice:
         tell = _Teller(self.name)
         plan = self._plan(tell)
         tell.total = plan.size
-        tell.last_step = "checking" if self._precision is None else "converting and checking"
         if self._precision is None:
+            tell.last_step = "checking"
             check_disk(plan)
             for _ in fetch(plan, tell):
                 pass
         else:
+            tell.last_step = "converting and checking"
             fetch_converted(plan, LLM_PRECISIONS[self._precision], self._path, tell)
         if (found := self.kind.check(self.name)) is not True:
             raise CheckpointError(str(found))

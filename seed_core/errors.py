@@ -10,6 +10,11 @@ def in_one_line(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says first, or else its name."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 class SeedError(Exception):
     """Base of every error raised on purpose by this library."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .downloads import DOWNLOADS, HubSource, path_of
+from .downloads import DOWNLOADS, HubSource, Source, path_of
 from .outline import room_on_disk
 from .plan import UNFINISHED, Plan, free_room
 
@@ -15,12 +15,7 @@ def describe(plan: Plan) -> Iterator[str]:
     yield f"{plan.name} into {plan.folder}"
     for source in DOWNLOADS[plan.name].sources:
         files = [file for of, file in plan.files if of is source]
-        yield f"  from {source.page}" + (f" ({source.remark})" if source.remark else "")
-        if isinstance(source, HubSource):
-            commit = files[0].commit
-            is_pinned = source.commit is not None and str(commit).startswith(source.commit)
-            yield f"  commit {commit}" + ("" if is_pinned else ", which this pack does not pin")
-        yield f"  licence: {source.licence}"
+        yield from _describe_source(source, files[0].commit)
         for file in files:
             there = ", is there already" if (plan.folder / file.name).exists() else ""
             yield f"    {file.name}, {show_size(file.size)}{there}"
@@ -62,12 +57,17 @@ def describe_choice(
         named = f"{first} and {len(more)} more" if len(more) > 2 else ", ".join(source.files)
         size = sum(file.size for file in files) / 1e9 if files else source.gigabytes
         yield f"- {named}: {about(size)}"
-        yield f"  from {source.page}" + (f" ({source.remark})" if source.remark else "")
-        if isinstance(source, HubSource):
-            commit = files[0].commit if files else source.commit
-            pinned = "" if source.commit else ", which this pack does not pin"
-            yield f"  commit {commit}{pinned}" if commit else "  the newest commit: none is pinned"
-        yield f"  licence: {source.licence}"
+        yield from _describe_source(source, files[0].commit if files else None)
+
+
+def _describe_source(source: Source, commit: str | None) -> Iterator[str]:
+    yield f"  from {source.page}" + (f" ({source.remark})" if source.remark else "")
+    if isinstance(source, HubSource):
+        commit = commit or source.commit
+        is_pinned = source.commit is not None and str(commit).startswith(source.commit)
+        pinned = "" if is_pinned else ", which this pack does not pin"
+        yield f"  commit {commit}{pinned}" if commit else "  the newest commit: none is pinned"
+    yield f"  licence: {source.licence}"
 
 
 def about(gigabytes: float | None) -> str:

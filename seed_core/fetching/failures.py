@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DownloadError
+from ..errors import DownloadError, first_line
 from ..waiting import after, seconds_asked
 from .downloads import Source, WebSource
 
@@ -79,7 +79,7 @@ def _message(error: BaseException, source: Source, folder: Path) -> str | None:
     # An address, a proxy or a token that the HTTP client cannot even read.
     if _settings() or isinstance(error, ValueError):
         return (
-            f"{source.page} cannot be asked: {_reason(error)}. {_settings()}"
+            f"{source.page} cannot be asked: {first_line(error)}. {_settings()}"
             f"{by_hand(source, folder)}"
         )
     return None
@@ -118,7 +118,7 @@ def _broken(error: BaseException, source: Source, folder: Path) -> str:
     if getattr(error, "filename", None):
         return unusable(error, folder)
     return (
-        f"no connection to {source.page} ({_reason(error)}). {_settings(_CONNECTION)}The next run goes "
+        f"no connection to {source.page} ({first_line(error)}). {_settings(_CONNECTION)}The next run goes "
         f"on where this one ended. {by_hand(source, folder)}"
     )
 
@@ -131,10 +131,6 @@ def unusable(error: BaseException, folder: Path) -> str:
         f"{name} cannot be used: {getattr(error, 'strerror', None) or error}. {settings}If that is "
         f"the disk of {folder}, name another folder in ComfyUI's extra_model_paths.yaml"
     )
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _settings(names: Iterable[str] = _SETTINGS) -> str:
@@ -153,7 +149,7 @@ def check_online() -> None:
         from huggingface_hub import constants
     except (ValueError, ImportError) as error:  # it reads them as it is imported
         raise DownloadError(
-            f"huggingface_hub does not start here: {_reason(error)}. Check the settings of the "
+            f"huggingface_hub does not start here: {first_line(error)}. Check the settings of the "
             "environment whose names begin with HF_"
         ) from error
     if constants.HF_HUB_OFFLINE:

@@ -142,7 +142,14 @@ def convert_model(conversion: Conversion, output: Path, on_tensor: Progress | No
         OptionError: the output exists or cannot be written, or its disk has too little room.
     """
     check_output(output, SUFFIX, conversion.nbytes)
-    file = StreamedFile(output, conversion.layout, conversion.metadata())
+    return write_tensors(conversion, output, conversion.metadata(), on_tensor)
+
+
+def write_tensors(
+    conversion: Conversion, output: Path, metadata: Mapping[str, str], on_tensor: Progress | None
+) -> str:
+    """Write the tensors of a conversion under a header of any kind; see `convert_model`."""
+    file = StreamedFile(output, conversion.layout, metadata)
     with file.open():
         for key, tensor in conversion.tensors(on_tensor, file.done):
             file.write(key, tensor)

@@ -16,8 +16,8 @@ from typing import Any
 from ..compute import fp8
 from ..errors import OptionError
 from ..files import side_files
-from ..files.writer import StreamedFile, check_output, sha256_of
-from .convert import Conversion, Progress
+from ..files.writer import check_output
+from .convert import Conversion, Progress, write_tensors
 from .llm import GENERATION_FILE, OpenedLlm
 from .names import CONFIG_FILE
 
@@ -60,11 +60,7 @@ def write_plain_folder(
     output.mkdir(exist_ok=True)
     for name, content in _small_files(conversion).items():
         (output / name).write_bytes(content)
-    file = StreamedFile(output / WEIGHTS, conversion.layout, {"format": "pt"})
-    with file.open():
-        for key, tensor in conversion.tensors(on_tensor, file.done):
-            file.write(key, tensor)
-    return sha256_of(output / WEIGHTS)
+    return write_tensors(conversion, output / WEIGHTS, {"format": "pt"}, on_tensor)
 
 
 def check_plain_folder(conversion: Conversion, output: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import GenerationError, in_one_line
+from ..errors import GenerationError, first_line, in_one_line
 from ..waiting import after
 from .server_file import ServerFile
 
@@ -137,5 +137,4 @@ def _refusal(server: ServerFile, error: Refusal) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return in_one_line(text)[:_LONGEST_QUOTE]
+    return in_one_line(first_line(error))[:_LONGEST_QUOTE]

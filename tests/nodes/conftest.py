@@ -161,3 +161,12 @@ def seed_1_codes(run: Callable[..., Any], seed_1: Any, fox: torch.Tensor) -> Any
 def management(pack: ModuleType) -> Any:
     """The module comfy.model_management of the host in use."""
     return pack.comfy.model_management
+
+
+@pytest.fixture
+def bar(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Where the progress bar has been."""
+    steps: list[tuple[int, int]] = []
+    bar = SimpleNamespace(update_absolute=lambda done, total, _: steps.append((done, total)))
+    monkeypatch.setattr(pack.comfy.utils, "ProgressBar", lambda total: bar)
+    return steps

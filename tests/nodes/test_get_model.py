@@ -3,7 +3,6 @@
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -52,15 +51,6 @@ def said(pack, monkeypatch):
     words = []
     monkeypatch.setattr(pack.host.progress, "show_text", words.append)
     return words
-
-
-@pytest.fixture
-def bar(pack, monkeypatch):
-    """Where the progress bar has been."""
-    steps = []
-    bar = SimpleNamespace(update_absolute=lambda done, total, _: steps.append((done, total)))
-    monkeypatch.setattr(pack.comfy.utils, "ProgressBar", lambda total: bar)
-    return steps
 
 
 def words_of(output):

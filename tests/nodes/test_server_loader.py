@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -243,15 +242,6 @@ def test_a_model_here_is_loaded_beside_it(run, served, mini, fox):
     codes = run("SEEDEncode", tokenizer=mini.tokenizer, image=fox)[0]
     asked = {"prompt": "What is in this picture?", "codes": codes, "reply": "text"}
     assert "fox" in run("SEEDGenerate", llm=served, **asked, **GREEDY)[0][0].lower()
-
-
-@pytest.fixture
-def bar(pack, monkeypatch):
-    """Where the progress bar has been."""
-    steps = []
-    bar = SimpleNamespace(update_absolute=lambda done, total, _: steps.append((done, total)))
-    monkeypatch.setattr(pack.comfy.utils, "ProgressBar", lambda total: bar)
-    return steps
 
 
 def test_text_and_bar_move_as_tokens_come(pack, run, served, fox_codes, bar, engine, monkeypatch):
