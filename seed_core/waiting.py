@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 _TELL_EVERY = 0.2  # seconds
+_LONGEST_WAIT = 366 * 86_400.0  # seconds that a server can mean; more is a mistake
 
 _Result = TypeVar("_Result")
 
@@ -64,12 +65,14 @@ def seconds_asked(told: str) -> float | None:
     from email.utils import parsedate_to_datetime  # imports sockets
 
     told = told.strip()
-    if told.isdecimal():
-        return float(told)
     try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
-    except (TypeError, ValueError):  # neither
+        if told.isdecimal():
+            seconds = float(told)
+        else:
+            seconds = parsedate_to_datetime(told).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):  # neither
         return None
+    return max(0.0, seconds) if seconds <= _LONGEST_WAIT else None
 
 
 def after(seconds: float) -> str:

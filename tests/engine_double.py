@@ -316,7 +316,8 @@ class Handler(BaseHTTPRequestHandler):
             card = {"id": engine.name, "max_model_len": engine.context}
             self._send_json(engine.faults.models or {"object": "list", "data": [card]})
         elif self.path == "/detokenize":
-            self._send_json(engine.faults.detokenized or {"prompt": self._names(body["tokens"])})
+            names = "" if body.get("skip_special_tokens", True) else self._names(body["tokens"])
+            self._send_json(engine.faults.detokenized or {"prompt": names})
         elif self.path == "/v1/completions":
             self._complete(body)
         else:
@@ -424,9 +425,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        if "Content-Length" not in headers:  # else the answer is cut
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         """A test's output is its own."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _CHUNK = 64 * 2**10  # bytes
 _LONGEST_LINE = 4 * 2**20  # bytes of one event
 _LONGEST_BODY = 2**20  # bytes of an answer that is not a stream
+_SHORTEST_WAIT = 1.0  # seconds between two requests to a busy server
 _OK = 200
 
 
@@ -89,6 +90,8 @@ class Connection:
         """
         with self._answer(path, content, "gap_seconds") as response:
             body = response.read(_LONGEST_BODY)
+            if response.length and len(body) < _LONGEST_BODY:
+                raise ConnectionError("an answer has no end")
         try:
             return json.loads(body)
         except ValueError as error:
@@ -103,7 +106,7 @@ class Connection:
         """
         with self._answer(path, content, "first_token_seconds") as response:
             kind = response.getheader("Content-Type", "")
-            if not kind.startswith("text/event-stream"):
+            if not kind.lower().startswith("text/event-stream"):
                 raise GarbageError(f"{kind or 'something unnamed'} in place of a stream")
             for line in _lines(response):
                 data = line.removeprefix(b"data:").strip()
@@ -126,8 +129,10 @@ class Connection:
                     yield response
                     return
                 refusal = _refusal(response)
-            wait = refusal.wait
-            if refusal.status not in BUSY or wait is None or time.monotonic() + wait > until:
+            if refusal.status not in BUSY or refusal.wait is None:
+                raise refusal
+            wait = max(refusal.wait, _SHORTEST_WAIT)
+            if time.monotonic() + wait > until:
                 raise refusal
             self._patience.expect("answer", "gap_seconds", more=wait)
             if self._stopped.wait(wait):
@@ -203,8 +208,8 @@ def _event(data: bytes) -> dict[str, Any]:
         raise GarbageError(message_in(data)) from error
     if not isinstance(event, dict):
         raise GarbageError(message_in(data))
-    if "error" in event:
-        fields = event["error"]
+    if (fields := event.get("error")) is not None:
         status = fields.get("code") if isinstance(fields, dict) else None
-        raise Refusal(status if isinstance(status, int) else 500, message_in(data))
+        is_status = type(status) is int and 400 <= status < 600
+        raise Refusal(status if is_status else 500, message_in(data))
     return event

@@ -40,8 +40,13 @@ def message_in(body: bytes) -> str:
         text = found if isinstance(found, str) else json.dumps(found)
     except (ValueError, RecursionError):
         pass
-    text = in_one_line(" ".join(text.split())) or "no reason given"
-    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + " ..."
+    return quoted(text) or "no reason given"
+
+
+def quoted(text: str) -> str:
+    """Return words of a server as one short line, without characters that a console obeys."""
+    line = in_one_line(" ".join(text.split()))
+    return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + " ..."
 
 
 @contextmanager
@@ -53,9 +58,10 @@ def explained(server: ServerFile) -> Iterator[None]:
         yield
     except Refusal as error:
         raise GenerationError(_refusal(server, error)) from error
-    except (GarbageError, UnicodeError, RecursionError) as error:
+    except (GarbageError, RecursionError) as error:
         raise GenerationError(
-            f"{server} sent something that is not the answer of {server.dialect.name} ({error}): "
+            f"{server} sent something that is not the answer of {server.dialect.name} "
+            f"({quoted(str(error))}): "
             "check the address, and any proxy on the way to it"
         ) from error
     except (http.client.IncompleteRead, ConnectionError) as error:
@@ -137,4 +143,4 @@ def _refusal(server: ServerFile, error: Refusal) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return in_one_line(first_line(error))[:_LONGEST_QUOTE]
+    return quoted(first_line(error))

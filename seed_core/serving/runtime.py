@@ -19,7 +19,7 @@ from ..models.llm import find_llm_folder, read_description, read_end_ids, templa
 from ..waiting import attended
 from . import dialects
 from .connection import Connection, Patience
-from .failures import GarbageError, Refusal, explained
+from .failures import GarbageError, Refusal, explained, quoted
 from .grammar import picture_grammar
 from .rows import Row
 from .server_file import ServerFile, read_server_file
@@ -255,9 +255,8 @@ def _length_told(models: list[dict[str, Any]] | None, server: ServerFile) -> int
     base = server.model.partition(":")[0]  # SGLang writes base:adapter
     found = by_name.get(server.model) or by_name.get(base)
     if found is None:
-        raise GenerationError(
-            f"{server} does not offer the model {server.model!r}, but {', '.join(by_name) or 'none'}"
-        )
+        others = f"but {quoted(', '.join(by_name))}" if by_name else "or any other"
+        raise GenerationError(f"{server} does not offer the model {server.model!r}, {others}")
     parent = by_name.get(str(found.get("parent")), {})  # of an adapter
     for each in (found, parent):
         length = each.get("max_model_len")
@@ -279,8 +278,10 @@ def _check_vocabulary(connection: Connection, server: ServerFile, vocab: Vocabul
         f"{server} serves another model than that of the vocabulary {server.vocabulary!r}: the token "
         "ids of pictures differ. Name the model's own folder as vocabulary."
     )
+    # Else SGLang may leave out what a folder calls special, such as the markers.
+    asked = {"model": server.model, "skip_special_tokens": False}
     try:
-        told = connection.ask("/detokenize", {"model": server.model, "tokens": list(names)})
+        told = connection.ask("/detokenize", {**asked, "tokens": list(names)})
     except Refusal as error:
         if error.status in (400, 422):  # it does not know all of them
             raise other from error

@@ -193,6 +193,7 @@ def _address(path: Path, text: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # refuses two dots in a row, as the connection would
     except ValueError as error:
         raise wrong from error
     if "@" in parts.netloc:

@@ -54,7 +54,8 @@ def test_news_is_told_at_once():
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"), [("30", 30), (" 0 ", 0), ("", None), ("soon", None), ("-5", None)]
+    ("told", "seconds"),
+    [("30", 30), (" 0 ", 0), ("", None), ("soon", None), ("-5", None), ("9" * 400, None)],
 )
 def test_a_number_of_seconds_is_understood(told, seconds):
     assert seconds_asked(told) == seconds
@@ -63,6 +64,12 @@ def test_a_number_of_seconds_is_understood(told, seconds):
 def test_a_time_is_understood_and_one_that_is_past_is_now():
     assert 50 < seconds_asked(formatdate(time.time() + 60, usegmt=True)) <= 60
     assert seconds_asked(formatdate(0, usegmt=True)) == 0
+
+
+@pytest.mark.parametrize("zone", ["GMT", "-0000", "+2359"])
+@pytest.mark.parametrize("day", ["Fri, 31 Dec 9999", "Mon, 01 Jan 0001", "Mon, 01 Jan 99999"])
+def test_a_time_that_nobody_can_mean_is_no_reason_to_wait(zone, day):
+    assert not seconds_asked(f"{day} 00:00:00 {zone}")
 
 
 @pytest.mark.parametrize(

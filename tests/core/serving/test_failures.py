@@ -176,6 +176,24 @@ def test_a_model_that_the_server_does_not_offer_is_told_with_those_that_it_does(
     assert "does not offer the model 'seed-mini', but seed-8b, seed-14b" in message
 
 
+def test_a_server_that_offers_nothing_is_told(engine, serve):
+    engine.faults.models = {"data": []}
+    assert fails(serve(engine)).endswith("does not offer the model 'seed-mini', or any other")
+
+
+def test_names_and_types_that_a_server_tells_are_quoted_short_and_in_one_line(engine, serve):
+    """A console obeys some characters, and an answer may be long."""
+    engine.faults.models = {"data": [{"id": "\x1b[31m\nred"}, {"id": "x" * 100_000}]}
+    message = fails(serve(engine))
+    assert "but \\x1b[31m red, xxx" in message
+    assert len(message) < 500
+    engine.faults.models = None
+    engine.faults.instead = "text/\x1b[31mhtml" + "x" * 10_000, b""
+    message = fails(serve(engine))
+    assert "(text/\\x1b[31mhtmlxxx" in message
+    assert len(message) < 600
+
+
 def test_a_model_that_is_not_there_is_told_where_the_server_has_no_list(engine, serve):
     engine.faults.lacks = ("/v1/models", "/detokenize")
     message = fails(serve(engine, model="seed-8b"))
@@ -218,6 +236,7 @@ def test_what_a_server_says_is_kept_short():
     [
         ({}, "run it again later"),
         ({"Retry-After": "soon"}, "run it again later"),
+        ({"Retry-After": "9" * 400}, "run it again later"),
         ({"Retry-After": "30"}, "run it again after 30 seconds, as it asks"),
         ({"Retry-After": "6000"}, "run it again after 100 minutes, as it asks"),
     ],
@@ -234,6 +253,13 @@ def test_a_busy_server_is_asked_again_when_it_says_so(engine, serve, mini_llm):
     reply = serve(engine).generate("Hello", options=GREEDY)
     assert reply.token_ids == mini_llm.generate("Hello", options=GREEDY).token_ids
     assert engine.paths.count("/v1/completions") == 3
+
+
+def test_a_server_that_asks_for_no_pause_is_left_alone_for_a_second_all_the_same(engine, serve):
+    engine.faults.refusals = [("completions", 503, {"Retry-After": "0"}, b"")]
+    engine.faults.refuses_always = True
+    assert "is too busy (answer 503)" in fails(serve(engine, first_token_seconds=1.9))
+    assert engine.paths.count("/v1/completions") <= 2
 
 
 def test_stop_works_while_a_busy_server_is_waited_for(engine, serve):
@@ -273,6 +299,11 @@ def test_a_stream_that_is_cut_is_told(engine, serve, tokens):
     engine.faults.cut = tokens
     message = fails(serve(engine), WILD)
     assert "broke before the reply was complete" in message
+
+
+def test_an_answer_that_is_cut_is_told(engine, serve):
+    engine.faults.refusals = [("models", 200, {"Content-Length": "500"}, b'{"data": [{"id": "se')]
+    assert "broke before the reply was complete" in fails(serve(engine))
 
 
 def test_a_stream_that_ends_too_early_is_told(engine, serve):
@@ -339,6 +370,24 @@ def test_an_error_in_the_stream_is_told_in_the_servers_own_words(engine, serve):
     body = {"error": {"message": "out of memory", "code": 500}}
     engine.faults.instead = "text/event-stream", b"data: " + json.dumps(body).encode() + b"\n\n"
     assert "failed (answer 500): out of memory" in fails(serve(engine))
+
+
+@pytest.mark.parametrize("code", [True, -5, 10**9, "x", None])
+def test_an_error_without_a_status_is_a_failure_of_the_server(engine, serve, code):
+    body = {"error": {"message": "out of memory", "code": code}}
+    engine.faults.instead = "text/event-stream", b"data: " + json.dumps(body).encode() + b"\n\n"
+    assert "failed (answer 500): out of memory" in fails(serve(engine))
+
+
+def test_a_field_for_errors_with_nothing_in_it_is_no_error(engine, serve):
+    engine.faults.mangle = lambda event: {**event, "error": None}
+    assert serve(engine).generate("Hello", options=GREEDY).is_complete
+
+
+def test_the_type_of_a_stream_may_be_written_in_capitals(engine, serve):
+    body = b'data: {"choices": [{"index": 0, "token_ids": [2], "finish_reason": "stop"}]}\r\n\r\n'
+    engine.faults.instead = "Text/Event-Stream; charset=UTF-8", body
+    assert serve(engine).generate("Hello", options=GREEDY).is_complete
 
 
 def test_words_without_token_ids_tell_of_another_engine(engine, serve):

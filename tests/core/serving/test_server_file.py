@@ -34,6 +34,7 @@ def test_a_file_with_what_is_needed_gets_the_defaults(write_file):
         ("https://studio/v1", "https", 443, ""),
         ("https://studio:8443/llm/v1/", "https", 8443, "/llm"),
         ("http://[::1]:8000", "http", 8000, ""),
+        ("HTTP://studio.local.:8000", "http", 8000, ""),
     ],
 )
 def test_an_address_is_understood_with_and_without_port_and_path(
@@ -55,6 +56,8 @@ def test_an_address_is_understood_with_and_without_port_and_path(
         ({"address": "http://studio:port"}, "address must be"),
         ({"address": "http://studio:99999"}, "address must be"),
         ({"address": "http://studio:0"}, "address must be"),
+        ({"address": "http://studio..local:8000"}, "address must be"),
+        ({"address": f"http://{'a' * 64}.local"}, "address must be"),
         ({"address": "http://studio/?key=1"}, "address must be"),
         ({"address": "http://stu dio/"}, "address must be"),
         ({"address": "http://studio/\r\nX: y"}, "address must be"),
