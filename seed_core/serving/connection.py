@@ -210,6 +210,7 @@ def _event(data: bytes) -> dict[str, Any]:
         raise GarbageError(message_in(data))
     if (fields := event.get("error")) is not None:
         status = fields.get("code") if isinstance(fields, dict) else None
-        is_status = type(status) is int and 400 <= status < 600
-        raise Refusal(status if is_status else 500, message_in(data))
+        if type(status) is not int or not 400 <= status < 600:
+            status = 500
+        raise Refusal(status, message_in(data))
     return event

@@ -48,11 +48,11 @@ class ServedLLM(LanguageModel):
         super().__init__(vocab, template, end_ids)
         self.server = server
         self._context = context
-        self._is_known = False  # whether the server was asked what it serves
+        self._met: object = self  # what the server was last seen to serve; here nothing yet
 
     @property
     def context(self) -> int:
-        """The most tokens of prompt and reply together, as far as is known."""
+        """The most tokens of prompt and reply together; a server may read less."""
         return self._context
 
     @property
@@ -79,32 +79,22 @@ class ServedLLM(LanguageModel):
             generation.connection.close()
         return [row.token_ids for row in generation.rows]
 
-    def meet(self, connection: Connection) -> None:
-        """Ask the server, once, what it serves: the model's name, context and vocabulary.
+    def meet(self, connection: Connection) -> int:
+        """Ask the server what it serves; it may have been started anew since the last time.
 
         What an engine does not tell is not checked.
+
+        Returns:
+            The most tokens of prompt and reply together there.
 
         Raises:
             GenerationError: it serves another model than the vocabulary's.
         """
-        if self._is_known:
-            return
-        self.limit_context(_length_told(_models(connection), self.server))
-        _check_vocabulary(connection, self.server, self.vocab)
-        self._is_known = True
-
-    def limit_context(self, told: int | None) -> None:
-        """Take note of how many tokens the server reads at most, where that is less."""
-        if told is not None:
-            self._context = min(self._context, told)
-
-    def learns_context(self, refusal: Refusal) -> bool:
-        """Tell whether a refusal says that the server reads less than was thought; take note."""
-        found = _CONTEXT.search(refusal.said) if refusal.status == 400 else None
-        if found is None or int(found[1]) >= self._context:
-            return False
-        self.limit_context(int(found[1]))
-        return True
+        serves, context = _told(_models(connection), self.server)
+        if serves != self._met:
+            _check_vocabulary(connection, self.server, self.vocab)
+            self._met = serves
+        return min(self._context, context or self._context)
 
 
 class _Generation:
@@ -116,6 +106,7 @@ class _Generation:
         self.news = threading.Event()  # set when tokens have come
         self._llm = llm
         self._request = request
+        self._context = llm.context
         self._length = reply_length(request, llm.context)
         self.rows: list[Row] = []
 
@@ -131,17 +122,19 @@ class _Generation:
     def run(self) -> None:
         """Get all replies, in the background."""
         with explained(self._llm.server):
-            self._llm.meet(self.connection)
+            self._context = self._llm.meet(self.connection)
             try:
                 self._answer_all()
             except Refusal as error:
-                if not self._llm.learns_context(error):
+                told = _context_in(error)
+                if told is None or told >= self._context:
                     raise
+                self._context = told
                 self._answer_all()  # as long as the server reads, or refused as it is here
         self.patience.end()
 
     def _answer_all(self) -> None:
-        self._length = reply_length(self._request, self._llm.context)
+        self._length = reply_length(self._request, self._context)
         self.rows = self._empty_rows()
         for rows in self._batches():
             self._complete(rows, self._request.options.reply != "text")
@@ -247,10 +240,18 @@ def _models(connection: Connection) -> list[dict[str, Any]] | None:
     return listed
 
 
-def _length_told(models: list[dict[str, Any]] | None, server: ServerFile) -> int | None:
-    """Return how many tokens the model reads at most; None if the server does not tell."""
+def _context_in(refusal: Refusal) -> int | None:
+    """Return how many tokens a refusal says that the server reads at most."""
+    found = _CONTEXT.search(refusal.said) if refusal.status == 400 else None
+    return int(found[1]) if found else None
+
+
+def _told(
+    models: list[dict[str, Any]] | None, server: ServerFile
+) -> tuple[tuple[Any, ...], int | None]:
+    """Return what tells a model from others, and how many tokens it reads; of these what is told."""
     if models is None:
-        return None
+        return (), None
     by_name = {str(each.get("id")): each for each in models}
     base = server.model.partition(":")[0]  # SGLang writes base:adapter
     found = by_name.get(server.model) or by_name.get(base)
@@ -258,11 +259,9 @@ def _length_told(models: list[dict[str, Any]] | None, server: ServerFile) -> int
         others = f"but {quoted(', '.join(by_name))}" if by_name else "or any other"
         raise GenerationError(f"{server} does not offer the model {server.model!r}, {others}")
     parent = by_name.get(str(found.get("parent")), {})  # of an adapter
-    for each in (found, parent):
-        length = each.get("max_model_len")
-        if type(length) is int and length > 0:
-            return length
-    return None
+    lengths = [each.get("max_model_len") for each in (found, parent)]
+    length = next((x for x in lengths if type(x) is int and x > 0), None)
+    return (found.get("root"), length), length
 
 
 def _check_vocabulary(connection: Connection, server: ServerFile, vocab: Vocabulary) -> None:

@@ -97,10 +97,18 @@ def test_a_path_in_the_address_comes_before_every_request(engine, serve):
     assert engine.paths == ["/llm/v1/models"]
 
 
-def test_the_server_is_asked_what_it_serves_once(engine, served):
-    for _ in range(2):
+def test_the_server_is_asked_each_time_what_it_serves_and_the_vocabulary_when_that_is_new(
+    engine, served
+):
+    for context in (512, 512, 300):
+        engine.context = context
         served.generate("Hello", options=GREEDY)
-    assert engine.paths == ["/v1/models", "/detokenize", *["/v1/completions"] * 2]
+    again = ["/v1/models", "/v1/completions"]
+    met = ["/v1/models", "/detokenize", "/v1/completions"]
+    assert engine.paths == [*met, *again, *met]
+    engine.context, engine.faults.detokenized = 200, {"prompt": "<unk>"}
+    with pytest.raises(GenerationError, match="another model"):
+        served.generate("Hello", options=GREEDY)
 
 
 def test_proxies_of_the_environment_are_not_asked(engine, served, monkeypatch):
@@ -226,7 +234,17 @@ def test_a_server_that_reads_less_gives_shorter_replies(engine_module, mini_llm,
         served.generate("Hello", options=GenerationOptions(temperature=0))
     prompt = len(engine.bodies[0]["prompt"])
     assert [body["max_tokens"] for body in engine.bodies] == [40 - prompt] * 2
-    assert served.context == 40
+
+
+def test_a_server_that_is_started_anew_with_more_room_gives_it(engine, served):
+    options = GenerationOptions(temperature=0)
+    engine.context = 40
+    with pytest.raises(GenerationError, match="reads 40"):
+        served.generate("fox " * 60, options=options)
+    engine.context = 512
+    served.generate("fox " * 60, options=options)
+    (body,) = engine.bodies
+    assert body["max_tokens"] == 512 - len(body["prompt"])
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -268,7 +286,8 @@ def test_the_context_of_an_adapter_is_that_of_its_model(engine, serve):
     }
     served = serve(engine, model="night")
     served.generate("Hello", options=GREEDY)
-    assert served.context == 50
+    (body,) = engine.bodies
+    assert body["max_tokens"] == 50 - len(body["prompt"])
 
 
 # --- progress and stopping ---
