@@ -18,6 +18,7 @@ from ..seed_core.files.folder import ModelFolder
 from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
 from ..seed_core.files.side_files import read_json
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
+from ..seed_core.llm.vocab import VOCABULARY_FILES
 from ..seed_core.models.llm import LLM_LINK, open_llm
 from ..seed_core.models.lora import SEED_MINI_NIGHT
 from ..seed_core.models.lora_config import CONFIG_FILE as ADAPTER_CONFIG
@@ -35,6 +36,7 @@ from . import host
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
 TOKENIZER_PIECES = (*VISION_TOWER_FILES, *QFORMER_FILES)  # lie beside the tokenizer's own file
 FILES_BESIDE = (*TOKENIZER_PIECES, CONFIG_FILE, ADAPTER_CONFIG)
+SMALL_FILES = (".json", ".model", ".txt", ".md", ".jinja")  # what lies beside weights
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,17 @@ def _holds(name: str) -> Callable[[Path], bool]:
     return lambda folder: os.path.isfile(folder / name)
 
 
+def _is_llm(folder: Path) -> bool:
+    """Whether there is a config, and not just the vocabulary of a model on a server."""
+    try:
+        names = [name for name in os.listdir(folder) if not _is_hidden(name)]
+    except OSError:
+        return False
+    is_list = any(name.endswith(".index.json") for name in names)  # of weights
+    is_small = not is_list and all(name.endswith(SMALL_FILES) for name in names)
+    return CONFIG_FILE in names and not (is_small and {*VOCABULARY_FILES} <= {*names})
+
+
 def _is_unclip(folder: Path) -> bool:
     try:
         return "UnCLIP" in read_json(folder / "model_index.json")["_class_name"]
@@ -223,12 +236,12 @@ TOKENIZER = ModelKind(
 )
 LLM = ModelKind(
     "llm",
-    "a SEED-LLaMA, which is a folder with config.json or a converted .safetensors file",
+    "a SEED-LLaMA, which is a folder with config.json and weights, or a converted .safetensors file",
     "seed-llama-8b-sft",
     ("seed_llm",),
     frozenset(("folder", *SAFETENSORS_SUFFIXES)),
     LLM_LINK,
-    is_folder=_holds(CONFIG_FILE),
+    is_folder=_is_llm,
     is_file=lambda file: False,  # only a converted one
 )
 DECODER = ModelKind(

@@ -4,6 +4,7 @@ An address and a key stand in files of this computer alone. A workflow only name
 whoever sends one cannot choose where prompts go.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from comfy_api.latest import io
 
 from ..seed_core import load_served_llm
 from ..seed_core.errors import CheckpointError, SeedError
+from ..seed_core.models.names import bundled
 from ..seed_core.serving.server_file import SERVER_SUFFIX, read_server_file
 from . import host
 from .io_types import CATEGORY, SeedLlmWire, ServedModel
@@ -114,13 +116,12 @@ def _files() -> dict[str, Path]:
 def _all_files() -> Iterator[Path]:
     for root in map(Path, host.model_folders(LLM.folder)):
         found = sorted(root.glob(f"[!.]*{SERVER_SUFFIX}"))
-        yield from (file for file in found if file.is_file())
+        yield from (file for file in found if os.path.isfile(file))
 
 
 def _vocabulary_elsewhere(name: str) -> Path | None:
-    """A model of Load SEED LLM's list, which may lie in another folder than the server file."""
-    try:
-        found = LLM.find(name)
-    except CheckpointError:
-        return None
-    return found if isinstance(found, Path) else None
+    """A model or a vocabulary in another folder of the host's, or the bundled one as it is listed."""
+    if name == LLM.bundled_choice:
+        return bundled(LLM.name)
+    places = (Path(root, name) for root in host.model_folders(LLM.folder))
+    return next((place for place in places if os.path.exists(place)), None)

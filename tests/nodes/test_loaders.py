@@ -83,6 +83,21 @@ def test_llm_folders_are_those_with_a_config(pack, models):
     assert options(pack, "SEEDLLaMALoader") == [BUNDLED, "8b"]
 
 
+@pytest.mark.parametrize(
+    ("more", "is_listed"),
+    [((), False), (("tokenizer_config.json", "README.md", ".gitattributes"), False)]
+    + [((name,), True) for name in ("model.safetensors", "model.safetensors.index.json", "a.gguf")],
+)
+def test_a_folder_with_a_vocabulary_alone_is_no_model(pack, models, more, is_listed):
+    """It is there for a model on a server; whatever else lies in it, the check explains."""
+    for name in ("config.json", "tokenizer.model", "added_tokens.json", *more):
+        write(models / "seed_llm" / "studio" / name, "{}")
+    assert options(pack, "SEEDLLaMALoader") == [BUNDLED] + ["studio"] * is_listed
+    said = pack.kinds.LLM.check("studio")
+    words = "is not a SEED-LLaMA, which is a folder with config.json and weights"
+    assert (words not in said) is is_listed
+
+
 def test_decoder_folders_are_those_of_unclip_pipelines(pack, models):
     unclip = json.dumps({"_class_name": "StableUnCLIPImg2ImgPipeline"})
     write(models / "seed_decoder" / "sd21" / "model_index.json", unclip)
@@ -208,12 +223,12 @@ def test_a_file_that_is_no_choice_is_told_why(pack, models, converted):
     node = pack.nodes_by_id["SEEDLLaMALoader"]
     assert node.validate_inputs(model="mini llm.safetensors") is True
     said = node.validate_inputs(model="mini decoder.safetensors")
-    assert "is not a SEED-LLaMA, which is a folder with config.json or a converted" in said
+    assert "is not a SEED-LLaMA, which is a folder with config.json and weights, or a" in said
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("added_tokens.json", "lacks added_tokens.json"), ("model.safetensors", "has no weights")],
+    [("added_tokens.json", "lacks added_tokens.json"), ("model.safetensors", "and weights, or")],
 )
 def test_what_a_model_lacks_is_told_before_the_queue_starts(pack, models, name, words):
     folder = models / "seed_llm" / "mini"

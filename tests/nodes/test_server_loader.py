@@ -177,6 +177,23 @@ def test_a_vocabulary_may_be_any_model_of_load_seed_llm(
     assert node.validate_inputs(server=write(vocabulary="one/mine")) is True
 
 
+def test_a_vocabulary_may_lie_in_another_folder_of_the_host(
+    pack, folder, mini_folder, tmp_path, write, node, monkeypatch
+):
+    """With no weights beside it, Load SEED LLM does not list it."""
+    monkeypatch.setattr(pack.host, "model_folders", lambda name: [str(folder), str(tmp_path)])
+    (tmp_path / "words").mkdir()
+    for name in ("config.json", "tokenizer.model", "added_tokens.json"):
+        shutil.copy(mini_folder / "llm" / name, tmp_path / "words")
+    assert node.validate_inputs(server=write(vocabulary="words")) is True
+    listed = pack.nodes_by_id["SEEDLLaMALoader"].GET_SCHEMA().inputs[0].options
+    assert not [name for name in listed if "words" in name]
+
+
+def test_the_bundled_vocabulary_has_the_name_that_load_seed_llm_lists_as_well(write, node):
+    assert node.validate_inputs(server=write(vocabulary="seed-mini (bundled)")) is True
+
+
 # --- when it is loaded again ---
 
 
