@@ -9,13 +9,14 @@ from pathlib import Path
 from .. import (
     LanguageModel,
     SeedCodes,
+    ServedLLM,
     load_llm,
     load_served_llm,
     merge_lora,
     read_lora,
     seeded_generators,
 )
-from ..compute.fp8 import computing_dtype
+from ..compute.fp8 import FP8, computing_dtype
 from ..compute.precision import LLM_PRECISIONS
 from ..decoder.embeddings import require_image_embedding
 from ..errors import CodesError, OptionError
@@ -91,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
     for path in files:
         codes.check_codes_output(path)
     options.decode_options(args)  # refused before a model is loaded
-    drawn = _reply(args, _given(args), bool(pictures))
+    served = None if args.server is None else _served(args)
+    drawn = _reply(args, served, _given(args), bool(pictures))
     if not len(drawn):
         if args.output:
             sys.stderr.write("nothing was written: the reply is only words; try --reply image\n")
@@ -110,10 +112,12 @@ def _given(args: argparse.Namespace) -> SeedCodes | None:
     return codes.read_codes(args, args.given, tokenizer) if args.given else None
 
 
-def _reply(args: argparse.Namespace, given: SeedCodes | None, is_painted: bool) -> SeedCodes:
+def _reply(
+    args: argparse.Namespace, served: ServedLLM | None, given: SeedCodes | None, is_painted: bool
+) -> SeedCodes:
     """Print the reply, and return the codes of its pictures."""
     how = options.generation_options(args)
-    llm = _llm(args)
+    llm = served or _llm(args)
     if is_painted:
         _check_painting(args, llm)
     generator = seeded_generators(args.seed, 1)[0]
@@ -122,14 +126,23 @@ def _reply(args: argparse.Namespace, given: SeedCodes | None, is_painted: bool) 
     return SeedCodes(reply.codes, llm.family, llm.codebook_size)
 
 
+def _served(args: argparse.Namespace) -> ServedLLM:
+    """Open the model on a server, which is asked later: here only what its file says is checked."""
+    if args.lora:
+        raise OptionError(
+            "--lora changes a model on this computer; a server offers an adapter under a name of "
+            "its own: write that as model into the server file"
+        )
+    if LLM_PRECISIONS[args.precision] == FP8:
+        raise OptionError(
+            "--precision fp8 is for a language model on this computer; an engine is told as it starts"
+        )
+    served = load_served_llm(args.server)
+    served.server.key()
+    return served
+
+
 def _llm(args: argparse.Namespace) -> LanguageModel:
-    if args.server is not None:
-        if args.lora:
-            raise OptionError(
-                "--lora changes a model on this computer; a server offers an adapter under a name of "
-                "its own: write that as model into the server file"
-            )
-        return load_served_llm(args.server)
     llm = load_llm(args.model, args.device, LLM_PRECISIONS[args.precision])
     for path, strength in args.lora:
         merge_lora(llm.module, read_lora(path, llm.config), strength)

@@ -48,6 +48,15 @@ def read_side_file(path: Path) -> bytes:
     raise CheckpointError(f"{path} has {size:,} bytes, far too many for a {path.name}")
 
 
+def decoded(text: bytes) -> str:
+    """Return a text, also one that Windows wrote: with a mark before it, or two bytes a character.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    return text.decode(json.detect_encoding(text))
+
+
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
     """Return the object written in JSON; ``where`` is what the text is, for messages.
 
@@ -55,9 +64,7 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
         CheckpointError: it is not JSON, not an object, or has a name twice in one object.
     """
     try:
-        # Editors on Windows write a mark at the beginning, or two bytes a character.
-        encoding = json.detect_encoding(text)
-        content = json.loads(text.decode(encoding), object_pairs_hook=_distinct)
+        content = json.loads(decoded(text), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

@@ -86,9 +86,9 @@ def check_plain_folder(conversion: Conversion, output: Path) -> None:
 
 
 def _is_ours(path: Path, small: Mapping[str, bytes]) -> bool:
-    """Tell whether a file is what an earlier run of the same conversion left behind."""
+    """Tell whether a file is what an earlier run of the same conversion left behind, perhaps cut."""
     if path.name in small:
-        return path.is_file() and path.read_bytes() == small[path.name]
+        return path.is_file() and small[path.name].startswith(path.read_bytes())
     return path.name in {f"{WEIGHTS}{end}" for end in (".unfinished", ".journal", ".lock")}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ..errors import CheckpointError, GenerationError
-from ..files.side_files import read_json
+from ..files.side_files import decoded, read_json
 from ..models.names import SEED_MINI, bundled
 from .dialects import DIALECTS, Dialect
 
@@ -73,7 +73,7 @@ class ServerFile:
         elif self.key_file is not None:
             where = f"the file {self.key_file}"
             try:
-                key = self.key_file.read_text(encoding="utf-8-sig")
+                key = decoded(self.key_file.read_bytes())
             except (OSError, ValueError) as error:
                 raise GenerationError(
                     f"{self.path.name} says that the key is in {where}, which cannot be read: {error}"

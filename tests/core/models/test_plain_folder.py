@@ -141,6 +141,18 @@ def test_a_stopped_run_goes_on(source, output):
 # --- refusals ---
 
 
+@pytest.mark.parametrize("kept", [0, 10])
+def test_a_run_that_ended_in_a_small_file_goes_on_too(source, output, kept):
+    """As where the power fails."""
+    write(source, output)
+    (output / "model.safetensors").unlink()
+    whole = (output / "config.json").read_bytes()
+    (output / "config.json").write_bytes(whole[:kept])
+    write(source, output)
+    assert (output / "config.json").read_bytes() == whole
+    assert {path.name for path in output.iterdir()} == NAMES
+
+
 def test_a_folder_with_anything_else_in_it_is_not_written_to(source, output, capsys):
     output.mkdir()
     (output / "config.json").write_text("{}", "utf-8")

@@ -45,6 +45,19 @@ def test_an_adapter_on_a_server_is_refused_with_what_to_do(engine, server_file, 
     assert engine.paths == []
 
 
+def test_fp8_of_a_model_on_a_server_is_refused_with_what_to_do(engine, server_file, capsys):
+    assert main(["chat", "Hello", "--server", server_file, "--precision", "fp8"]) == 1
+    assert "an engine is told as it starts" in capsys.readouterr().err
+    assert engine.paths == []
+
+
+def test_what_is_wrong_with_a_server_file_is_told_before_pictures_are_read(write_file, capsys):
+    for fields, said in ({"model": ""}, "model must be"), ({"key_file": "gone.key"}, "gone.key"):
+        path = str(write_file(**fields))
+        assert main(["chat", "What is this?", "--image", "gone.png", "--server", path]) == 1
+        assert said in capsys.readouterr().err
+
+
 def test_codes_of_another_family_than_the_tokenizers_are_refused_before_the_server_is_asked(
     engine, write_file, tmp_path, capsys, seed_1_folder
 ):

@@ -123,7 +123,10 @@ def test_a_key_is_read_anew_each_time_from_its_variable(write_file, monkeypatch)
         assert server.key() == key.strip()
 
 
-@pytest.mark.parametrize("content", [b"sesame\n", b"\xef\xbb\xbfsesame\r\n"])  # of Windows
+@pytest.mark.parametrize(
+    "content",  # the last two are of Windows: an editor's, and what > writes in PowerShell
+    [b"sesame\n", b"\xef\xbb\xbfsesame\r\n", "\ufeffsesame\r\n".encode("utf-16-le")],
+)
 def test_a_key_is_read_from_a_file_beside_the_server_file(write_file, tmp_path, content):
     server = read_server_file(write_file(key_file="studio.key"))
     (tmp_path / "studio.key").write_bytes(content)
