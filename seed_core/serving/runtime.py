@@ -213,7 +213,7 @@ class _Generation:
             reason, token_ids = choice.get("finish_reason"), choice.get("token_ids")
             if not isinstance(token_ids, list | None):
                 raise GarbageError(f"token ids {token_ids!r:.40}")
-            if token_ids is None and reason is None:
+            if token_ids is None and (reason is None or choice.get("text")):
                 raise GenerationError(
                     f"{self._llm.server} sends words without their token ids: the engine is too old, "
                     "or of another kind than the server file says"

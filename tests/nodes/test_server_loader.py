@@ -56,8 +56,9 @@ def write(folder):
 
 @pytest.fixture
 def served(write, engine, run):
-    """The wire of a model that the engine serves."""
-    return run(NODE, server=write(address=f"http://127.0.0.1:{engine.port}"))[0]
+    """The wire of a model that the engine serves; on a busy computer connections take their time."""
+    address = f"http://127.0.0.1:{engine.port}"
+    return run(NODE, server=write(address=address, connect_seconds=60))[0]
 
 
 @pytest.fixture

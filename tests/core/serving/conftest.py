@@ -50,11 +50,10 @@ def write_file(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def serve(write_file) -> Callable[..., ServedLLM]:
-    """The language model that an engine serves."""
+    """The language model that an engine serves, which a busy computer may let wait."""
 
     def load(engine, **fields) -> ServedLLM:
-        return load_served_llm(
-            write_file(**{"address": f"http://127.0.0.1:{engine.port}", **fields})
-        )
+        usual = {"address": f"http://127.0.0.1:{engine.port}", "connect_seconds": 60}
+        return load_served_llm(write_file(**{**usual, **fields}))
 
     return load

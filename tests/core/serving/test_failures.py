@@ -399,6 +399,13 @@ def test_words_without_token_ids_tell_of_another_engine(engine, serve):
     assert "words without their token ids" in fails(serve(engine), WILD)
 
 
+def test_a_whole_reply_in_words_alone_is_not_lost_without_a_word(engine, serve):
+    """One event may be all of a short reply."""
+    body = b'data: {"choices": [{"index": 0, "text": "A fox.", "finish_reason": "stop"}]}\n\n'
+    engine.faults.instead = "text/event-stream", body
+    assert "words without their token ids" in fails(serve(engine))
+
+
 def test_a_server_without_grammars_is_told_in_one_sentence(engine, serve):
     engine.faults.ignores_grammar = True
     assert "does not keep to the grammar" in fails(serve(engine), WILD)
