@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,12 +49,12 @@ class Conversion:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.layout.values())
 
-    def metadata(self) -> dict[str, str]:
-        """Return what the header of the file says besides its tensors."""
+    def made_from(self) -> dict[str, Any]:
+        """Return what the tensors come from: another model, adapter or precision has another."""
         names = {dtype: name for name, dtype in precision.LLM_PRECISIONS.items()}
         opened = self.opened
         folder = opened.source if opened.source.is_dir() else opened.source.parent
-        made_from = {
+        return {
             "source": opened.source.name,
             "weights": [origin.identity(folder, file) for file in opened.weights],
             "adapters": [
@@ -65,10 +66,14 @@ class Conversion:
             ],
             "precision": names[self.dtype],
         }
+
+    def metadata(self) -> dict[str, str]:
+        """Return what the header of the file says besides its tensors."""
+        opened = self.opened
         quantised = [key for keys in self.products for key in keys]
         return {
             "format": "pt",
-            **header(opened.kind, opened.files, made_from),
+            **header(opened.kind, opened.files, self.made_from()),
             **(quantization.header(quantised) if quantised else {}),
         }
 

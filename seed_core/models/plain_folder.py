@@ -60,7 +60,9 @@ def write_plain_folder(
     output.mkdir(exist_ok=True)
     for name, content in _small_files(conversion).items():
         (output / name).write_bytes(content)
-    return write_tensors(conversion, output / WEIGHTS, {"format": "pt"}, on_tensor)
+    # A run goes on only where the header is the same, so it tells models of one form apart.
+    metadata = {"format": "pt", "made_from": json.dumps(conversion.made_from())}
+    return write_tensors(conversion, output / WEIGHTS, metadata, on_tensor)
 
 
 def check_plain_folder(conversion: Conversion, output: Path) -> None:

@@ -138,6 +138,24 @@ def test_a_stopped_run_goes_on(source, output):
     assert digest == write(source, output.with_name("at_once"))
 
 
+@pytest.mark.parametrize("loras", [[], [(SEED_MINI_NIGHT, 0.5)]])
+def test_a_stopped_run_does_not_go_on_with_another_model(source, output, loras):
+    """One with another adapter has the same small files and the same form."""
+
+    def stop(done, total):
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(source, output, loras=loras, on_tensor=stop)
+    write(source, output, loras=[(SEED_MINI_NIGHT, 1.0)])
+    write(source, output.with_name("at_once"), loras=[(SEED_MINI_NIGHT, 1.0)])
+    there, once = (
+        load_file(folder / "model.safetensors") for folder in (output, output.with_name("at_once"))
+    )
+    assert all(torch.equal(there[name], once[name]) for name in once)
+
+
 # --- refusals ---
 
 
