@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,6 @@ from itertools import islice
 from typing import TypeVar
 
 _TELL_EVERY = 0.2  # seconds
-_LONGEST_WAIT = 366 * 86_400.0  # seconds that a server can mean; more is a mistake
 
 _Result = TypeVar("_Result")
 
@@ -72,7 +72,7 @@ def seconds_asked(told: str) -> float | None:
             seconds = parsedate_to_datetime(told).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):  # neither
         return None
-    return max(0.0, seconds) if seconds <= _LONGEST_WAIT else None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def after(seconds: float) -> str:

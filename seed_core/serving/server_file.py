@@ -127,6 +127,11 @@ def read_server_file(path: str | Path) -> ServerFile:
     texts = {name: _text(path, fields, name) for name in _TEXTS}
     if texts["key_variable"] and texts["key_file"]:
         raise CheckpointError(f"{path} has key_variable and key_file; leave one of them out")
+    address = _address(path, texts["address"] or "")
+    if texts["certificate"] and address.scheme != "https":
+        raise CheckpointError(
+            f"{path} has a certificate, which is of no use over http: let the address begin with https"
+        )
     dialect = texts["dialect"] or "vllm"
     if dialect not in DIALECTS:
         raise CheckpointError(
@@ -134,7 +139,7 @@ def read_server_file(path: str | Path) -> ServerFile:
         )
     return ServerFile(
         path=path,
-        address=_address(path, texts["address"] or ""),
+        address=address,
         model=texts["model"] or "",
         vocabulary=texts["vocabulary"] or "",
         dialect=DIALECTS[dialect],

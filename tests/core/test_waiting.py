@@ -67,8 +67,8 @@ def test_a_time_is_understood_and_one_that_is_past_is_now():
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", "+2359"])
-@pytest.mark.parametrize("day", ["Fri, 31 Dec 9999", "Mon, 01 Jan 0001", "Mon, 01 Jan 99999"])
-def test_a_time_that_nobody_can_mean_is_no_reason_to_wait(zone, day):
+@pytest.mark.parametrize("day", ["Mon, 01 Jan 0001", "Mon, 01 Jan 99999"])
+def test_a_time_outside_every_calendar_is_no_reason_to_wait(zone, day):
     assert not seconds_asked(f"{day} 00:00:00 {zone}")
 
 

@@ -71,6 +71,7 @@ def test_an_address_is_understood_with_and_without_port_and_path(
         ({"key": "sesame"}, "a key does not belong in this file"),
         ({"api_key": "sesame"}, "a key does not belong in this file"),
         ({"key_variable": "A", "key_file": "b"}, "leave one of them out"),
+        ({"certificate": "studio.pem"}, "let the address begin with https"),
         ({"key_variable": 1}, "key_variable must be"),
         ({"timeout": 3}, "'timeout', and only these are known: address, model"),
         ({"gap_seconds": 0}, "gap_seconds must be a number of seconds above 0"),
