@@ -195,6 +195,21 @@ def test_a_server_that_is_off_is_one_sentence_in_the_one_message(
     assert any("images" in output for output in frontend.run().values())
 
 
+def test_after_stop_the_node_waits_for_nothing_any_more(artist, engine, server_file):
+    frontend, page = artist.frontend, artist.page
+    write(server_file, engine)
+    artist.choose(FILE)
+    engine.faults.silence = "first token"
+    frontend.queue()
+    page.wait_for_function(f"() => ({SAID})().startsWith('Waiting')")
+    frontend.command("Comfy.Interrupt")
+    page.wait_for_function("window.seedRun.end")
+    assert page.evaluate("window.seedRun.end[0]") == "execution_interrupted"
+    frontend.settle()
+    assert page.evaluate(SAID) == ""
+    assert frontend.complaints() == []
+
+
 def test_without_a_server_file_the_message_says_what_to_put_where(artist, server_file, screenshot):
     artist.frontend.command("Comfy.QueuePrompt")
     overlay = artist.page.get_by_test_id("error-overlay")
