@@ -1,7 +1,7 @@
 """A language model on a server against the same one here: every reply is the same.
 
 By default the server is one of the tests, with the pack's own network. ``pytest -m serving`` runs all
-of it against vLLM itself, which is installed for it (5 minutes).
+of it against vLLM itself, which is installed for it.
 """
 
 import json
