@@ -35,18 +35,32 @@ function takeFiles(node) {
 }
 
 // --- one click on Get SEED Model downloads
-let queued = Promise.resolve();
+const clicks = new WeakSet(); // the lists of nodes to run that come from a click
 
-// The job has its own copy of the choice: back at `show`, the next run downloads nothing.
-async function fetchNow(node) {
-  const only = node.graph === app.rootGraph ? [String(node.id)] : undefined; // else the whole graph
-  choose(node, "action", "fetch");
-  await app.queuePrompt(0, 1, only);
-  choose(node, "action", "show");
+// A node's number behind those of the subgraphs that it is in: what it is called in a job.
+function pathTo(node, graph = app.rootGraph, before = "") {
+  const paths = graph.nodes.map((each) =>
+    each === node ? before + each.id : each.subgraph && pathTo(node, each.subgraph, `${before}${each.id}:`));
+  return paths.find(Boolean);
 }
 
-const takeClicks = (node) =>
-  addButton(node, "fetch now", () => (queued = queued.finally(() => fetchNow(node))));
+function fetchNow(node) {
+  const targets = [pathTo(node)];
+  clicks.add(targets);
+  app.queuePrompt(0, 1, targets);
+}
+
+// Only the job is told to fetch: the page may be queueing other runs, which read the node's choice.
+function tellJobs(api, queue) {
+  api.queuePrompt = (number, prompt, options) => {
+    const targets = options?.partialExecutionTargets;
+    for (const id of clicks.has(targets) ? targets : [])
+      if (prompt.output[id]) prompt.output[id].inputs.action = "fetch";
+    return queue.call(api, number, prompt, options);
+  };
+}
+
+const takeClicks = (node) => addButton(node, "fetch now", () => fetchNow(node));
 
 // --- what both need of the page
 const BUTTONS = { SEEDLoadCodes: takeFiles, SEEDGetModel: takeClicks };
@@ -54,6 +68,7 @@ app.registerExtension({
   name: "SEED.Buttons",
   nodeCreated: (node) => BUTTONS[node.comfyClass]?.(node),
   setup() {
+    if (app.api?.queuePrompt) tellJobs(app.api, app.api.queuePrompt);
     // A model that has just come is in the loaders' lists, without pressing R.
     app.api?.addEventListener("executed", ({ detail }) => {
       if (detail?.output?.new_model?.length) app.refreshComboInNodes?.();
