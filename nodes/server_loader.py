@@ -18,7 +18,7 @@ from . import host
 from .io_types import CATEGORY, SeedLlmWire, ServedModel
 from .kinds import LLM, state_of
 
-NONE_YET = "none yet (see the help of this node)"
+NONE_YET = "none yet (see help)"  # longer words would be cut off on the node
 ADVICE = (
     "The help page of this node shows what to write into a server file, and docs/serving.md how to "
     "start a server."

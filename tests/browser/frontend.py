@@ -193,7 +193,14 @@ class Frontend:
 
     def run(self, timeout: float = 120) -> dict[str, Any]:
         """Queue the graph, wait for its end and give each node's shown output by node id."""
+        self.queue()
+        return self.wait_for_end(timeout)
+
+    def queue(self) -> None:
         assert self.page.evaluate(QUEUE), "the frontend did not queue the graph"
+
+    def wait_for_end(self, timeout: float = 120) -> dict[str, Any]:
+        """Wait until what was queued has succeeded; each node's shown output by node id."""
         self.page.wait_for_function("window.seedRun.end", timeout=timeout * 1000)
         end, detail = self.page.evaluate("window.seedRun.end")
         assert end == "execution_success", detail

@@ -10,7 +10,7 @@ import torch
 
 NODE = "SEEDServerLoader"
 ENGINE = Path(__file__).parents[1] / "engine_double.py"
-NONE_YET = "none yet (see the help of this node)"
+NONE_YET = "none yet (see help)"
 WAITING = "Waiting for the first token ..."
 GREEDY = {"temperature": 0.0, "max_new_tokens": 80}
 FIELDS = {"address": "http://127.0.0.1:1", "model": "seed-mini", "vocabulary": "seed-mini"}

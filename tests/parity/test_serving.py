@@ -1,22 +1,17 @@
 """A language model on a server against the same one here: every reply is the same.
 
 By default the server is one of the tests, with the pack's own network. ``pytest -m serving`` runs all
-of it against vLLM itself, which is installed for it (5 minutes).
+of it against vLLM itself, which is installed for it.
 """
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import seed_core
 from seed_core import GenerationOptions
-from seed_core.models.convert import plan_conversion
-from seed_core.models.names import bundled
-from seed_core.models.plain_folder import write_plain_folder
 from seed_core.serving.runtime import load_served_llm
 
 TESTS = Path(__file__).parents[1]
@@ -40,17 +35,12 @@ REPLIES = {
 
 
 @pytest.fixture(scope="module", params=["double", pytest.param("vllm", marks=pytest.mark.serving)])
-def engine(request, load_helper, mini_llm, tmp_path_factory):
-    if request.param == "double":
-        server = load_helper(TESTS / "engine_double.py").Engine(mini_llm, key="sesame")
+def engine(request, load_helper, mini_llm):
+    if request.param == "vllm":
+        yield request.getfixturevalue("vllm")
     else:
-        folder = tmp_path_factory.mktemp("vllm")
-        plan = plan_conversion(bundled("llm"), torch.float16)
-        write_plain_folder(plan, folder / "served")  # as convert --to folder does
-        module = load_helper(TESTS / "vllm_server.py")
-        server = module.VllmServer(folder / "served", "seed-mini", folder / "vllm.log")
-    with server:
-        yield server
+        with load_helper(TESTS / "engine_double.py").Engine(mini_llm, key="sesame") as double:
+            yield double
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +56,7 @@ def served(engine, tmp_path_factory):
 
 def is_idle(engine):
     """Whether the engine has nothing to do, now or soon."""
-    if hasattr(engine, "wait_until"):
-        return engine.wait_until(lambda engine: not engine.running)
-    deadline = time.monotonic() + 30
-    while engine.in_work() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not engine.in_work()
+    return engine.wait_until(lambda engine: not engine.running)
 
 
 @pytest.mark.parametrize("reply", REPLIES)
