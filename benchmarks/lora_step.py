@@ -15,7 +15,6 @@ import gc
 import json
 import multiprocessing
 import os
-import random
 import tempfile
 import threading
 import time
@@ -35,6 +34,7 @@ from seed_core.training import loop
 from seed_core.training.data import examples
 from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm, tune
+from seed_core.training.streams import Streams
 
 GIB = 2**30
 SIZES = ("mini", "300m", "8b")
@@ -91,9 +91,9 @@ class Lessons(loop.Samples):
     def __init__(self, vocab_size, length):
         self.vocab_size, self.length = vocab_size, length
 
-    def sample(self, number):
+    def sample(self, number, streams):
         """Return one sample."""
-        token_ids = random.Random(number).choices(range(3, self.vocab_size), k=self.length)
+        token_ids = streams.of("tokens", number).choices(range(3, self.vocab_size), k=self.length)
         return examples.Example(token_ids, list(token_ids))
 
 
@@ -170,7 +170,7 @@ def plain(args, subject):
         model.train()
         for step in range(args.steps + FIRST + 1):
             numbers = range(step * args.batch, (step + 1) * args.batch)
-            batch = examples.collate([samples.sample(number) for number in numbers])
+            batch = examples.collate([samples.sample(number, Streams(0)) for number in numbers])
             batch = {name: x.to(subject.device) for name, x in batch.items()}
             half = subject.dtype != torch.float32
             with torch.autocast(subject.device.type, torch.bfloat16, enabled=half):

@@ -1,8 +1,8 @@
 """The training loop of every stage, on transformers' Trainer.
 
 A stage brings a network whose ``forward`` takes a batch and returns its loss, and samples by
-number. Sample n is the same in every run and on every number of processes, so an interrupted run
-goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
+number, which get their random numbers here. Sample n is the same in every run and on every number
+of processes, so an interrupted run goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
 processes, FSDP2 included.
 """
 
@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from .curves import draw_curves
 from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
 from .schedule import Schedule, training_arguments
+from .streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -46,24 +47,29 @@ _FROM_WORKER = "DataLoader worker"
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
-class Samples(Dataset[Any]):
-    """Samples by number, as many as anyone asks for.
+class Samples(Protocol):
+    """Samples by number, as many as anyone asks for."""
 
-    `sample` must not depend on earlier calls: draw from ``random.Random(f"{seed} {number}")`` or
-    the like.
-    """
+    def sample(self, number: int, streams: Streams) -> Any:
+        """Return one sample for the stage's collate function.
 
-    count = 0
+        It depends on its number and on the streams alone; whatever is random comes from these.
+        """
 
-    def sample(self, number: int) -> Any:
-        """Return one sample for the stage's collate function."""
-        raise NotImplementedError
+
+class _Numbered(Dataset[Any]):
+    """The samples of a run."""
+
+    def __init__(self, samples: Samples, streams: Streams, count: int) -> None:
+        self._samples = samples
+        self._streams = streams
+        self._count = count
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, number: int) -> Any:
-        return self.sample(number)
+        return self._samples.sample(number, self._streams)
 
 
 class _StageTrainer(Trainer):
@@ -92,7 +98,7 @@ class _StageTrainer(Trainer):
         return [name for name, p in model.named_parameters() if name in names and p.ndim > 1]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # Samples, sized
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it has a length
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -156,13 +162,11 @@ def train(
     with _seeded(schedule.seed):
         arguments = training_arguments(schedule, folder / CHECKPOINTS)
         _claim(folder, recipe)
-        per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
-        samples.count = schedule.steps * per_step
         try:
             trainer = _StageTrainer(
                 model=build(),
                 args=arguments,
-                train_dataset=samples,
+                train_dataset=_Numbered(samples, Streams(schedule.seed), schedule.samples),
                 data_collator=collate,
                 callbacks=[_Curves(folder)],
             )

@@ -62,6 +62,11 @@ class Schedule:
                 f"{self.log_every}, so that a run that goes on has the same log"
             )
 
+    @property
+    def samples(self) -> int:
+        """How many samples a run reads."""
+        return self.steps * self.batch_size
+
 
 def training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArguments:
     """Return Trainer's settings for a run.

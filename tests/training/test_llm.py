@@ -19,6 +19,7 @@ from seed_core.training.data.sources import SourceFiles
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.schedule import Schedule
 from seed_core.training.stages import llm
+from seed_core.training.streams import Streams
 from seed_core.training.world.conversations import ConversationSettings
 
 ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")
@@ -65,7 +66,7 @@ def make_recipe(folder: Path, steps: int, **changes) -> llm.Recipe:
 
 def examples(recipe: llm.Recipe, count: int) -> list[Example]:
     samples = recipe.data.open(load_llm("seed-mini").vocab, 0)
-    return [samples.sample(number) for number in range(count)]
+    return [samples.sample(number, Streams(0)) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -244,4 +245,7 @@ def test_a_model_learns_in_the_template_it_is_used_with(tmp_path: Path, mini_llm
     files = (SourceFiles(str(tmp_path / "texts.jsonl")),)
     with pytest.raises(OptionError, match="llama-2"):
         llm.Data(files).open(mini_llm.vocab, 0, LLAMA_2)
-    assert len(llm.Data(files, pieces="joined").open(mini_llm.vocab, 0, LLAMA_2).sample(0)) > 2
+    assert (
+        len(llm.Data(files, pieces="joined").open(mini_llm.vocab, 0, LLAMA_2).sample(0, Streams(0)))
+        > 2
+    )

@@ -15,6 +15,7 @@ from seed_core.training.data.fields import DocumentError
 from seed_core.training.loop import CHECKPOINTS, CURVES_FILE, LOG_FILE, RECIPE_FILE, Samples, train
 from seed_core.training.recipe import read_recipe
 from seed_core.training.schedule import Schedule
+from seed_core.training.streams import Streams
 
 STEPS = 12
 
@@ -55,9 +56,9 @@ class Sums(Samples):
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
         self.asked.append(number)
-        x = torch.randn(4, generator=torch.Generator().manual_seed(number))
+        x = torch.randn(4, generator=streams.tensors_of("x", number))
         return x, x.sum()[None]
 
 
@@ -196,10 +197,10 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
 class Broken(Sums):
     """Has no sample 9, as a file of documents may have a bad line."""
 
-    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
         if number == 9:
             raise DocumentError("texts.jsonl, line 9: this is no JSON")
-        return super().sample(number)
+        return super().sample(number, streams)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
