@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +46,7 @@ LOG_FILE = "log.json"
 _FROM_WORKER = "DataLoader worker"
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
+Length = Callable[[Any], int]
 
 
 class Samples(Protocol):
@@ -73,11 +75,30 @@ class _Numbered(Dataset[Any]):
 
 
 class _StageTrainer(Trainer):
-    """A Trainer that reads samples in order and logs the terms of a loss."""
+    """A Trainer that reads samples in order and logs the terms of a loss.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    With a ``length``, it sorts the samples of a step before it puts them into batches.
+    """
+
+    def __init__(self, collate: Collate, length: Length | None, **kwargs: Any) -> None:
+        # What is sorted here comes as it is from the processes that make samples.
+        made: Any = collate if length is None else list
+        super().__init__(data_collator=made, **kwargs)
         self._terms: dict[str, list[float]] = {}
+        self._collate = collate
+        self._length = length
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        if self._length is not None:
+            together = [*chain.from_iterable(islice(epoch_iterator, num_batches))]
+            # The longest come first, so a card that is too small shows it at once.
+            rows = iter(sorted(together, key=self._length, reverse=True))
+            size = self.args.train_batch_size
+            batches = (list(islice(rows, size)) for _ in range(0, len(together), size))
+            epoch_iterator = map(self._collate, batches)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -139,6 +160,7 @@ def train(
     collate: Collate,
     recipe: Any,
     folder: Path,
+    length: Length | None = None,
 ) -> nn.Module:
     """Train a network, or go on with an earlier run in the same folder.
 
@@ -149,6 +171,8 @@ def train(
         collate: makes a batch of samples.
         recipe: of the stage, with a ``schedule``; it is written into the folder.
         folder: receives checkpoints, log and curves.
+        length: of a sample that a batch pads to its longest. A step still learns from the same
+            samples, but with ``accumulate`` those of like length share a batch.
 
     Returns:
         The trained network. In a sharded run only the first process has it, see `is_first_process`.
@@ -164,10 +188,11 @@ def train(
         _claim(folder, recipe)
         try:
             trainer = _StageTrainer(
+                collate,
+                length,
                 model=build(),
                 args=arguments,
                 train_dataset=_Numbered(samples, Streams(schedule.seed), schedule.samples),
-                data_collator=collate,
                 callbacks=[_Curves(folder)],
             )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))

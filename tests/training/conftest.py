@@ -90,7 +90,7 @@ def assert_workers_can_make_samples(monkeypatch: pytest.MonkeyPatch) -> Callable
     def check(work: Callable[[], object]) -> None:
         handed: list[tuple[loop.Samples, loop.Collate]] = []
 
-        def train(build, samples, collate, *_):
+        def train(build, samples, collate, *_, **__):
             handed.append((samples, collate))
             raise KeyboardInterrupt
 

@@ -133,7 +133,7 @@ def run(recipe: Recipe, output: Path) -> None:
 
     template = read_template(recipe.start[0]) if recipe.start else VICUNA
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
-    model: Any = train(build, samples, collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output, length=len)
     if is_first_process():
         write(model, place, output / FOLDER, precision.PRECISIONS[recipe.weights])
 
