@@ -123,10 +123,11 @@ class Documents(Samples):
             OptionError: hardly any document has something left to learn once it is cut.
         """
         in_vain, wrong, passed = 0.0, list[str](), PassedOver()
-        for source in self._sources:
+        for index, source in enumerate(self._sources):
             if isinstance(source.documents, JsonLines):
+                own_streams = streams.within("source", index)
                 in_vain += source.weight * self._check_lines(
-                    source, source.documents, streams, wrong, passed
+                    source, source.documents, own_streams, wrong, passed
                 )
         if wrong:
             raise DocumentError("; ".join(wrong))

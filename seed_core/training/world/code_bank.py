@@ -70,7 +70,7 @@ class CodeBank:
                 f"{tokenizer.image_size}"
             )
         self._world = world
-        self._streams = Streams(seed)
+        self._streams = Streams(seed).within("bank")
         self._tokenizer = tokenizer
         self.variants = variants
         self._backgrounds = {name: i for i, name in enumerate(world.backgrounds)}
