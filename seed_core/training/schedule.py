@@ -34,7 +34,7 @@ class Schedule:
     epsilon: float = 1e-8
     clip: float = 1.0  # largest norm of the gradient; 0 for no limit
     # Batches of a step, so that each fits into the memory. Language models put documents of like
-    # length into one, which spares padding: 8 batches take half as long as one, or less.
+    # length into one, which spares padding and so also time.
     accumulate: int = 1
     checkpoint_activations: bool = False  # compute activations again rather than keep them
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # weights and optimizer stay float32
