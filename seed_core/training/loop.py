@@ -1,8 +1,8 @@
 """The training loop of every stage, on transformers' Trainer.
 
 A stage brings a network whose ``forward`` takes a batch and returns its loss, and samples by
-number. Sample n is the same in every run and on every number of processes, so an interrupted run
-goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
+number, which get their random numbers here. Sample n is the same in every run and on every number
+of processes, so an interrupted run goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
 processes, FSDP2 included.
 """
 
@@ -13,8 +13,9 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from .curves import draw_curves
 from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
 from .schedule import Schedule, training_arguments
+from .streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -44,34 +46,59 @@ LOG_FILE = "log.json"
 _FROM_WORKER = "DataLoader worker"
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
+Length = Callable[[Any], int]
 
 
-class Samples(Dataset[Any]):
-    """Samples by number, as many as anyone asks for.
+class Samples(Protocol):
+    """Samples by number, as many as anyone asks for."""
 
-    `sample` must not depend on earlier calls: draw from ``random.Random(f"{seed} {number}")`` or
-    the like.
-    """
+    def sample(self, number: int, streams: Streams) -> Any:
+        """Return one sample for the stage's collate function.
 
-    count = 0
+        It depends on its number and on the streams alone; whatever is random comes from these.
+        """
 
-    def sample(self, number: int) -> Any:
-        """Return one sample for the stage's collate function."""
-        raise NotImplementedError
+
+class _Numbered(Dataset[Any]):
+    """The samples of a run."""
+
+    def __init__(self, samples: Samples, streams: Streams, count: int) -> None:
+        self._samples = samples
+        self._streams = streams
+        self._count = count
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, number: int) -> Any:
-        return self.sample(number)
+        return self._samples.sample(number, self._streams)
 
 
 class _StageTrainer(Trainer):
-    """A Trainer that reads samples in order and logs the terms of a loss."""
+    """A Trainer that reads samples in order and logs the terms of a loss.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    With a ``length``, it sorts the samples of a step before it puts them into batches.
+    """
+
+    def __init__(self, collate: Collate, length: Length | None, **kwargs: Any) -> None:
+        # What is sorted here comes as it is from the processes that make samples.
+        made: Any = collate if length is None else list
+        super().__init__(data_collator=made, **kwargs)
         self._terms: dict[str, list[float]] = {}
+        self._collate = collate
+        self._length = length
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        if self._length is not None:
+            together = [*chain.from_iterable(islice(epoch_iterator, num_batches))]
+            # The longest come first, so a card that is too small shows it at once.
+            rows = iter(sorted(together, key=self._length, reverse=True))
+            size = self.args.train_batch_size
+            batches = (list(islice(rows, size)) for _ in range(0, len(together), size))
+            epoch_iterator = map(self._collate, batches)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -92,7 +119,7 @@ class _StageTrainer(Trainer):
         return [name for name, p in model.named_parameters() if name in names and p.ndim > 1]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # Samples, sized
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it has a length
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -133,6 +160,7 @@ def train(
     collate: Collate,
     recipe: Any,
     folder: Path,
+    length: Length | None = None,
 ) -> nn.Module:
     """Train a network, or go on with an earlier run in the same folder.
 
@@ -143,6 +171,8 @@ def train(
         collate: makes a batch of samples.
         recipe: of the stage, with a ``schedule``; it is written into the folder.
         folder: receives checkpoints, log and curves.
+        length: of a sample that a batch pads to its longest. A step still learns from the same
+            samples, but with ``accumulate`` those of like length share a batch.
 
     Returns:
         The trained network. In a sharded run only the first process has it, see `is_first_process`.
@@ -156,14 +186,13 @@ def train(
     with _seeded(schedule.seed):
         arguments = training_arguments(schedule, folder / CHECKPOINTS)
         _claim(folder, recipe)
-        per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
-        samples.count = schedule.steps * per_step
         try:
             trainer = _StageTrainer(
+                collate,
+                length,
                 model=build(),
                 args=arguments,
-                train_dataset=samples,
-                data_collator=collate,
+                train_dataset=_Numbered(samples, Streams(schedule.seed), schedule.samples),
                 callbacks=[_Curves(folder)],
             )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))

@@ -33,7 +33,9 @@ class Schedule:
     beta2: float = 0.95
     epsilon: float = 1e-8
     clip: float = 1.0  # largest norm of the gradient; 0 for no limit
-    accumulate: int = 1  # batches of a step, so that each fits into the memory
+    # Batches of a step, so that each fits into the memory. Language models put documents of like
+    # length into one, which spares padding and so also time.
+    accumulate: int = 1
     checkpoint_activations: bool = False  # compute activations again rather than keep them
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # weights and optimizer stay float32
     save_every: int = 500  # steps
@@ -61,6 +63,11 @@ class Schedule:
                 f"schedule.save_every {self.save_every} must be a multiple of log_every "
                 f"{self.log_every}, so that a run that goes on has the same log"
             )
+
+    @property
+    def samples(self) -> int:
+        """How many samples a run reads."""
+        return self.steps * self.batch_size
 
 
 def training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArguments:

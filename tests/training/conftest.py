@@ -12,6 +12,7 @@ import torch
 from seed_core.models.names import bundled
 from seed_core.training import loop
 from seed_core.training.stages import decoder, llm, tokenizer, tower, tune
+from seed_core.training.streams import Streams
 from seed_core.training.world.artwork import Artwork, read_artwork, write_artwork
 from seed_core.training.world.closed_world import World
 from seed_core.training.world.samples import WorldSettings
@@ -89,7 +90,7 @@ def assert_workers_can_make_samples(monkeypatch: pytest.MonkeyPatch) -> Callable
     def check(work: Callable[[], object]) -> None:
         handed: list[tuple[loop.Samples, loop.Collate]] = []
 
-        def train(build, samples, collate, *_):
+        def train(build, samples, collate, *_, **__):
             handed.append((samples, collate))
             raise KeyboardInterrupt
 
@@ -99,10 +100,9 @@ def assert_workers_can_make_samples(monkeypatch: pytest.MonkeyPatch) -> Callable
             with pytest.raises(KeyboardInterrupt):
                 work()
         ((samples, collate),) = handed
-        samples.count = 8
         others, other_collate = pickle.loads(pickle.dumps((samples, collate)))
         ours, theirs = (
-            make([source.sample(number) for number in range(3)])
+            make([source.sample(number, Streams(0)) for number in range(3)])
             for make, source in ((collate, samples), (other_collate, others))
         )
         assert ours.keys() == theirs.keys()

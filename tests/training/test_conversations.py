@@ -16,6 +16,7 @@ import torch
 from seed_core.errors import OptionError
 from seed_core.models.names import bundled
 from seed_core.training.data.documents import DocumentWriter
+from seed_core.training.streams import Streams
 from seed_core.training.world import data as world_data
 from seed_core.training.world import prompts
 from seed_core.training.world.artwork import read_artwork, write_description
@@ -67,7 +68,7 @@ def album(world) -> Album:
 
 @pytest.fixture(scope="module")
 def conversations(world, album, artwork) -> MiniConversations:
-    return MiniConversations(world, album, seed=7, others=read_artwork(artwork).names)
+    return MiniConversations(world, album, others=read_artwork(artwork).names)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def exchanges(conversations, album) -> list[tuple]:
     """Task, question, shown pictures, answer (text or picture) and the picture before, of each turn."""
     rows = []
     for number in range(COUNT):
-        document, before = conversations.document(number), None
+        document, before = conversations.document(number, Streams(0)), None
         turns = [turn["parts"] for turn in document["turns"]]
         for task, asked, (said,) in zip(document["tasks"], turns[::2], turns[1::2], strict=True):
             (question,) = [part for part in asked if isinstance(part, str)]
@@ -97,18 +98,18 @@ def of(exchanges, *tasks):
 
 
 def test_a_number_has_the_same_document_whatever_was_asked_for_before(world, album, conversations):
-    again = MiniConversations(world, album, seed=7, others=conversations._setting.unknown)
-    ours = [conversations.document(number) for number in (5, 900, 3)]
-    assert [again.document(number) for number in (3, 5, 900)] == [ours[2], *ours[:2]]
-    other = MiniConversations(world, album, seed=8).document(5)
+    again = MiniConversations(world, album, others=conversations._setting.unknown)
+    ours = [conversations.document(number, Streams(0)) for number in (5, 900, 3)]
+    assert [again.document(number, Streams(0)) for number in (3, 5, 900)] == [ours[2], *ours[:2]]
+    other = again.document(5, Streams(1))
     assert other != ours[0]
-    assert len({json.dumps(conversations.document(n)) for n in range(300)}) > 295
+    assert len({json.dumps(conversations.document(n, Streams(0))) for n in range(300)}) > 295
 
 
 def test_turns_alternate_and_there_are_one_to_three_of_each(conversations):
     counts = Counter()
     for number in range(1000):
-        document = conversations.document(number)
+        document = conversations.document(number, Streams(0))
         roles = [turn["role"] for turn in document["turns"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert document["format"] == "conversation"
@@ -300,7 +301,7 @@ def test_people_type_a_wording_in_several_ways():
 def test_the_language_model_can_read_every_conversation(conversations, mini_llm):
     writer = DocumentWriter(mini_llm.vocab, "seed-mini", "joined")
     for number in range(400):
-        example = writer.write(conversations.document(number), random.Random(0))
+        example = writer.write(conversations.document(number, Streams(0)), random.Random(0))
         assert example.teaches
         assert len(example) <= 300
 
@@ -314,7 +315,9 @@ def test_a_part_of_the_conversations_is_about_the_objects_in_focus(world, album)
     seen = Counter()
     for number in range(300):
         for name, source in (("focused", focused), ("plain", plain)):
-            parts = [p for turn in source.document(number)["turns"] for p in turn["parts"]]
+            parts = [
+                p for turn in source.document(number, Streams(0))["turns"] for p in turn["parts"]
+            ]
             pictures = [album.picture(part) for part in parts if not isinstance(part, str)]
             names = {world.concepts[picture.concept]["name"] for picture in pictures}
             seen[name] += bool(names & {"fox", "owl"})
@@ -328,7 +331,7 @@ def test_drawings_are_of_the_first_variants(world, album):
     source = MiniConversations(world, album, drawings=1)
     drawn = 0
     for number in range(200):
-        document = source.document(number)
+        document = source.document(number, Streams(0))
         for task, turn in zip(document["tasks"], document["turns"][1::2], strict=True):
             if task == "draw":
                 assert album.picture(turn["parts"][0]).variant == 0
@@ -457,7 +460,7 @@ def test_the_command_makes_a_bank_that_a_recipe_can_name(artwork, small_files, t
     assert "48 pictures" in capsys.readouterr().out
     settings = ConversationSettings(artwork, small_files, path, focus=("fox",))
     stored, on_demand = (replace(settings, bank=bank, variants=1).open(0) for bank in (path, None))
-    ours, theirs = ([s.document(n) for n in range(10)] for s in (stored, on_demand))
+    ours, theirs = ([s.document(n, Streams(0)) for n in range(10)] for s in (stored, on_demand))
     assert ours == theirs
     for field, value in (("augmented", 2.0), ("focus_part", -1.0), ("drawings", 0)):
         with pytest.raises(OptionError, match=field):

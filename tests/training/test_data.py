@@ -18,6 +18,7 @@ from seed_core.training.data import command as data
 from seed_core.training.data import encoding
 from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.data.json_lines import JsonLines
+from seed_core.training.streams import Streams
 
 NAMES = ("castle_on_blue", "cat_on_orange", "fox_on_yellow", "frog_on_yellow", "ghost_on_black")
 
@@ -96,7 +97,7 @@ def test_what_is_written_can_be_learned_from(pictures, tmp_path, mini_llm, kind)
     assert len(lines) == 5
     writer = DocumentWriter(mini_llm.vocab, "seed-mini")
     for number in range(5):
-        assert len(writer.write(lines.document(number), random.Random(0))) >= 36
+        assert len(writer.write(lines.document(number, Streams(0)), random.Random(0))) >= 36
 
 
 def test_an_archive_gives_what_the_folder_gives(pictures, tmp_path):

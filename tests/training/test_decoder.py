@@ -44,6 +44,7 @@ from seed_core.training.stages.decoder import (
     open_world,
     scene_samples,
 )
+from seed_core.training.streams import Streams
 from seed_core.training.world.noised import Chances, collate_noised
 from seed_core.training.world.rendering import normalize
 from seed_core.training.world.samples import WorldSettings
@@ -189,8 +190,8 @@ def test_parts_that_do_not_fit_are_refused(artwork, tmp_path, trained_unet):
 def test_a_sample_is_the_same_whatever_was_asked_for_before(artwork):
     recipe = unet_recipe(artwork, 1, Path("x"))
     first, second = (noised(recipe, (4, 8, 8), 256) for _ in range(2))
-    forward = [first.sample(number) for number in range(8)]
-    backward = [second.sample(number) for number in reversed(range(8))][::-1]
+    forward = [first.sample(number, Streams(0)) for number in range(8)]
+    backward = [second.sample(number, Streams(0)) for number in reversed(range(8))][::-1]
     for (scene, draws), (same_scene, same_draws) in zip(forward, backward, strict=True):
         assert scene == same_scene
         for name, value in vars(draws).items():
@@ -206,7 +207,7 @@ def test_random_numbers_come_as_often_as_asked_for(artwork):
     recipe = DecoderRecipe("unet", WorldSettings(artwork), schedule(1), unet=options)
     samples = noised(recipe, (1, 2, 2), 4)
     count = 3000
-    batch = collate_noised([samples.sample(number) for number in range(count)])
+    batch = collate_noised([samples.sample(number, Streams(0)) for number in range(count)])
 
     def assert_rate(flags: torch.Tensor, rate: float) -> None:
         spread = math.sqrt(rate * (1 - rate) / count)
@@ -226,7 +227,7 @@ def test_favoured_objects_are_shown_as_often_as_asked_for(artwork, world):
     recipe = vae_recipe(artwork, 1, 1, favour=("wolf", "skull"), favour_part=0.5)
     everything = open_world(recipe)
     samples = scene_samples(recipe, everything)
-    scenes = [samples.sample(number) for number in range(600)]
+    scenes = [samples.sample(number, Streams(0)) for number in range(600)]
     described = len(world.concepts)
     new = [scene for scene in scenes if scene.concept >= described]
     assert len({scene.concept for scene in new}) == 2, "the two, and nothing else of the artwork"

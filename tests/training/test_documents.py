@@ -18,9 +18,10 @@ from seed_core.training.__main__ import main
 from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.data.examples import IGNORED, Example, collate, cut, with_wrong_codes
 from seed_core.training.data.fields import DocumentError
-from seed_core.training.data.json_lines import JsonLines, shuffled
+from seed_core.training.data.json_lines import JsonLines
 from seed_core.training.data.questions import DRAW
 from seed_core.training.data.sources import Documents, Source, SourceFiles
+from seed_core.training.streams import Streams, shuffled
 
 FIRST = list(range(32))
 SECOND = list(range(100, 132))
@@ -455,11 +456,13 @@ def test_lines_of_several_files_all_come_once_before_any_comes_again(write_lines
     write_lines("empty.jsonl")
     lines = JsonLines(tmp_path / "*.jsonl")
     assert len(lines) == 5
-    orders = [[lines.document(5 * turn + i)["text"] for i in range(5)] for turn in range(4)]
+    orders = [
+        [lines.document(5 * turn + i, Streams(0))["text"] for i in range(5)] for turn in range(4)
+    ]
     assert {tuple(sorted(order)) for order in orders} == {tuple(f"fox {i}" for i in range(5))}
     assert len(set(map(tuple, orders))) > 1
     again = JsonLines(tmp_path / "*.jsonl")
-    assert again.document(7) == lines.document(7)
+    assert again.document(7, Streams(0)) == lines.document(7, Streams(0))
 
 
 def test_lines_of_mixed_kinds_and_odd_characters_are_read_as_they_are(write_lines, tmp_path):
@@ -468,7 +471,7 @@ def test_lines_of_mixed_kinds_and_odd_characters_are_read_as_they_are(write_line
         "mixed.jsonl", json.dumps(odd, ensure_ascii=False), INTERLEAVED, turns(["A"], [FIRST])
     )
     lines = JsonLines(path)
-    found = [lines.document(i) for i in range(3)]
+    found = [lines.document(i, Streams(0)) for i in range(3)]
     assert sorted(map(str, found)) == sorted(map(str, [odd, INTERLEAVED, turns(["A"], [FIRST])]))
 
 
@@ -478,7 +481,7 @@ def test_a_bad_line_is_named(write_lines, tmp_path, separate):
     samples, messages = Documents([source], separate), []
     for i in range(4):
         try:
-            samples.sample(i)
+            samples.sample(i, Streams(0))
         except DocumentError as error:
             messages.append(str(error))
     assert len(messages) == 3
@@ -522,9 +525,9 @@ def test_blank_lines_and_marks_do_not_count(tmp_path, separate, content):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     samples = Documents([SourceFiles(str(path)).open()], separate)
-    samples.check()
+    samples.check(Streams(0))
     assert len(JsonLines(path)) == 2
-    assert {tuple(samples.sample(i).token_ids) for i in range(6)} == {
+    assert {tuple(samples.sample(i, Streams(0)).token_ids) for i in range(6)} == {
         tuple(tokens("<s> ▁a ▁fox </s>"))
     }
 
@@ -552,12 +555,12 @@ def test_a_bad_line_is_found_before_a_run_begins(tmp_path, separate):
         path.write_bytes(good + b"\n\n" + bad + b"\n" + good)
         samples = Documents([SourceFiles(str(path)).open()], separate)
         with pytest.raises(DocumentError) as caught:
-            samples.check()
+            samples.check(Streams(0))
         assert f"{path}, line 502: " in str(caught.value)
         assert message in str(caught.value)
     path.write_bytes(b"\n".join([b"7", *[LINE] * 3, b"8", b"9", b"10"]))
     with pytest.raises(DocumentError) as caught:
-        Documents([SourceFiles(str(path)).open()], separate).check()
+        Documents([SourceFiles(str(path)).open()], separate).check(Streams(0))
     assert [f"line {i}: " in str(caught.value) for i in (1, 5, 6, 7)] == [True] * 3 + [False]
 
 
@@ -608,13 +611,13 @@ def test_documents_that_teach_nothing_are_counted_before_a_run_begins(
     long = turns(["What is this? " * 20], ["A."])
     path = write_lines("a.jsonl", *[long] * 4, turns(["A"], ["A."]))
     with caplog.at_level(logging.WARNING):
-        Documents([SourceFiles(str(path), max_length=40).open()], separate).check()
+        Documents([SourceFiles(str(path), max_length=40).open()], separate).check(Streams(0))
     assert f"nothing to learn in 40 tokens: 4 ({path}, line 1, " in caplog.text
     write_lines("a.jsonl", *[long] * 19, turns(["A"], ["A."]))
     source = SourceFiles(str(path), max_length=40).open()
     with pytest.raises(OptionError, match=r"nothing .* tokens: 19 .*set a larger max_length"):
-        Documents([source], separate).check()
-    Documents([source, Source(Listed(turns(["A"], ["A."])))], separate).check()
+        Documents([source], separate).check(Streams(0))
+    Documents([source, Source(Listed(turns(["A"], ["A."])))], separate).check(Streams(0))
 
 
 def test_processes_share_the_check(write_lines, separate, monkeypatch):
@@ -624,7 +627,7 @@ def test_processes_share_the_check(write_lines, separate, monkeypatch):
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         try:
-            Documents([source], separate).check()
+            Documents([source], separate).check(Streams(0))
         except DocumentError as error:
             refused.append((rank, "line 11" in str(error)))
     assert refused == [(1, True)]
@@ -652,7 +655,7 @@ class Listed:
     def __init__(self, *documents):
         self._documents = documents
 
-    def document(self, number):
+    def document(self, number, streams):
         return self._documents[number % len(self._documents)]
 
 
@@ -661,14 +664,14 @@ def test_an_example_is_known_by_its_number(separate, write_lines, tmp_path):
     files = SourceFiles(str(path), swapped=0.5).open()
     drawn = Source(Listed({"format": "text_to_image", "text": "a fox", "codes": FIRST}))
 
-    def make(seed: int = 0) -> Documents:
-        return Documents([files, drawn], separate, seed=seed, wrong_codes=0.3)
+    def make() -> Documents:
+        return Documents([files, drawn], separate, wrong_codes=0.3)
 
-    forwards = [make().sample(number) for number in range(40)]
+    forwards = [make().sample(number, Streams(0)) for number in range(40)]
     samples = pickle.loads(pickle.dumps(make()))  # as a process that makes samples gets it
-    backwards = [samples.sample(number) for number in reversed(range(40))]
+    backwards = [samples.sample(number, Streams(0)) for number in reversed(range(40))]
     assert forwards == backwards[::-1]
-    assert forwards != [make(1).sample(number) for number in range(40)]
+    assert forwards != [make().sample(number, Streams(1)) for number in range(40)]
 
 
 def test_sources_are_mixed_by_weight_and_cut_to_their_own_length(separate):
@@ -677,7 +680,7 @@ def test_sources_are_mixed_by_weight_and_cut_to_their_own_length(separate):
         [Source(Listed(long), 3.0, max_length=20), Source(Listed(long), 1.0, max_length=30)],
         separate,
     )
-    lengths = Counter(len(samples.sample(number)) for number in range(1000))
+    lengths = Counter(len(samples.sample(number, Streams(0))) for number in range(1000))
     assert set(lengths) == {20, 30}
     assert 700 < lengths[20] < 800
 
@@ -687,11 +690,13 @@ def test_what_has_nothing_left_to_learn_is_passed_over_and_reported(separate, ca
     source = Source(Listed(long, turns(["A"], ["A."])), max_length=40)
     samples = Documents([source], separate)
     with caplog.at_level(logging.WARNING):
-        assert {len(samples.sample(number)) for number in range(20)} == {len(samples.sample(1))}
+        assert {len(samples.sample(number, Streams(0))) for number in range(20)} == {
+            len(samples.sample(1, Streams(0)))
+        }
     (record,) = caplog.records
     assert "document 0 has nothing left to learn within a max_length of 40" in record.message
     with pytest.raises(DocumentError, match="set a larger max_length"):
-        Documents([Source(Listed(long), max_length=40)], separate).sample(0)
+        Documents([Source(Listed(long), max_length=40)], separate).sample(0, Streams(0))
 
 
 def test_sources_that_make_no_sense_are_refused(separate):

@@ -20,6 +20,7 @@ from seed_core.training.data.passed_over import PassedOver
 from seed_core.training.data.picture_sources import find_pictures
 from seed_core.training.data.sources import Documents, SourceFiles
 from seed_core.training.data.texts import pair, texts_in
+from seed_core.training.streams import Streams
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +169,9 @@ def lines_target(fuzz, folder, vocab):
         file.write_bytes(content)
         source = SourceFiles(str(file), swapped=0.5).open()
         samples = Documents([source], writers[len(content) % 2])
-        samples.check()
+        samples.check(Streams(0))
         for number in range(2 * len(source.documents)):
-            assert samples.sample(number).teaches
+            assert samples.sample(number, Streams(0)).teaches
 
     return fuzz.Target(30_000, make, run)
 

@@ -18,7 +18,8 @@ from seed_core.training.data.examples import Example, collate
 from seed_core.training.data.sources import SourceFiles
 from seed_core.training.recipe import RECIPES, read_recipe
 from seed_core.training.schedule import Schedule
-from seed_core.training.stages import llm
+from seed_core.training.stages import llm, tune
+from seed_core.training.streams import Streams
 from seed_core.training.world.conversations import ConversationSettings
 
 ANSWERS = ("A red fox.", "A blue cat.", "A big owl.", "No.")
@@ -65,7 +66,7 @@ def make_recipe(folder: Path, steps: int, **changes) -> llm.Recipe:
 
 def examples(recipe: llm.Recipe, count: int) -> list[Example]:
     samples = recipe.data.open(load_llm("seed-mini").vocab, 0)
-    return [samples.sample(number) for number in range(count)]
+    return [samples.sample(number, Streams(0)) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +114,43 @@ def test_result_has_a_vocabulary_and_keeps_the_settings_of_generation(trained):
     assert read_json(folder / "config.json")["use_cache"] is True
 
 
+@pytest.mark.parametrize("stage", ["llm", "tune"])
+def test_batches_of_like_length_teach_the_same_with_less_padding(stage, tmp_path, monkeypatch):
+    """The steps of a run whose batches are sorted are those of a run with one batch a step."""
+    texts = [{"format": "text", "text": "a quick fox " * (1 + i)} for i in range(24)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, texts)), "utf-8")
+    data = llm.Data((SourceFiles(str(tmp_path / "a.jsonl")),))
+    module = {"llm": llm, "tune": tune}[stage]
+    logs, sizes = [], []
+
+    def counted(batch):
+        found = collate(batch)
+        sizes[-1] += found["labels"].numel()
+        return found
+
+    monkeypatch.setattr(module, "collate", counted)
+    for accumulate in (1, 4):
+        sizes.append(0)
+        schedule = Schedule(
+            steps=6, batch_size=16, learning_rate=1e-2, log_every=1, accumulate=accumulate
+        )
+        recipe = (
+            llm.Recipe(data, schedule, sizes=SIZES)
+            if stage == "llm"
+            else tune.Recipe(data, schedule, "seed-mini", dropout=0.0)
+        )
+        folder = tmp_path / str(accumulate)
+        module.run(recipe, folder)
+        logs.append(json.loads((folder / "log.json").read_text("utf-8")))
+    for row, other in zip(*logs, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    assert sizes[1] < 0.75 * sizes[0]
+
+
 def test_interrupted_run_ends_like_another(tmp_path, interrupt):
     recipe = make_recipe(tmp_path, 12)
-    schedule = replace(recipe.schedule, save_every=4, log_every=2)
+    schedule = replace(recipe.schedule, save_every=4, log_every=2, accumulate=2)
     recipe = replace(recipe, data=replace(recipe.data, wrong_codes=0.35), schedule=schedule)
     llm.run(recipe, tmp_path / "whole")
     interrupt(lambda: llm.run(recipe, tmp_path / "halves"), step=5)
@@ -244,4 +279,7 @@ def test_a_model_learns_in_the_template_it_is_used_with(tmp_path: Path, mini_llm
     files = (SourceFiles(str(tmp_path / "texts.jsonl")),)
     with pytest.raises(OptionError, match="llama-2"):
         llm.Data(files).open(mini_llm.vocab, 0, LLAMA_2)
-    assert len(llm.Data(files, pieces="joined").open(mini_llm.vocab, 0, LLAMA_2).sample(0)) > 2
+    assert (
+        len(llm.Data(files, pieces="joined").open(mini_llm.vocab, 0, LLAMA_2).sample(0, Streams(0)))
+        > 2
+    )

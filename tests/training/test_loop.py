@@ -15,6 +15,7 @@ from seed_core.training.data.fields import DocumentError
 from seed_core.training.loop import CHECKPOINTS, CURVES_FILE, LOG_FILE, RECIPE_FILE, Samples, train
 from seed_core.training.recipe import read_recipe
 from seed_core.training.schedule import Schedule
+from seed_core.training.streams import Streams
 
 STEPS = 12
 
@@ -55,9 +56,9 @@ class Sums(Samples):
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
         self.asked.append(number)
-        x = torch.randn(4, generator=torch.Generator().manual_seed(number))
+        x = torch.randn(4, generator=streams.tensors_of("x", number))
         return x, x.sum()[None]
 
 
@@ -171,6 +172,61 @@ def test_accumulated_batches_read_the_same_samples(whole, tmp_path):
     assert rows(tmp_path)[-1]["loss"] < rows(tmp_path)[0]["loss"]
 
 
+class Words(Samples):
+    """As many ones as its length, which is left to chance."""
+
+    def sample(self, number: int, streams: Streams) -> list[int]:
+        return [number] * streams.of("length", number).randint(1, 50)
+
+
+def pad(samples) -> dict[str, torch.Tensor]:
+    width = max(map(len, samples))
+    return {"x": torch.tensor([[*sample, *[-1] * (width - len(sample))] for sample in samples])}
+
+
+class Reader(nn.Module):
+    """Notes the samples of each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.read: list[list[list[int]]] = []
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        self.read.append([[n for n in row if n >= 0] for row in x.tolist()])
+        return {"loss": self.weight * x.clamp(min=0).float().mean()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_shares_its_samples_out_by_length(tmp_path, workers):
+    schedule = replace(RECIPE.schedule, batch_size=24, accumulate=4, workers=workers)
+    trained = train(Reader, Words(), pad, replace(RECIPE, schedule=schedule), tmp_path, length=len)
+    assert len(trained.read) == STEPS * 4
+    for step in range(STEPS):
+        batches = trained.read[4 * step : 4 * step + 4]
+        assert [len(batch) for batch in batches] == [6] * 4
+        together = sorted((row[0], len(row)) for batch in batches for row in batch)
+        wanted = [Words().sample(number, Streams(0)) for number in range(24 * step, 24 * step + 24)]
+        assert together == [(row[0], len(row)) for row in wanted], "what comes in this step stays"
+        lengths = [len(row) for batch in batches for row in batch]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_run_by_length_that_was_interrupted_ends_the_same(tmp_path, interrupt):
+    schedule = replace(RECIPE.schedule, batch_size=24, accumulate=4)
+    recipe = replace(RECIPE, schedule=schedule)
+
+    def run(name: str) -> nn.Module:
+        return train(Reader, Words(), pad, recipe, tmp_path / name, length=len)
+
+    whole = run("whole")
+    interrupt(lambda: run("halves"), step=6)
+    halves = run("halves")
+    assert halves.read == whole.read[4 * 4 :], "it goes on where it was saved"
+    assert state(halves) == state(whole)
+    assert rows(tmp_path / "halves") == rows(tmp_path / "whole")
+
+
 def test_other_seeds_are_other_runs(whole, tmp_path):
     recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, seed=1))
     _, expected, _ = whole
@@ -196,10 +252,10 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
 class Broken(Sums):
     """Has no sample 9, as a file of documents may have a bad line."""
 
-    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
         if number == 9:
             raise DocumentError("texts.jsonl, line 9: this is no JSON")
-        return super().sample(number)
+        return super().sample(number, streams)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,6 +14,7 @@ from seed_core.errors import PictureError
 from seed_core.training.__main__ import main as training
 from seed_core.training.data.picture_sources import PictureFile
 from seed_core.training.data.pictures import PictureFolders
+from seed_core.training.streams import Streams
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +98,16 @@ def test_a_stage_sees_pictures_upright_and_in_8_bits(good, mini_tokenizer):
     for name in ("lying.png", "lying.tif", "lying.webp", "through.png"):
         assert np.array_equal(files[name].open(), files["upright.png"].open())
     assert np.array_equal(files["deep.png"].open(), files["grey.png"].open())
-    samples = PictureFolders([good], 32, 0, has_captions=False)
-    assert {tuple(samples.sample(number)[0].shape) for number in range(11)} == {(3, 32, 32)}
+    samples = PictureFolders([good], 32, has_captions=False)
+    assert {tuple(samples.sample(number, Streams(0))[0].shape) for number in range(11)} == {
+        (3, 32, 32)
+    }
 
 
 def test_a_stage_without_one_whole_picture_says_so(odd, tmp_path):
     (tmp_path / "cut.png").write_bytes(odd.saved(odd.fox())[:900])
     with pytest.raises(PictureError, match="pictures in a row are damaged"):
-        PictureFolders([tmp_path], 32, 0, has_captions=False).sample(0)
+        PictureFolders([tmp_path], 32, has_captions=False).sample(0, Streams(0))
 
 
 def test_an_object_of_ones_own_may_lie_on_its_side_and_have_a_palette(

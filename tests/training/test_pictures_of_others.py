@@ -27,6 +27,7 @@ from seed_core.training.data import archives, command, picture_sources, pictures
 from seed_core.training.data.captions import read_vocabulary
 from seed_core.training.data.documents import DocumentWriter
 from seed_core.training.data.passed_over import PassedOver
+from seed_core.training.streams import Streams
 
 Content = bytes | str
 
@@ -715,20 +716,20 @@ def test_a_vocabulary_for_captions_is_read_or_refused(folder, files, message):
 def test_captions_are_checked_before_a_run_begins(folder, caplog):
     given = folder({"a.png": None, "a.txt": "one\ntwo\n", "b.png": None, "b.txt": b"fr\xfch"})
     with caplog.at_level(logging.WARNING):
-        samples = pictures.PictureFolders([given], 4, 0, has_captions=True)
+        samples = pictures.PictureFolders([given], 4, has_captions=True)
     assert "pictures whose caption cannot be read: 1 (b.png: its text b.txt" in caplog.text
-    assert {samples.sample(i)[1] for i in range(30)} == {"one", "two"}
-    assert all(isinstance(samples.sample(i)[0], torch.Tensor) for i in range(3))
+    assert {samples.sample(i, Streams(0))[1] for i in range(30)} == {"one", "two"}
+    assert all(isinstance(samples.sample(i, Streams(0))[0], torch.Tensor) for i in range(3))
     (given / "c.png").write_bytes(PNG)
     with pytest.raises(OptionError, match="the folder .*nowhere is missing"):
-        pictures.PictureFolders([given / "nowhere"], 4, 0, has_captions=True)
+        pictures.PictureFolders([given / "nowhere"], 4, has_captions=True)
     with pytest.raises(OptionError, match=r"pictures without a caption: 1 \(c.png\)"):
-        pictures.PictureFolders([given], 4, 0, has_captions=True)
-    pictures.PictureFolders([given], 4, 0, has_captions=False)
+        pictures.PictureFolders([given], 4, has_captions=True)
+    pictures.PictureFolders([given], 4, has_captions=False)
     (given / "c.png").unlink()
     (given / "a.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(PictureError, match="no picture has a caption that can be read"):
-        pictures.PictureFolders([given], 4, 0, has_captions=True)
+        pictures.PictureFolders([given], 4, has_captions=True)
 
 
 @pytest.mark.parametrize("suffix", ["avif", "tga", "qoi", "jp2", "ppm", "PNG"])

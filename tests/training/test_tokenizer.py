@@ -36,6 +36,7 @@ from seed_core.training.networks.teacher_folder import TOWER_FILE, load_teacher,
 from seed_core.training.recipe import find_recipe, read_recipe
 from seed_core.training.schedule import Schedule
 from seed_core.training.stages import tokenizer, tower
+from seed_core.training.streams import Streams
 from seed_core.training.world.rendering import normalize
 from seed_core.training.world.samples import WorldPictures, WorldSettings, collate_scenes
 
@@ -325,8 +326,8 @@ def test_pictures_and_codes_are_float32_in_a_bf16_run(
     learner = mini_learner(tower_folder, settings).eval()
     nn.init.normal_(learner.model.embedder.quantizer.codebook)
     world = settings.open()
-    samples = WorldPictures(dataclasses.replace(settings, augmented=1.0), world, 0)
-    batch = collate_scenes([samples.sample(i) for i in range(8)])
+    samples = WorldPictures(dataclasses.replace(settings, augmented=1.0), world)
+    batch = collate_scenes([samples.sample(i, Streams(0)) for i in range(8)])
     plain = learner(**batch)["loss"]
     vectors = torch.randn(20, 32, 8)
     expected = learner.model.embedder.quantizer.nearest(vectors)
@@ -438,8 +439,8 @@ def test_a_shortened_sample_depends_on_its_first_codes_alone(
     tower_folder: Path, settings: WorldSettings, isolated_random_state: None
 ) -> None:
     learner = mini_learner(tower_folder, settings)
-    samples = WorldPictures(settings, settings.open(), 0)
-    batch = collate_scenes([samples.sample(i) for i in range(4)])
+    samples = WorldPictures(settings, settings.open())
+    batch = collate_scenes([samples.sample(i, Streams(0)) for i in range(4)])
     batch["num_codes"] = torch.tensor([1, 5, 31, 32])
     gradients: dict[str, torch.Tensor] = {}
 
@@ -457,8 +458,8 @@ def test_mini_trains_all_but_tower_teacher_and_codebook(
     tower_folder: Path, settings: WorldSettings, isolated_random_state: None
 ) -> None:
     learner = mini_learner(tower_folder, settings)
-    samples = WorldPictures(settings, settings.open(), 0)
-    learner(**collate_scenes([samples.sample(i) for i in range(4)]))["loss"].backward()
+    samples = WorldPictures(settings, settings.open())
+    learner(**collate_scenes([samples.sample(i, Streams(0)) for i in range(4)]))["loss"].backward()
     frozen = {name for name, parameter in learner.named_parameters() if parameter.grad is None}
     expected = {
         name
@@ -468,7 +469,7 @@ def test_mini_trains_all_but_tower_teacher_and_codebook(
     assert frozen == {*expected, "model.embedder.quantizer.codebook"}
     assert not any(key.startswith(("model.visual", "teacher")) for key in learner.state_dict())
     before = {name: p.clone() for name, p in learner.named_parameters()}
-    learner.eval()(**collate_scenes([samples.sample(9)]))
+    learner.eval()(**collate_scenes([samples.sample(9, Streams(0))]))
     assert all(torch.equal(before[name], p) for name, p in learner.named_parameters())
 
 
@@ -650,11 +651,14 @@ def test_damaged_pictures_are_passed_over(
     folder = tmp_path / "pictures"
     shutil.copytree(picture_folder, folder)
     (folder / "7.png").write_bytes(b"no picture")
-    samples = pictures.PictureFolders([folder], 128, 0, has_captions=True)
-    whole = pictures.PictureFolders([picture_folder], 128, 0, has_captions=True)
+    samples = pictures.PictureFolders([folder], 128, has_captions=True)
+    whole = pictures.PictureFolders([picture_folder], 128, has_captions=True)
     changed = 0
     for number in range(96):  # two epochs
-        (pixels, caption), (others, other_caption) = samples.sample(number), whole.sample(number)
+        (pixels, caption), (others, other_caption) = (
+            samples.sample(number, Streams(0)),
+            whole.sample(number, Streams(0)),
+        )
         changed += not (torch.equal(pixels, others) and caption == other_caption)
     assert changed == 2
     (line,) = (record.getMessage() for record in caplog.records)
@@ -662,7 +666,7 @@ def test_damaged_pictures_are_passed_over(
     for path in folder.glob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(PictureError, match="100 pictures in a row are damaged"):
-        samples.sample(0)
+        samples.sample(0, Streams(0))
 
 
 # ---- part: codebook ----

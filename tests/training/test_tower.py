@@ -27,6 +27,7 @@ from seed_core.training.networks.teacher_folder import (
 from seed_core.training.recipe import find_recipe, read_recipe
 from seed_core.training.schedule import Schedule
 from seed_core.training.stages import tower
+from seed_core.training.streams import Streams
 from seed_core.training.world.rendering import normalize
 from seed_core.training.world.samples import NOT_NAMED, WorldPictures, WorldSettings, collate_scenes
 from seed_core.training.world.scenes import Look, Scene
@@ -55,9 +56,8 @@ def trained(recipe: tower.TowerRecipe, tmp_path_factory: pytest.TempPathFactory)
 
 def batch(settings: WorldSettings, count: int, seed: int) -> Labels:
     world = settings.open()
-    samples = WorldPictures(settings, world, seed)
-    samples.count = count
-    content = collate_scenes([samples.sample(i) for i in range(count)])
+    samples = WorldPictures(settings, world)
+    content = collate_scenes([samples.sample(i, Streams(seed)) for i in range(count)])
     return Labels.of(content["scenes"], content["backgrounds"], world)
 
 
@@ -205,10 +205,9 @@ def test_pixels_of_renderings_are_those_of_preprocess(settings: WorldSettings) -
 
 def test_samples_are_the_same_for_the_same_number(settings: WorldSettings) -> None:
     world = settings.open()
-    samples, again = (WorldPictures(settings, world, 3, shortened=0.5) for _ in "ab")
-    samples.count = again.count = 400
-    drawn = [samples.sample(i) for i in range(400)]
-    assert [again.sample(i) for i in reversed(range(400))] == drawn[::-1]
+    samples, again = (WorldPictures(settings, world, shortened=0.5, until=200) for _ in "ab")
+    drawn = [samples.sample(i, Streams(0)) for i in range(400)]
+    assert [again.sample(i, Streams(0)) for i in reversed(range(400))] == drawn[::-1]
     assert not any(world.is_held_out(sample.scene) for sample in drawn)
     short = [i for i, sample in enumerate(drawn) if sample.num_codes < 32]
     assert 60 < len(short) < 140  # half of the first 200, on the average
@@ -236,17 +235,17 @@ def test_every_epoch_shows_every_picture_once_in_another_order(tmp_path: Path) -
     for i in range(12):
         Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"level {i}\n\nor {i}\n", "utf-8")
-    samples = pictures.PictureFolders([tmp_path], 4, 0, has_captions=True)
-    captions = [samples.sample(i)[1] for i in range(24)]
+    samples = pictures.PictureFolders([tmp_path], 4, has_captions=True)
+    captions = [samples.sample(i, Streams(0))[1] for i in range(24)]
     numbers = [int(caption.split()[-1]) for caption in captions]
     assert sorted(numbers[:12]) == sorted(numbers[12:]) == list(range(12))
     assert numbers[:12] != numbers[12:]
     assert {caption.split()[0] for caption in captions} == {"level", "or"}
-    again = pictures.PictureFolders([tmp_path], 4, 0, has_captions=True)
-    assert [again.sample(i)[1] for i in reversed(range(24))] == captions[::-1]
+    again = pictures.PictureFolders([tmp_path], 4, has_captions=True)
+    assert [again.sample(i, Streams(0))[1] for i in reversed(range(24))] == captions[::-1]
     (tmp_path / "3.txt").write_text(" \n", "utf-8")
     with pytest.raises(OptionError, match="has no caption"):
-        [samples.sample(i) for i in range(12)]
+        [samples.sample(i, Streams(0)) for i in range(12)]
 
 
 def test_what_does_not_fit_is_refused(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError, OptionError
 from ...files.side_files import parse_json
+from ..streams import Streams
 from .fields import Document, DocumentError
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,12 @@ class JsonLines:
 
     Args:
         files: a file, or a pattern such as ``codes/*.jsonl``.
-        seed: of the order.
 
     Raises:
         OptionError: the files are missing or empty, or hold something else than lines.
     """
 
-    def __init__(self, files: str | Path, seed: int = 0) -> None:
+    def __init__(self, files: str | Path) -> None:
         self._paths, self._starts = [], []
         for path in _expand(str(files)):
             if starts := _line_starts(path):
@@ -67,23 +66,22 @@ class JsonLines:
             )
         for folder in sorted({path.parent for path in self._paths}):
             _notice_unfinished(folder)
-        self._seed = seed
         self._ends = list(accumulate(map(len, self._starts)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def document(self, number: int) -> Document:
+    def document(self, number: int, streams: Streams) -> Document:
         """Return one document.
 
         Raises:
             DocumentError: the line holds no JSON object.
         """
-        return self.line(self._row(number))
+        return self.line(self._row(number, streams))
 
-    def where(self, number: int) -> str:
+    def where(self, number: int, streams: Streams) -> str:
         """Return the file and line of a document, for messages."""
-        return self.place(self._row(number))
+        return self.place(self._row(number, streams))
 
     def line(self, row: int) -> Document:
         """Return the document on a line, in the order of the files.
@@ -109,9 +107,8 @@ class JsonLines:
                 number += chunk.count(b"\n")
         return f"{path}, line {number}"
 
-    def _row(self, number: int) -> int:
-        turn, position = divmod(number, len(self))
-        return shuffled(position, len(self), f"{self._seed} {turn}")
+    def _row(self, number: int, streams: Streams) -> int:
+        return streams.in_rounds("line", number, len(self))
 
     def _find(self, row: int) -> tuple[Path, int]:
         """Return the file of a line and the byte that it begins with."""
@@ -171,25 +168,3 @@ def _notice_unfinished(folder: Path) -> None:
             )
     except (OSError, ValueError, TypeError, KeyError):
         return  # made by something else
-
-
-def shuffled(position: int, count: int, key: str) -> int:
-    """Return the number at a position of a random order of ``count`` numbers, without a table.
-
-    Args:
-        position: 0 to ``count - 1``.
-        count: how many numbers there are.
-        key: names the order.
-    """
-    # A Feistel network permutes the numbers of an even count of bits, and permutes a number that is
-    # out of range again until it is in range.
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = position >> half, position & mask
-        for turn in range(4):
-            digest = hashlib.blake2b(f"{key} {turn} {right}".encode(), digest_size=8).digest()
-            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
-        position = left << half | right
-        if position < count:
-            return position

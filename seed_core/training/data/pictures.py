@@ -13,6 +13,7 @@ from PIL import Image
 from ...errors import OptionError, PictureError
 from ...tokenizer.preprocess import preprocess
 from ..loop import Samples
+from ..streams import Streams
 from .passed_over import PassedOver
 from .picture_sources import PictureFile, find_pictures
 
@@ -35,9 +36,7 @@ class PictureFolders(Samples):
         PictureError: no caption can be read.
     """
 
-    def __init__(
-        self, folders: Sequence[Path], image_size: int, seed: int, has_captions: bool
-    ) -> None:
+    def __init__(self, folders: Sequence[Path], image_size: int, has_captions: bool) -> None:
         passed = PassedOver()
         self._files = [file for folder in folders for file in find_pictures(folder, passed)]
         if not self._files:
@@ -47,21 +46,18 @@ class PictureFolders(Samples):
         for line in passed.lines():
             log.warning("passed over: %s", line)
         self._image_size = image_size
-        self._seed = seed
         self._has_captions = has_captions
         self._damaged: set[int] = set()  # folders may have files of the same name
-        self._epoch = -1
-        self._order: list[int] = []
 
-    def sample(self, number: int) -> tuple[torch.Tensor, str]:
+    def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, str]:
         """Return pixels ``[3, S, S]`` and a caption, which is empty if none is wanted.
 
         Raises:
             OptionError: the caption is missing.
             PictureError: too many pictures in a row are damaged.
         """
-        chance = random.Random(f"{self._seed} {number}")
-        file = self._file(number)
+        chance = streams.of("crop", number)
+        file = self._files[streams.in_rounds("picture", number, len(self._files))]
         for _ in range(_PICTURE_TRIES):
             try:
                 return self._read(file, chance)
@@ -79,13 +75,6 @@ class PictureFolders(Samples):
         if id(file) not in self._damaged:
             self._damaged.add(id(file))
             log.warning("%s is passed over: %s", file.name, error)
-
-    def _file(self, number: int) -> PictureFile:
-        epoch, place = divmod(number, len(self._files))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(len(self._files)))
-            random.Random(f"{self._seed} epoch {epoch}").shuffle(self._order)
-        return self._files[self._order[place]]
 
 
 def _captioned(files: Sequence[PictureFile], passed: PassedOver) -> list[PictureFile]:

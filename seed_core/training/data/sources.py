@@ -14,10 +14,12 @@ from tqdm import tqdm
 from ...errors import OptionError, SeedError
 from ..loop import Samples
 from ..processes import share
+from ..streams import Streams
 from .documents import DocumentWriter
 from .examples import Example, cut, with_wrong_codes
 from .fields import Document, DocumentError
 from .json_lines import JsonLines
+from .mixture import Mixture
 from .passed_over import PassedOver
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,10 @@ _NAMED = 3  # lines that cannot be learned from
 
 
 class DocumentSource(Protocol):
-    """Documents by number from 0 on; a number has the same document in every run."""
+    """Documents by number from 0 on."""
 
-    def document(self, number: int) -> Document:
-        """Return one document."""
+    def document(self, number: int, streams: Streams) -> Document:
+        """Return one document, which depends on its number and on the streams alone."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class SourceFiles:
     def __post_init__(self) -> None:
         _check(self.weight, self.max_length, self.most_pictures)
 
-    def open(self, seed: int = 0) -> Source:
+    def open(self) -> Source:
         """Return the source.
 
         Raises:
             OptionError: the files are missing or empty.
         """
-        documents = JsonLines(self.files, seed)
+        documents = JsonLines(self.files)
         return Source(documents, self.weight, self.max_length, self.most_pictures, self.swapped)
 
 
@@ -91,7 +93,6 @@ class Documents(Samples):
     Args:
         sources: at least one.
         writer: makes examples of documents.
-        seed: of everything random.
         wrong_codes: see `examples.with_wrong_codes`.
 
     Raises:
@@ -102,7 +103,6 @@ class Documents(Samples):
         self,
         sources: Sequence[Source],
         writer: DocumentWriter,
-        seed: int = 0,
         wrong_codes: float = 0.0,
     ) -> None:
         if not sources:
@@ -111,11 +111,11 @@ class Documents(Samples):
             )
         self._sources = sources
         self._writer = writer
-        self._seed = seed
+        self._mixture = Mixture([source.weight for source in sources])
         self._wrong_codes = wrong_codes
         self._reported: set[int] = set()
 
-    def check(self) -> None:
+    def check(self, streams: Streams) -> None:
         """Read every document of the files once, so that a run does not end at one of them.
 
         Raises:
@@ -123,10 +123,11 @@ class Documents(Samples):
             OptionError: hardly any document has something left to learn once it is cut.
         """
         in_vain, wrong, passed = 0.0, list[str](), PassedOver()
-        for source in self._sources:
+        for index, source in enumerate(self._sources):
             if isinstance(source.documents, JsonLines):
+                own_streams = streams.within("source", index)
                 in_vain += source.weight * self._check_lines(
-                    source, source.documents, wrong, passed
+                    source, source.documents, own_streams, wrong, passed
                 )
         if wrong:
             raise DocumentError("; ".join(wrong))
@@ -139,14 +140,19 @@ class Documents(Samples):
             )
 
     def _check_lines(
-        self, source: Source, lines: JsonLines, wrong: list[str], passed: PassedOver
+        self,
+        source: Source,
+        lines: JsonLines,
+        streams: Streams,
+        wrong: list[str],
+        passed: PassedOver,
     ) -> float:
         """Return the fraction of lines that teach nothing; add those that do not fit to ``wrong``.
 
         Each process reads its share. An error in one ends them all.
         """
         kind = f"documents with nothing to learn in {source.max_length} tokens"
-        chance, before = random.Random(self._seed), passed.count(kind)
+        before = passed.count(kind)
         first, step = share()
         rows = range(first, len(lines), step)
         for row in tqdm(rows, unit=" documents", leave=False, disable=None):
@@ -158,7 +164,7 @@ class Documents(Samples):
                 wrong.append(str(error))
                 continue
             try:
-                example = self._example(source, document, chance)
+                example = self._example(source, document, streams.of("check", row))
             except SeedError as error:
                 wrong.append(f"{lines.place(row)}: {error}")
                 continue
@@ -166,51 +172,55 @@ class Documents(Samples):
                 passed.add(kind, partial(lines.place, row))
         return (passed.count(kind) - before) / max(len(rows), 1)
 
-    def sample(self, number: int) -> Example:
+    def sample(self, number: int, streams: Streams) -> Example:
         """Return one example.
 
         Raises:
             DocumentError: a document does not fit its format, or too many in a row teach nothing.
         """
-        chance = random.Random(f"{self._seed} {number}")
-        weights = [source.weight for source in self._sources]
-        wanted = number
+        index, own_number = self._mixture.at(number, streams)
+        instead = streams.of("instead", number)
         for _ in range(_TRIES):
-            (index,) = chance.choices(range(len(weights)), weights)
-            example = self._write(self._sources[index], wanted, chance)
+            own_streams = streams.within("source", index)
+            example = self._write(self._sources[index], own_number, own_streams)
             if example.teaches:
-                if self._wrong_codes:
-                    return with_wrong_codes(example, self._wrong_codes, self._writer.vocab, chance)
-                return example
-            self._report(index, wanted)
-            wanted = chance.randrange(2**32)
+                return self._with_wrong_codes(example, streams.of("wrong codes", number))
+            self._report(index, own_number, own_streams)
+            weights = [source.weight for source in self._sources]
+            (index,) = instead.choices(range(len(weights)), weights)
+            own_number = instead.randrange(2**32)
         raise DocumentError(
             f"{_TRIES} documents in a row had nothing left to learn once they were cut; set a larger "
             "max_length"
         )
 
-    def _write(self, source: Source, number: int, chance: random.Random) -> Example:
-        document = source.documents.document(number)
+    def _with_wrong_codes(self, example: Example, chance: random.Random) -> Example:
+        if not self._wrong_codes:
+            return example
+        return with_wrong_codes(example, self._wrong_codes, self._writer.vocab, chance)
+
+    def _write(self, source: Source, number: int, streams: Streams) -> Example:
+        document = source.documents.document(number, streams)
         try:
-            return self._example(source, document, chance)
+            return self._example(source, document, streams.of("example", number))
         except SeedError as error:
-            raise DocumentError(f"{_where(source, number)}: {error}") from error
+            raise DocumentError(f"{_where(source, number, streams)}: {error}") from error
 
     def _example(self, source: Source, document: Document, chance: random.Random) -> Example:
         example = self._writer.write(document, chance, source.most_pictures, source.swapped)
         return cut(example, source.max_length, self._writer.vocab)
 
-    def _report(self, index: int, number: int) -> None:
+    def _report(self, index: int, number: int, streams: Streams) -> None:
         if index not in self._reported:
             self._reported.add(index)
             source = self._sources[index]
             log.warning(
                 "%s has nothing left to learn within a max_length of %d; documents like this are "
                 "skipped",
-                *(_where(source, number), source.max_length),
+                *(_where(source, number, streams), source.max_length),
             )
 
 
-def _where(source: Source, number: int) -> str:
+def _where(source: Source, number: int, streams: Streams) -> str:
     place: Any = getattr(source.documents, "where", None)
-    return str(place(number)) if place else f"document {number}"
+    return str(place(number, streams)) if place else f"document {number}"

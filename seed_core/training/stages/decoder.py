@@ -27,6 +27,7 @@ from ..networks.vae import PictureLoss, VaeLearner, VaeSizes, standardize
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
 from ..settings import check_fractions
+from ..streams import Streams
 from ..world.closed_world import World
 from ..world.noised import Chances, NoisedSamples, collate_noised
 from ..world.rendering import SIDE, normalize
@@ -125,8 +126,7 @@ def open_world(recipe: DecoderRecipe, device: torch.device | str = "cpu") -> Wor
 
 def scene_samples(recipe: DecoderRecipe, world: World) -> SceneSamples:
     """Return the scenes that a recipe learns to paint."""
-    seed = recipe.schedule.seed
-    return SceneSamples(recipe.world, world, seed, recipe.favour, recipe.favour_part)
+    return SceneSamples(recipe.world, world, recipe.favour, recipe.favour_part)
 
 
 def _renderer(recipe: DecoderRecipe, world: World) -> World:
@@ -146,7 +146,8 @@ def _train_vae(recipe: DecoderRecipe, world: World, output: Path) -> None:
     if is_first_process():
         renderer = _renderer(recipe, world)
         vae.to(renderer.device)
-        batches = scene_samples(recipe, world).batches(recipe.vae.measured)
+        streams = Streams(recipe.schedule.seed)
+        batches = scene_samples(recipe, world).batches(recipe.vae.measured, streams)
         standardize(vae, (as_vae_input(renderer.render(scenes), vae) for scenes in batches))
         write_vae(output, vae, recipe.half)
 
@@ -206,7 +207,9 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
             )
         else:
             unet = options.sizes.build(side, channels, embedding_dim)
-            pictures = (renderer.render(some) for some in scenes.batches(options.measured))
+            streams = Streams(recipe.schedule.seed)
+            batches = scenes.batches(options.measured, streams)
+            pictures = (renderer.render(some) for some in batches)
             learner = UnetLearner(unet, *embedder.measure(map(normalize, pictures)))
         return SceneUnet(learner, vae, embedder, renderer)
 
@@ -220,9 +223,9 @@ def noised_samples(
     recipe: DecoderRecipe, scenes: SceneSamples, latent_shape: tuple[int, ...], embedding_dim: int
 ) -> NoisedSamples:
     """Return scenes with the random numbers that a recipe asks for."""
-    options, seed = recipe.unet, recipe.schedule.seed
+    options = recipe.unet
     return NoisedSamples(
-        scenes, seed, options.chances, latent_shape, embedding_dim, options.draws_per_scene
+        scenes, options.chances, latent_shape, embedding_dim, options.draws_per_scene
     )
 
 

@@ -33,6 +33,7 @@ from ..loop import train
 from ..processes import is_first_process
 from ..schedule import Schedule
 from ..settings import check_fractions
+from ..streams import Streams
 from ..world.conversations import ConversationSettings
 
 FOLDER = "llm"  # of the run, for the result
@@ -65,12 +66,12 @@ class Data:
         """
         family = language_family(vocab.codebook_size)
         writer = documents.DocumentWriter(vocab, family, self.pieces, template)
-        mixed = [files.open(seed) for files in self.files]
+        mixed = [files.open() for files in self.files]
         if self.world is not None:
             told = self.world.open(seed)
             mixed.append(sources.Source(told, self.world.weight, self.world.max_length))
-        opened = sources.Documents(mixed, writer, seed, self.wrong_codes)
-        opened.check()
+        opened = sources.Documents(mixed, writer, self.wrong_codes)
+        opened.check(Streams(seed))
         return opened
 
 
@@ -132,7 +133,7 @@ def run(recipe: Recipe, output: Path) -> None:
 
     template = read_template(recipe.start[0]) if recipe.start else VICUNA
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
-    model: Any = train(build, samples, collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output, length=len)
     if is_first_process():
         write(model, place, output / FOLDER, precision.PRECISIONS[recipe.weights])
 

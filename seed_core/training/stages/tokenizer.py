@@ -210,8 +210,7 @@ def _collate_pictures(samples: Sequence[tuple[torch.Tensor, str]]) -> dict[str, 
 def _pictures(
     recipe: TokenizerRecipe, folders: Sequence[Path], has_captions: bool
 ) -> PictureFolders:
-    side, number = recipe.network.vision.image_size, recipe.schedule.seed
-    return PictureFolders(folders, side, number, has_captions)
+    return PictureFolders(folders, recipe.network.vision.image_size, has_captions)
 
 
 def _mini(recipe: TokenizerRecipe) -> _Task:
@@ -236,7 +235,8 @@ def _mini(recipe: TokenizerRecipe) -> _Task:
     def write(learner: MiniLearner, output: Path) -> None:
         _write_tokenizer(learner.model, recipe, output, {})
 
-    samples = WorldPictures(settings.world, world, recipe.schedule.seed, settings.shortened)
+    half = recipe.schedule.samples // 2
+    samples = WorldPictures(settings.world, world, settings.shortened, until=half)
     return _Task(build, samples, collate_scenes, write)
 
 

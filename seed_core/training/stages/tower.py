@@ -80,7 +80,7 @@ def run(recipe: TowerRecipe, output: Path) -> None:
         keep_key_bias_zero(teacher.visual_encoder)
         return TeacherLearner(teacher, recipe.weights, recipe.world.open(compute_device()))
 
-    samples = WorldPictures(recipe.world, world, recipe.schedule.seed)
+    samples = WorldPictures(recipe.world, world)
     learner = train(build, samples, collate_scenes, recipe, output)
     assert isinstance(learner, TeacherLearner)
     write_teacher(learner.teacher, sizes, output)

@@ -106,7 +106,7 @@ def run(recipe: Recipe, output: Path) -> None:
         base = load_start(recipe.start, precision.PRECISIONS[recipe.base_precision], vocab)
         return with_adapter(base, recipe)
 
-    model: Any = train(build, samples, collate, recipe, output)
+    model: Any = train(build, samples, collate, recipe, output, length=len)
     if is_first_process():
         write(model, recipe.start, output / FOLDER, precision.PRECISIONS[recipe.weights])
         if recipe.merge:

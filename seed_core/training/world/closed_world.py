@@ -148,13 +148,23 @@ class World:
         names = {name for name, is_seen in zip(self.backgrounds, seen, strict=True) if is_seen}
         return names, float(nearest.max())
 
-    def draw(self, chance: random.Random, augmented: float = 0.0, free: float = 0.0) -> Scene:
+    def draw(
+        self,
+        chance: random.Random,
+        augmented: float = 0.0,
+        free: float = 0.0,
+        concept: int | None = None,
+    ) -> Scene:
         """Return a random scene of the training split, never a held-out pair.
 
-        ``augmented`` is the probability of a random look, ``free`` that of any colours in one; see
-        `augment`.
+        Args:
+            chance: the source of randomness.
+            augmented: probability of a random look.
+            free: probability of any colours in one, see `augment`.
+            concept: number of the object; None leaves it to chance.
         """
-        concept = chance.randrange(len(self.concepts))
+        if concept is None:
+            concept = chance.randrange(len(self.concepts))
         never = self.concepts[concept]["held_out_background"]
         background = chance.choice([name for name in self.backgrounds if name != never])
         offset = (

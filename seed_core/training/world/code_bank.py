@@ -8,7 +8,6 @@ are left out.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from ...codes.value import NUM_CODES
 from ...errors import OptionError
 from ...tokenizer.runtime import SeedTokenizer
+from ..streams import Streams
 from .closed_world import World
 from .rendering import SIDE, normalize
 from .scenes import Look, Scene
@@ -70,7 +70,7 @@ class CodeBank:
                 f"{tokenizer.image_size}"
             )
         self._world = world
-        self._seed = seed
+        self._streams = Streams(seed).within("bank")
         self._tokenizer = tokenizer
         self.variants = variants
         self._backgrounds = {name: i for i, name in enumerate(world.backgrounds)}
@@ -89,7 +89,7 @@ class CodeBank:
         scene = Scene(picture.concept, picture.background, picture.size, (across, down))
         look = Look()
         if picture.is_augmented:
-            chance = random.Random(f"{self._seed} {picture}")
+            chance = self._streams.of("look", *self._index(picture))
             look = self._world.augment(scene, chance).look
         # The whole rendering is flipped, so the object starts from the other side.
         offset = (-across, down) if picture.is_mirrored else (across, down)
@@ -100,10 +100,10 @@ class CodeBank:
             return 0.0, 0.0
         jitter = self._world.jitter
         most = jitter * (1 - _WANDERING)
-        chance = random.Random(f"{self._seed} {variant}")
+        chance = self._streams.of("place", variant)
         across, down = chance.uniform(-most, most), chance.uniform(-most, most)
         most = jitter * _WANDERING
-        chance = random.Random(f"{self._seed} {variant} {concept}")
+        chance = self._streams.of("wandering", variant, concept)
         return across + chance.uniform(-most, most), down + chance.uniform(-most, most)
 
     def codes(self, picture: Picture) -> list[int]:
@@ -176,7 +176,7 @@ class CodeBank:
 
     def save(self, path: Path) -> None:
         """Write the bank as safetensors."""
-        about = {"variants": str(self.variants), "seed": str(self._seed), **self._origin()}
+        about = {"variants": str(self.variants), "seed": str(self._streams.seed), **self._origin()}
         save_file({_TENSOR: self._codes}, path, about)
 
     def _origin(self) -> dict[str, str]:

@@ -7,7 +7,6 @@ occur. A drawing is answered by its codes alone, everything else by one sentence
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ...errors import OptionError
 from ...models.names import SEED_MINI
 from ...models.tokenizer import load_tokenizer
 from ..settings import check_fractions
+from ..streams import Streams
 from .closed_world import World
 from .code_bank import CodeBank
 from .dialogue import Dialogue, Setting
@@ -27,12 +27,11 @@ _TURNS = {1: 60, 2: 27, 3: 13}  # how many turns a conversation has, by weight
 
 
 class MiniConversations:
-    """Documents by number; a number has the same document in every run.
+    """Documents by number.
 
     Args:
         world: what they are about.
         bank: codes of its pictures.
-        seed: of everything random.
         augmented: fraction of the shown pictures that have a random look.
         focus: names of objects that some of the conversations are about.
         focus_part: fraction of these; the other conversations are about all objects.
@@ -47,7 +46,6 @@ class MiniConversations:
         self,
         world: World,
         bank: CodeBank,
-        seed: int = 0,
         augmented: float = 0.25,
         focus: Sequence[str] = (),
         focus_part: float = 0.5,
@@ -59,7 +57,6 @@ class MiniConversations:
             raise OptionError(
                 f"the world has no object {', '.join(unknown)}; focus must name its objects"
             )
-        self._seed = seed
         self._setting = Setting(
             world=world,
             bank=bank,
@@ -71,9 +68,9 @@ class MiniConversations:
             barred=barred_words(world),
         )
 
-    def document(self, number: int) -> dict[str, Any]:
+    def document(self, number: int, streams: Streams) -> dict[str, Any]:
         """Return one conversation; ``tasks`` names its turns."""
-        chance = random.Random(f"{self._seed} {number}")
+        chance = streams.of("conversation", number)
         dialogue = Dialogue(self._setting, chance)
         (count,) = chance.choices(list(_TURNS), list(_TURNS.values()))
         for turn in range(count):
@@ -110,6 +107,9 @@ class ConversationSettings:
     def open(self, seed: int) -> MiniConversations:
         """Return the conversations.
 
+        Args:
+            seed: of the places of objects in codes that are made on demand.
+
         Raises:
             OptionError: artwork, a bank or an object is missing.
             CheckpointError: the tokenizer cannot be loaded.
@@ -123,7 +123,6 @@ class ConversationSettings:
         return MiniConversations(
             world,
             bank,
-            seed,
             self.augmented,
             self.focus,
             self.focus_part,

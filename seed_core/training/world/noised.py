@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from ..loop import Samples
 from ..settings import check_fractions
+from ..streams import Streams
 from .samples import SceneSamples
 from .scenes import Scene
 
@@ -78,24 +78,21 @@ class NoisedSamples(Samples):
     def __init__(
         self,
         scenes: SceneSamples,
-        seed: int,
         chances: Chances,
         latent_shape: tuple[int, ...],  # (C, h, w)
         embedding_dim: int,
         draws_per_scene: int = 1,  # consecutive samples that show one scene
     ) -> None:
         self._scenes = scenes
-        self._seed = seed
         self._chances = chances
         self._latent_shape = latent_shape
         self._embedding_dim = embedding_dim
         self._draws_per_scene = draws_per_scene
 
-    def sample(self, number: int) -> tuple[Scene, Draws]:
+    def sample(self, number: int, streams: Streams) -> tuple[Scene, Draws]:
         """Return a scene and its random numbers."""
-        scene = self._scenes.sample(number // self._draws_per_scene)
-        seed = random.Random(f"{self._seed} {number} noise").getrandbits(63)
-        generator = torch.Generator().manual_seed(seed)
+        scene = self._scenes.sample(number // self._draws_per_scene, streams)
+        generator = streams.tensors_of("noise", number)
         return scene, Draws.of(generator, self._chances, self._latent_shape, self._embedding_dim)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ...codes.value import NUM_CODES
 from ...errors import OptionError
 from ..loop import Samples
 from ..settings import check_fractions
+from ..streams import Streams
 from .closed_world import World
 from .rendering import SIDE
 from .scenes import Look, Scene
@@ -69,26 +70,26 @@ class WorldPictures(Samples):
     Args:
         settings: which renderings.
         world: shows them.
-        seed: of all scenes.
-        shortened: fraction of the first half that is restored from its first codes.
+        shortened: fraction of the first samples that are restored from their first codes.
+        until: number of the sample that ends these.
     """
 
     def __init__(
-        self, settings: WorldSettings, world: World, seed: int, shortened: float = 0.0
+        self, settings: WorldSettings, world: World, shortened: float = 0.0, until: int = 0
     ) -> None:
         self._settings = settings
         self._world = world
         self._backgrounds = {name: i for i, name in enumerate(world.backgrounds)}
-        self._seed = seed
         self._shortened = shortened
+        self._until = until
 
-    def sample(self, number: int) -> WorldSample:
+    def sample(self, number: int, streams: Streams) -> WorldSample:
         """Return one scene with its labels."""
-        chance = random.Random(f"{self._seed} {number}")
+        chance = streams.of("scene", number)
         scene = self._world.draw(chance, self._settings.augmented, self._settings.free)
         is_named = scene.look == Look() or self._world.is_named(scene)
         background = self._backgrounds[scene.background] if is_named else NOT_NAMED
-        is_short = chance.random() < self._shortened and number < self.count // 2
+        is_short = chance.random() < self._shortened and number < self._until
         num_codes = chance.randrange(1, NUM_CODES) if is_short else NUM_CODES
         return WorldSample(scene, background, num_codes)
 
@@ -108,7 +109,6 @@ class SceneSamples(Samples):
     Args:
         settings: which renderings.
         world: shows them; it has the whole artwork where objects are favoured.
-        seed: of all scenes.
         favour: names of the objects to show more often.
         favour_part: fraction of the scenes that show one of these.
 
@@ -120,13 +120,11 @@ class SceneSamples(Samples):
         self,
         settings: WorldSettings,
         world: World,
-        seed: int,
         favour: Sequence[str] = (),
         favour_part: float = 0.0,
     ) -> None:
         self._settings = settings
         self._world = world
-        self._seed = seed
         self._favour_part = favour_part
         names = [str(concept["name"]) for concept in world.concepts]
         if unknown := [name for name in favour if name not in names]:
@@ -139,21 +137,18 @@ class SceneSamples(Samples):
             if settings.everything or concept["category"] is not None
         ]
 
-    def sample(self, number: int) -> Scene:
+    def sample(self, number: int, streams: Streams) -> Scene:
         """Return one scene."""
-        chance = random.Random(f"{self._seed} {number}")
+        chance = streams.of("scene", number)
         is_favoured = chance.random() < self._favour_part
         concept = chance.choice(self._favoured if is_favoured else self._usual)
-        while True:
-            drawn = self._world.draw(chance, self._settings.augmented, self._settings.free)
-            scene = replace(drawn, concept=concept)
-            if not self._world.is_held_out(scene):
-                return scene
+        return self._world.draw(chance, self._settings.augmented, self._settings.free, concept)
 
-    def batches(self, count: int) -> Iterator[list[Scene]]:
+    def batches(self, count: int, streams: Streams) -> Iterator[list[Scene]]:
         """Yield the scenes of the first ``count`` samples, up to 64 at a time."""
-        for start in range(0, count, _TOGETHER):
-            yield [self.sample(number) for number in range(start, min(start + _TOGETHER, count))]
+        scenes = (self.sample(number, streams) for number in range(count))
+        while some := list(islice(scenes, _TOGETHER)):
+            yield some
 
 
 def collate_plain_scenes(scenes: Sequence[Scene]) -> dict[str, Any]:
