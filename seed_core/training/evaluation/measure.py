@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,15 +29,16 @@ from ...models.tokenizer import load_tokenizer
 from ...models.unclip import load_decoder
 from ..networks.losses import psnr
 from ..networks.teacher import Teacher
-from ..networks.teacher_folder import load_teacher
+from ..networks.teacher_folder import check_teacher, load_teacher
 from ..networks.vae import latents_of
 from ..world.closed_world import SPLITS, World
 from ..world.judge import METRICS, Judge
-from ..world.rendering import normalize
+from ..world.rendering import SIDE, normalize
 from ..world.scenes import Scene
 from ..world.sentences import DECLINED, with_article
 from ..world.tasks import ANSWERS, PICTURES, Case
 from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
+from .metrics import Metric, Scores, summarize
 
 # Questions per task, as in results.json: every pair of a half in every size.
 SAMPLES = 288
@@ -75,7 +76,7 @@ class Evaluation:
     """A model family, and its metrics on the closed world.
 
     Raises:
-        OptionError: fewer than 1 sample is asked for.
+        OptionError: fewer than 1 sample is asked for, or a part of the model or the teacher is another's.
         CheckpointError: a model or the teacher cannot be loaded.
     """
 
@@ -110,6 +111,10 @@ class Evaluation:
         self._teacher: Teacher | None = None
         if teacher is not None:
             self._teacher = load_teacher(teacher).to(device)
+            made = self._teacher.image_size, self._teacher.embedding_dim
+            check_teacher(
+                teacher, made, "this model's tokenizer", (SIDE, *self._tokenizer.embedding_shape)
+            )
         self.tasks = tuple(name for name in TASKS if self._teacher or name not in OF_TEACHER)
         self.size = sum(  # bytes of the model
             file.stat().st_size
@@ -118,10 +123,10 @@ class Evaluation:
             if file.is_file()
         )
 
-    def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
-        """Return the metrics of one of `TASKS` and the number of its questions, n.
+    def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, Metric]:
+        """Return the metrics of one of `TASKS`.
 
-        Metrics lie in 0..1 or are in dB. ``on_reply`` is called after each reply of the language
+        ``on_reply`` is called after each reply of the language
         model.
 
         Raises:
@@ -146,7 +151,8 @@ class Evaluation:
         if name in PICTURES:
             return self.measure_pictures(cases, options, on_reply)
         replies = self._replies(cases, options, on_reply)
-        return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
+        answered = zip(cases, replies, strict=True)
+        return summarize([self._score_answer(name, case, reply) for case, reply in answered])
 
     def check_task(self, name: str) -> None:
         """Refuse a task that needs the teacher if none is given.
@@ -162,9 +168,9 @@ class Evaluation:
         cases: Sequence[Case],
         options: GenerationOptions,
         on_reply: Callable[[], object] | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Metric]:
         """Return the metrics of conversations that end with a picture."""
-        return mean(self._score_pictures(cases, self._replies(cases, options, on_reply)))
+        return summarize(self._score_pictures(cases, self._replies(cases, options, on_reply)))
 
     def _unknown(self, things: Sequence[str]) -> list[str]:
         """Return the unknown things of the split; the halves take turns."""
@@ -176,15 +182,15 @@ class Evaluation:
             if thing not in known
         ]
 
-    def _declines(self, things: Sequence[str]) -> dict[str, float]:
+    def _declines(self, things: Sequence[str]) -> dict[str, Metric]:
         prompts = [f"Draw {with_article(thing, thing)}" for thing in things]
         replies = [self._llm.generate(prompt, options=GREEDY).text for prompt in prompts]
-        return mean([{"value": float(reply == DECLINED)} for reply in replies])
+        return summarize([{"value": float(reply == DECLINED)} for reply in replies])
 
-    def _pictures_alone(self, name: str, scenes: list[Scene]) -> dict[str, float]:
+    def _pictures_alone(self, name: str, scenes: list[Scene]) -> dict[str, Metric]:
         originals = self.world.render(scenes)
         if name == "classifier_on_originals":
-            return mean(self.judge.score(originals, scenes))
+            return summarize(self.judge.score(originals, scenes))
         if name == "vae_reconstruction":
             pictures = self._through_vae(originals)
         elif name == "image_to_codes_to_image":
@@ -198,14 +204,14 @@ class Evaluation:
             score["psnr"] = float(psnr(picture, original))
             if scene.size == smallest:
                 score["psnr_small"] = float(psnr(picture, original, self.world.cover([scene])))
-        return mean(scores)
+        return summarize(scores)
 
-    def _embeddings(self, scenes: list[Scene]) -> dict[str, float]:
+    def _embeddings(self, scenes: list[Scene]) -> dict[str, Metric]:
         """Compare the tokenizer's embeddings with those it learned to restore."""
         originals = self.world.render(scenes)
         restored = self._tokenizer.embed(self._encode(originals)).float()
         cosines = cosine_similarity(restored, self._teachers_embeddings(originals), dim=-1)
-        return mean([{"cosine": float(cosine)} for cosine in cosines])
+        return summarize([{"cosine": float(cosine)} for cosine in cosines])
 
     @torch.inference_mode()
     def _teachers_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -246,7 +252,7 @@ class Evaluation:
             raise OptionError("a conversation without a turn has no reply")
         return reply
 
-    def _score_answer(self, name: str, case: Case, reply: Reply) -> dict[str, float]:
+    def _score_answer(self, name: str, case: Case, reply: Reply) -> Scores:
         if name != "caption":
             return {"value": float(reply.text == case.answer)}
         object_, _, background = reply.text.rpartition(" on ")
@@ -305,10 +311,3 @@ class Evaluation:
 def is_one_picture(reply: Reply) -> bool:
     """Tell whether a reply is exactly one picture without words."""
     return reply.is_complete and reply.text == "<image>" and len(reply.codes) == 1
-
-
-def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average each metric over the scores that have it, and add their number n."""
-    names = dict.fromkeys(name for score in scores for name in score)
-    metrics = {name: [score[name] for score in scores if name in score] for name in names}
-    return {name: sum(v) / len(v) for name, v in metrics.items()} | {"n": len(scores)}

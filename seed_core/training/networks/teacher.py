@@ -128,6 +128,16 @@ class Teacher(nn.Module):
         self.norm = nn.LayerNorm(sizes.embedding_dim, elementwise_affine=False)
         self.reader = SceneReader(sizes)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that it takes, in pixels."""
+        return self.vision.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embeddings that it makes."""
+        return self.projection.out_features
+
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return image embeddings ``[B, D]`` of pixels ``[B, 3, S, S]``."""
         return self.embed_features(self.visual_encoder(pixels))

@@ -21,7 +21,7 @@ from ...models.unclip import load_decoder
 from ..loop import train
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
 from ..networks.painters import SceneUnet, SceneVae, as_vae_input, check_vae_size
-from ..networks.teacher_folder import load_teacher
+from ..networks.teacher_folder import check_teacher, load_teacher
 from ..networks.unet import Embedder, UnetLearner, UnetSizes
 from ..networks.vae import PictureLoss, VaeLearner, VaeSizes, standardize
 from ..processes import check_whole, compute_device, is_first_process
@@ -245,9 +245,7 @@ def _embedder(options: UnetOptions) -> tuple[Embedder, int]:
         )
     teacher = load_teacher(options.teacher) if options.teacher is not None else None
     (embedding_dim,) = tokenizer.embedding_shape
-    if teacher is not None and teacher.projection.out_features != embedding_dim:
-        raise OptionError(
-            f"the teacher {options.teacher} makes embeddings of {teacher.projection.out_features} "
-            f"numbers, the tokenizer {options.tokenizer} of {embedding_dim}"
-        )
+    if options.teacher is not None and teacher is not None:
+        made, wanted = (teacher.image_size, teacher.embedding_dim), (SIDE, embedding_dim)
+        check_teacher(options.teacher, made, f"the tokenizer {options.tokenizer}", wanted)
     return Embedder(tokenizer.module, teacher), embedding_dim

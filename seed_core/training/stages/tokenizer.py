@@ -31,7 +31,7 @@ from ..loop import Collate, Samples, train
 from ..networks.embedders import load_embedder
 from ..networks.moving_average import MovingAverage
 from ..networks.teacher import HeadLossWeights, Teacher
-from ..networks.teacher_folder import load_teacher, load_tower
+from ..networks.teacher_folder import check_teacher, load_teacher, load_tower
 from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearner
 from ..networks.weights import load_module, materialize, upstream_tensors, write_tensors
 from ..processes import check_whole, compute_device, is_first_process
@@ -241,11 +241,13 @@ def _mini(recipe: TokenizerRecipe) -> _Task:
 
 
 def _check_teacher(teacher: Teacher, recipe: TokenizerRecipe, concepts: int) -> None:
-    dim, wanted = teacher.projection.out_features, recipe.network.embedding_dim
-    if teacher.vision != recipe.network.vision or dim != wanted:
+    sizes = recipe.network
+    made = teacher.image_size, teacher.embedding_dim
+    wanted = sizes.vision.image_size, *sizes.embedding_shape
+    check_teacher(recipe.tower, made, "network in the recipe", wanted)
+    if teacher.vision != sizes.vision:
         raise OptionError(
-            f"the tower in {recipe.tower} has {teacher.vision} and embeddings of width {dim}; "
-            f"network has {recipe.network.vision} and {wanted}"
+            f"the tower in {recipe.tower} has {teacher.vision}; network.vision has {sizes.vision}"
         )
     if (known := teacher.reader.object.out_features) < concepts:
         raise OptionError(
