@@ -580,7 +580,7 @@ def test_a_row_shows_ours_its_interval_n_the_other_and_the_change():
         False,
     )
     assert str(row).split() == [
-        *("caption", "exact", "98.61", "%", "96.47", "to", "99.46", "288", "97.57", "%", "+1.04"),
+        *("caption", "exact", "98.61", "%", "96.48", "to", "99.46", "288", "97.57", "%", "+1.04"),
     ]
     (alone,) = compare("new", {"psnr": Metric(20.5, 4)}, {}, False)
     assert str(alone).split() == ["new", "psnr", "20.50", "dB", "4"]
