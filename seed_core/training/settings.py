@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import types
 import typing
@@ -78,6 +79,13 @@ def check_fractions(settings: Any, *names: str, group: str = "") -> None:
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:
             raise OptionError(f"{group}{name} must lie in 0..1; got {getattr(settings, name)}")
+
+
+def at_least_1(text: str) -> int:
+    """Read a number of a command line, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
 
 
 def check_groups(network: str, widths: Sequence[int], groups: int) -> None:

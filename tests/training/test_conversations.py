@@ -505,3 +505,7 @@ def test_the_command_makes_a_bank_that_a_recipe_can_name(artwork, small_files, t
     for field, value in (("augmented", 2.0), ("focus_part", -1.0), ("drawings", 0)):
         with pytest.raises(OptionError, match=field):
             replace(settings, **{field: value})
+    for name in ("--variants", "--batch"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--artwork", "x", "-o", "y", name, "0"])
+        assert "must be a whole number of at least 1; got '0'" in capsys.readouterr().err

@@ -6,18 +6,26 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.language import Reply
 from seed_core.models.names import bundled
+from seed_core.tokenizer.eva_vit import VisionConfig
 from seed_core.training.__main__ import main
 from seed_core.training.evaluation import command, measure
 from seed_core.training.evaluation.comparison import Row, compare, published_metrics
-from seed_core.training.evaluation.measure import TASKS, UNKNOWN_OBJECTS, Evaluation
+from seed_core.training.evaluation.measure import (
+    TASKS,
+    UNKNOWN_OBJECTS,
+    Evaluation,
+    as_large_as_the_world,
+)
 from seed_core.training.evaluation.metrics import (
     AVERAGES,
     Metric,
@@ -28,9 +36,15 @@ from seed_core.training.evaluation.metrics import (
     summarize,
     to_fields,
 )
+from seed_core.training.networks.embedders import load_embedder
 from seed_core.training.networks.losses import psnr
+from seed_core.training.networks.teacher import Teacher, TeacherSizes
+from seed_core.training.networks.teacher_folder import write_teacher
+from seed_core.training.networks.weights import initialize
+from seed_core.training.stages import decoder
 from seed_core.training.world.closed_world import World
 from seed_core.training.world.judge import Judge
+from seed_core.training.world.noised import Chances
 from seed_core.training.world.scenes import Look, Scene
 from seed_core.training.world.sentences import DECLINED
 from seed_core.training.world.tasks import ANSWERS, PICTURES, Case, other
@@ -202,6 +216,49 @@ def test_a_folder_of_three_parts_is_measured_as_a_model(world, judge, mini_folde
     shutil.rmtree(tmp_path / "llm")
     with pytest.raises(CheckpointError):
         Evaluation(world, judge, 1, "test", tmp_path)
+
+
+@pytest.mark.parametrize(("embedding_dim", "image_size"), [(32, 128), (256, 64)])
+def test_a_teacher_of_other_sizes_is_one_error_wherever_it_is_given(
+    world, judge, mini_tokenizer, tmp_path, embedding_dim, image_size, isolated_random_state
+):
+    vision = VisionConfig(image_size, 32, width=32, depth=1, num_heads=4, mlp_width=64)
+    sizes = TeacherSizes(192, 8, 3, embedding_dim)
+    teacher = Teacher(vision, sizes)
+    initialize(teacher)
+    write_teacher(teacher, sizes, tmp_path)
+    options = decoder.UnetOptions(vae="x", teacher=tmp_path, chances=Chances(teacher=0.3))
+    places = {
+        "this model's tokenizer": lambda: Evaluation(world, judge, teacher=tmp_path),
+        "the tokenizer seed-mini": lambda: decoder._embedder(options),
+        "network in the recipe": lambda: load_embedder(tmp_path, mini_tokenizer.config),
+    }
+    for pupil, give in places.items():
+        with pytest.raises(OptionError) as caught:
+            give()
+        assert str(caught.value) == (
+            f"the teacher {tmp_path} makes embeddings [{embedding_dim}] of pictures of {image_size} "
+            f"pixels a side; {pupil} makes embeddings [256] of pictures of 128 pixels: give the "
+            "teacher that it learns from"
+        )
+
+
+def test_parts_of_different_models_are_refused(world, judge, monkeypatch):
+    wide = SimpleNamespace(embedding_shape=(1024,), codebook_size=512)
+    large = SimpleNamespace(embedding_shape=(256,), codebook_size=8192)
+    for tokenizer, message in ((wide, r"\[1024\].*from \[256\]"), (large, "8192 codes.*512")):
+        monkeypatch.setattr(measure, "load_tokenizer", lambda *_, it=tokenizer: it)
+        with pytest.raises(OptionError, match=f"{message}: they are of different models"):
+            Evaluation(world, judge)
+
+
+def test_smaller_pictures_are_measured_at_the_size_of_the_world():
+    pictures = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32) / 6144
+    large = as_large_as_the_world(pictures)
+    assert large.shape == (2, 3, 128, 128)
+    inside = (..., slice(1, -1), slice(1, -1))  # an edge is repeated
+    torch.testing.assert_close(avg_pool2d(large, 4)[inside], pictures[inside])
+    assert torch.equal(as_large_as_the_world(large), large)
 
 
 # --- tasks ---

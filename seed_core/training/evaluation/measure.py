@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, interpolate
 
 from ...compute.generators import seeded_generators
 from ...decoder.options import DecodeOptions
@@ -28,6 +28,7 @@ from ...models.names import bundled
 from ...models.tokenizer import load_tokenizer
 from ...models.unclip import load_decoder
 from ..networks.losses import psnr
+from ..networks.painters import as_vae_input, check_vae_size
 from ..networks.teacher import Teacher
 from ..networks.teacher_folder import check_teacher, load_teacher
 from ..networks.vae import latents_of
@@ -108,6 +109,7 @@ class Evaluation:
         if lora is not None:
             merge_lora(self._llm.module, read_lora(lora, self._llm.config))
         self._decoder = load_decoder(parts["decoder"], device)
+        self._check_parts()
         self._teacher: Teacher | None = None
         if teacher is not None:
             self._teacher = load_teacher(teacher).to(device)
@@ -122,6 +124,21 @@ class Evaluation:
             for file in Path(part).rglob("*")
             if file.is_file()
         )
+
+    def _check_parts(self) -> None:
+        """Refuse parts of different models."""
+        tokenizer, llm, decoder = self._tokenizer, self._llm, self._decoder
+        check_vae_size(decoder.module.vae)
+        if tokenizer.embedding_shape != (decoder.embedding_dim,):
+            raise OptionError(
+                f"the tokenizer makes embeddings {list(tokenizer.embedding_shape)}, and the decoder "
+                f"paints from [{decoder.embedding_dim}]: they are of different models"
+            )
+        if tokenizer.codebook_size != llm.vocab.codebook_size:
+            raise OptionError(
+                f"the tokenizer has {tokenizer.codebook_size} codes, and the language model speaks "
+                f"{llm.vocab.codebook_size}: they are of different models"
+            )
 
     def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, Metric]:
         """Return the metrics of one of `TASKS`.
@@ -220,12 +237,13 @@ class Evaluation:
 
     @torch.inference_mode()
     def _through_vae(self, pictures: torch.Tensor) -> torch.Tensor:
-        vae = self._decoder.module.vae
+        vae, place = self._decoder.module.vae, self._decoder.device
         restored = [
-            vae.decode(latents_of(vae, picture[None].to(self._decoder.device, vae.dtype) * 2 - 1))
+            vae.decode(latents_of(vae, as_vae_input(picture[None].to(place, vae.dtype), vae)))
             for picture in pictures
         ]
-        return (torch.cat([each.sample for each in restored]).float().cpu() / 2 + 0.5).clamp(0, 1)
+        painted = torch.cat([each.sample for each in restored]).float().cpu()
+        return as_large_as_the_world(painted / 2 + 0.5).clamp(0, 1)
 
     def _replies(
         self,
@@ -305,7 +323,14 @@ class Evaluation:
                 ),
                 starts,
             )
-            return torch.cat(list(rows)).cpu()
+            return as_large_as_the_world(torch.cat(list(rows)).cpu())
+
+
+def as_large_as_the_world(pictures: torch.Tensor) -> torch.Tensor:
+    """Scale what a smaller decoder painted, ``[B, 3, H, W]``, to the size of the world's pictures."""
+    if pictures.shape[-1] == SIDE:
+        return pictures
+    return interpolate(pictures, SIDE, mode="bilinear")
 
 
 def is_one_picture(reply: Reply) -> bool:
