@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...tokenizer.eva_vit import EvaVit, VisionConfig
+from ..settings import check_at_least
 from ..world.closed_world import World
 from ..world.rendering import SIDE, normalize
 from ..world.scenes import Scene
@@ -44,6 +46,10 @@ class HeadLossWeights:
     size: float = 0.5
     position: float = 1.0
     picture: float = 2.0
+
+    def __post_init__(self) -> None:
+        names = (field.name for field in dataclasses.fields(self))
+        check_at_least(0, self, *names, group="the loss of the head ")
 
 
 @dataclass(frozen=True)

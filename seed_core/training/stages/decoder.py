@@ -26,7 +26,7 @@ from ..networks.unet import Embedder, UnetLearner, UnetSizes
 from ..networks.vae import PictureLoss, VaeLearner, VaeSizes, standardize
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
-from ..settings import check_fractions
+from ..settings import check_at_least, check_fractions
 from ..world.closed_world import World
 from ..world.noised import Chances, NoisedSamples, collate_noised
 from ..world.rendering import SIDE, normalize
@@ -45,6 +45,9 @@ class VaeOptions:
     decoder_alone: Schedule | None = None  # of a second run, which keeps the latents as they are
     measured: int = 2048  # pictures that give the latents' mean and deviation
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "measured", group="vae.")
+
 
 @dataclass(frozen=True)
 class UnetOptions:
@@ -62,8 +65,8 @@ class UnetOptions:
     measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
     def __post_init__(self) -> None:
-        if self.draws_per_scene < 1:
-            raise OptionError(f"draws_per_scene must be at least 1; got {self.draws_per_scene}")
+        check_at_least(1, self, "draws_per_scene", group="unet.")
+        check_at_least(2, self, "measured", group="unet.")  # of one there is no deviation
         if bool(self.teacher) != bool(self.chances.teacher):
             raise OptionError(
                 "teacher is a folder, chances.teacher the fraction of the samples that it embeds: give "

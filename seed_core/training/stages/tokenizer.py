@@ -36,6 +36,7 @@ from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearne
 from ..networks.weights import load_module, materialize, upstream_tensors, write_tensors
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
+from ..settings import check_at_least, check_fractions
 from ..world.samples import WorldPictures, WorldSettings, collate_scenes
 from .tower import check_schedule
 
@@ -75,6 +76,10 @@ class MiniSettings:
     reading: HeadLossWeights = HeadLossWeights(
         object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2
     )
+
+    def __post_init__(self) -> None:
+        check_fractions(self, "decay", "shortened", group="mini.")
+        check_at_least(0, self, "restart_below", "commitment", group="mini.")
 
 
 @dataclass(frozen=True)
