@@ -203,6 +203,20 @@ def test_says_what_it_cannot_measure(options, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--artwork", "x", "--judge", "y"],
+        ["data", "bank", "--artwork", "x", "-o", "y"],
+        ["data", "encode", "x", "-o", "y"],
+    ],
+)
+def test_a_device_that_is_not_there_is_told_at_once(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command, "--device", "cuda:99"])
+    assert "'cuda:99' is not usable here" in capsys.readouterr().err
+
+
 def test_a_folder_of_three_parts_is_measured_as_a_model(world, judge, mini_folder, tmp_path):
     for part in ("tokenizer", "llm", "decoder"):
         shutil.copytree(mini_folder / part, tmp_path / part)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...cli.options import add_device
 from ...compute.precision import PRECISIONS
 from ...errors import in_one_line
 from ...models.names import SEED_MINI
@@ -51,7 +52,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", type=Path, required=True, help="folder of the shards, JSON lines")
     add("--tokenizer", default=SEED_MINI, help="seed-mini, or a tokenizer's file or folder")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", choices=tuple(PRECISIONS), default="fp32")
     add(
         "--format",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ...cli.options import add_device
 from ...files.writer import check_output
 from ..world.closed_world import SPLITS, World
 from ..world.judge import Judge
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "95 %% interval of the difference",
     )
     add("--json", type=Path, help="write the metrics to this file")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -115,7 +115,8 @@ class Row:
 def header(is_run: bool) -> str:
     """Return the names of the columns."""
     other = "other" if is_run else "published"
-    return f"{'task':43}{'metric':11}{'ours':>8}   {'95 % interval':>20}{'n':>6}{other:>11}{'change':>12}"
+    ours = f"{'ours':>8}   {'95 % interval':>20}{'n':>6}"
+    return f"{'task':43}{'metric':11}{ours}{other:>11}{'change':>12}"
 
 
 def published_metrics() -> Metrics:

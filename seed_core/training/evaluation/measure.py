@@ -77,7 +77,7 @@ class Evaluation:
     """A model family, and its metrics on the closed world.
 
     Raises:
-        OptionError: fewer than 1 sample is asked for, or a part of the model or the teacher is another's.
+        OptionError: fewer than 1 sample is asked for, or parts or teacher do not fit one another.
         CheckpointError: a model or the teacher cannot be loaded.
     """
 
@@ -89,7 +89,7 @@ class Evaluation:
         split: str = "all",  # one of closed_world.SPLITS; results.json has all
         model: Path | None = None,  # with tokenizer, llm and decoder; by default the bundled one
         lora: str | None = None,  # an adapter for the language model
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         teacher: Path | None = None,  # whose embeddings the tokenizer learned, for OF_TEACHER
         threads: int
         | None = None,  # pictures decoded in parallel on a CPU; by default one per core
@@ -327,7 +327,7 @@ class Evaluation:
 
 
 def as_large_as_the_world(pictures: torch.Tensor) -> torch.Tensor:
-    """Scale what a smaller decoder painted, ``[B, 3, H, W]``, to the size of the world's pictures."""
+    """Scale what a smaller decoder painted, ``[B, 3, H, W]``, to the world's pictures."""
     if pictures.shape[-1] == SIDE:
         return pictures
     return interpolate(pictures, SIDE, mode="bilinear")

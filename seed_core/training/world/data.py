@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...cli.options import add_device
 from ...errors import OptionError
 from ...files.pictures import read_picture
 from ...files.side_files import read_json
@@ -92,7 +93,7 @@ def add_bank(parser: argparse.ArgumentParser) -> None:
         help="places of each object; 16 make 258,048 pictures",
     )
     add("--seed", type=int, default=0, help="of places and looks")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu")
     add("--batch", type=at_least_1, default=512, help="pictures encoded together")
     add("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
 
