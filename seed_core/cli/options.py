@@ -35,10 +35,10 @@ def add_command(
     return command
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
+def add_device(command: argparse.ArgumentParser, default: str = "cpu") -> None:
     """Add where a command computes."""
     command.add_argument(
-        "--device", type=_device, default="cpu", help="cpu (the default), cuda or mps"
+        "--device", type=_device, default=default, help=f"cpu, cuda or mps; by default {default}"
     )
 
 

@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import OptionError, SeedError
+from ..errors import OptionError, SeedError, first_line
 from .claims import claim
 from .curves import draw_curves
 from .processes import is_first_process, wants_shards
@@ -42,8 +42,9 @@ CHECKPOINTS = "checkpoints"
 CURVES_FILE = "curves.png"
 LOG_FILE = "log.json"
 
-# How torch begins an error of a process that makes samples; its traceback follows.
-_FROM_WORKER = "DataLoader worker"
+# How torch names a process that makes samples: in an error of that process, before its traceback;
+# and first of all in the error that one has ended.
+_WORKER = "DataLoader worker"
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 Length = Callable[[Any], int]
@@ -197,7 +198,7 @@ def train(
             )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
         except (SeedError, OSError) as error:
-            if _FROM_WORKER not in str(error).partition("\n")[0]:
+            if _WORKER not in str(error).partition("\n")[0]:
                 raise
             raise _without_traceback(error) from error
         except torch.OutOfMemoryError as error:
@@ -206,13 +207,25 @@ def train(
                 f"{arguments.train_batch_size} samples at once; raise schedule.accumulate, or train "
                 "shorter samples or less of the network"
             ) from error
+        except RuntimeError as error:
+            if not str(error).startswith(_WORKER):
+                raise
+            raise OptionError(
+                f"a process that makes samples has ended ({first_line(error).strip(' .')}), most often "
+                "for lack of memory; lower schedule.workers, where 0 makes samples without processes"
+            ) from error
         return _whole(trainer, build)
 
 
 def _without_traceback(error: SeedError | OSError) -> SeedError | OSError:
     """Return an error of a process that makes samples as it was raised there."""
-    last = str(error).rstrip().rpartition("\n")[2]
-    return type(error)(last.partition(": ")[2])
+    kind = type(error)
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    return kind(str(error).rpartition(f"\n{name}: ")[2].rstrip())
 
 
 def _last_checkpoint(folder: Path) -> str | None:

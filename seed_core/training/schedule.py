@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import OptionError
-from .settings import check_fractions
+from .settings import check_at_least, check_fractions
 
 _AT_LEAST = {
     1: ("steps", "batch_size", "accumulate", "save_every", "log_every"),
@@ -45,13 +46,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for least, names in _AT_LEAST.items():
-            for name in names:
-                if not getattr(self, name) >= least:
-                    raise OptionError(
-                        f"schedule.{name} must be at least {least}; got {getattr(self, name)}"
-                    )
+            check_at_least(least, self, *names, group="schedule.")
         for name in ("learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise OptionError(f"schedule.{name} must be over 0; got {getattr(self, name)}")
         check_fractions(self, "final_part", "beta1", "beta2", group="schedule.")
         if 1 in (self.beta1, self.beta2):

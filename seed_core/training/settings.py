@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -78,6 +80,27 @@ def check_fractions(settings: Any, *names: str, group: str = "") -> None:
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:
             raise OptionError(f"{group}{name} must lie in 0..1; got {getattr(settings, name)}")
+
+
+def check_at_least(least: float, settings: Any, *names: str, group: str = "") -> None:
+    """Refuse attributes that are less, or not finite; of a list, each item counts.
+
+    Raises:
+        OptionError: an attribute is less, or a list is empty.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(least <= each < math.inf for each in values):
+            shown = list(values) if isinstance(value, tuple) else value
+            raise OptionError(f"{group}{name} must be at least {least}; got {shown}")
+
+
+def at_least_1(text: str) -> int:
+    """Read a number of a command line, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
 
 
 def check_groups(network: str, widths: Sequence[int], groups: int) -> None:

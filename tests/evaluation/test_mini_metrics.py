@@ -108,9 +108,10 @@ def test_every_task_of_the_table_is_tested():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_metrics_reach_the_published_ones(evaluation, task, capsys):
-    rows = comparison.compare(task, evaluation.measure(task), comparison.published_metrics())
+    published = comparison.published_metrics()
+    rows = comparison.compare(task, evaluation.measure(task), published, is_run=False)
     with capsys.disabled():
-        print("", comparison.HEADER, *rows, sep="\n")
+        print("", comparison.header(is_run=False), *rows, sep="\n")
     assert [str(row) for row in rows if not row.holds] == []
 
 

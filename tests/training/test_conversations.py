@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,13 @@ from seed_core.training.world.artwork import read_artwork, write_description
 from seed_core.training.world.closed_world import World
 from seed_core.training.world.code_bank import CodeBank, Picture
 from seed_core.training.world.conversations import ConversationSettings, MiniConversations
+from seed_core.training.world.dialogue import Dialogue
 from seed_core.training.world.prompts import ask_for
 from seed_core.training.world.scenes import Look, Scene
 from seed_core.training.world.sentences import (
     DECLINED,
+    PLURAL,
+    UNCOUNTABLE,
     describe,
     naming,
     sized,
@@ -37,6 +41,7 @@ from seed_core.training.world.unknown import (
     MORE_UNKNOWN,
     UNKNOWN,
     barred_words,
+    known_words,
     made_up_word,
     unknown_objects,
 )
@@ -285,6 +290,44 @@ def test_words_of_a_scene(world):
     assert naming(world, Scene(names["scissors"], "red", "big")) == "they are scissors."
 
 
+@pytest.mark.parametrize(
+    ("noun", "said"),
+    [
+        *(("rice ball", "a rice ball"), ("broccoli", "broccoli"), ("fire", "fire")),
+        *(("fire engine", "a fire engine"), ("lightning", "lightning"), ("soap", "soap")),
+        *(("butter", "butter"), ("butterfly", "a butterfly"), ("jeans", "jeans")),
+    ],
+)
+def test_what_is_not_counted_takes_no_article(noun, said):
+    assert with_article(noun, noun) == said
+
+
+def test_every_noun_without_an_article_is_one_of_the_world_or_unknown(world, artwork):
+    assert not PLURAL & UNCOUNTABLE
+    unknown = unknown_objects(world, read_artwork(artwork).names)
+    assert {*known_words(world), *unknown, *UNKNOWN, *MORE_UNKNOWN} >= PLURAL | UNCOUNTABLE
+
+
+def test_plurals_are_asked_about_as_such(conversations, monkeypatch):
+    """Whether by name, by a synonym, or unknown."""
+    nouns = sorted(PLURAL)
+    monkeypatch.setattr(Dialogue, "noun", lambda self, concept: self.chance.choice(nouns))
+    monkeypatch.setattr(Dialogue, "unknown", lambda self: self.chance.choice(nouns))
+    questions = [
+        part.lower()
+        for number in range(COUNT)
+        for turn in conversations.document(number)["turns"][::2]
+        for part in turn["parts"]
+        if isinstance(part, str)
+    ]
+    noun = f"(small |big |little |tiny |large |huge )?({'|'.join(nouns)})"
+    met = [q for q in questions if re.match(f"(are these|are they|what do) {noun}", q)]
+    assert {question.split()[0] for question in met} == {"are", "what"}
+    assert len(met) > COUNT // 40
+    singular = f"(is this|is it|is that|is there|is|what does) {noun}"
+    assert [question for question in questions if re.match(singular, question)] == []
+
+
 def test_people_type_a_wording_in_several_ways():
     chance = random.Random(0)
     typed = Counter(ask_for("Draw a fox", chance) for _ in range(1000))
@@ -465,3 +508,7 @@ def test_the_command_makes_a_bank_that_a_recipe_can_name(artwork, small_files, t
     for field, value in (("augmented", 2.0), ("focus_part", -1.0), ("drawings", 0)):
         with pytest.raises(OptionError, match=field):
             replace(settings, **{field: value})
+    for name in ("--variants", "--batch"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--artwork", "x", "-o", "y", name, "0"])
+        assert "must be a whole number of at least 1; got '0'" in capsys.readouterr().err

@@ -6,21 +6,45 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.language import Reply
 from seed_core.models.names import bundled
+from seed_core.tokenizer.eva_vit import VisionConfig
 from seed_core.training.__main__ import main
 from seed_core.training.evaluation import command, measure
 from seed_core.training.evaluation.comparison import Row, compare, published_metrics
-from seed_core.training.evaluation.measure import TASKS, UNKNOWN_OBJECTS, Evaluation, mean
+from seed_core.training.evaluation.measure import (
+    TASKS,
+    UNKNOWN_OBJECTS,
+    Evaluation,
+    as_large_as_the_world,
+)
+from seed_core.training.evaluation.metrics import (
+    AVERAGES,
+    Metric,
+    average,
+    difference,
+    fraction,
+    from_fields,
+    summarize,
+    to_fields,
+)
+from seed_core.training.networks.embedders import load_embedder
 from seed_core.training.networks.losses import psnr
+from seed_core.training.networks.teacher import Teacher, TeacherSizes
+from seed_core.training.networks.teacher_folder import write_teacher
+from seed_core.training.networks.weights import initialize
+from seed_core.training.stages import decoder
 from seed_core.training.world.closed_world import World
 from seed_core.training.world.judge import Judge
+from seed_core.training.world.noised import Chances
 from seed_core.training.world.scenes import Look, Scene
 from seed_core.training.world.sentences import DECLINED
 from seed_core.training.world.tasks import ANSWERS, PICTURES, Case, other
@@ -61,9 +85,10 @@ def test_prints_the_table_and_writes_the_metrics(options, tmp_path, capsys, mini
     header, *rows, files = capsys.readouterr().out.splitlines()
     assert too_low == any(row.endswith("TOO LOW") for row in rows)
     assert files == f"files: {sum(sizes(mini_folder)) / 2**20:.2f} MiB of at most 24"
-    assert header.split() == ["task", "metric", "ours", "published", "difference", "n"]
+    columns = ["task", "metric", "ours", "95", "%", "interval", "n", "published", "change"]
+    assert header.split() == columns
     assert list(dict.fromkeys(row.split()[0] for row in rows)) == tasks
-    assert {row.removesuffix("  TOO LOW").split()[-1] for row in rows} == {"2"}
+    assert all(row.split()[3:8] == ["%", "34.24", "to", "100.00", "2"] for row in rows[:4])
     value = next(row for row in rows if row.startswith("what_is_this "))
     assert "97.22 %" in value
     assert "97.22" not in next(row for row in rows if row.startswith("what_is_this_mirrored"))
@@ -71,23 +96,75 @@ def test_prints_the_table_and_writes_the_metrics(options, tmp_path, capsys, mini
     assert (written["model"], written["split"]) == ("seed-mini", "validation")
     assert written["bytes"] == sum(sizes(mini_folder))
     assert list(written["metrics"]) == tasks
-    assert written["metrics"]["classifier_on_originals"]["concept+bg"] == 1
+    original = written["metrics"]["classifier_on_originals"]
+    assert (original["concept+bg"], original["n"]) == (1, 2)
+    assert original["intervals"]["concept+bg"] == [pytest.approx(0.3424, abs=1e-4), 1]
 
 
-@pytest.mark.parametrize(
-    ("beside", "line", "status"),
-    [
-        (0.5, "classifier_on_originals concept 100.00 % 50.00 % +50.00 2", 0),
-        (1.001, "classifier_on_originals concept 100.00 % 100.10 % -0.10 2 TOO LOW", 1),
-    ],
-)
-def test_nothing_may_lie_below_another_run(options, tmp_path, capsys, beside, line, status):
-    metrics = {"classifier_on_originals": {"concept": beside, "n": 2}}
-    path = tmp_path / "other.json"
-    path.write_text(json.dumps({"split": "validation", "metrics": metrics}), "utf-8")
-    options += ["--samples", "2", "--tasks", "classifier_on_originals", "--beside", str(path)]
-    assert main(["evaluate", *options]) == status
-    assert capsys.readouterr().out.splitlines()[1].split() == line.split()
+@pytest.fixture
+def beside(options, tmp_path, capsys):
+    """Runs the command on the originals beside another run; returns its status and lines."""
+
+    def run(metrics: dict, *more: str) -> tuple[int, list[list[str]]]:
+        path = tmp_path / "other.json"
+        path.write_text(json.dumps({"split": "validation", "metrics": metrics}), "utf-8")
+        status = main(["evaluate", *options, "--samples", "40", "--beside", str(path), *more])
+        return status, [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+ONE_TASK = ("--tasks", "classifier_on_originals")
+
+
+def test_each_metric_is_better_equal_or_lower_than_that_of_another_run(beside, monkeypatch):
+    monkeypatch.setattr(
+        Judge,
+        "score",
+        lambda self, pictures, scenes: [
+            {"concept": float(i < 30), "bg": 1.0, "size": float(i < 20)} for i in range(len(scenes))
+        ],
+    )
+    others = {"concept": 0.95, "bg": 0.95, "size": 0.3, "n": 40}
+    status, (header, *rows, count, _) = beside({"classifier_on_originals": others}, *ONE_TASK)
+    assert header[-2:] == ["other", "change"]
+    assert [" ".join(row[1:]) for row in rows] == [
+        "concept 75.00 % 59.81 to 85.81 40 95.00 % -20.00 lower TOO LOW",
+        "bg 100.00 % 91.24 to 100.00 40 95.00 % +5.00 equal",
+        "size 50.00 % 35.20 to 64.80 40 30.00 % +20.00 equal",
+    ]
+    assert " ".join(count).startswith(
+        "0 better, 2 equal, 1 lower, 0 new, 0 missing; equal: the 95 %"
+    )
+    assert status == 1
+    others = {"concept": 0.75, "bg": 0.9, "size": 0.2, "n": 40}
+    status, (_, *rows, count, _) = beside({"classifier_on_originals": others}, *ONE_TASK)
+    assert [row[-1] for row in rows] == ["equal", "equal", "better"]
+    assert status == 0
+
+
+def test_what_only_one_of_two_runs_has_is_told(beside, monkeypatch):
+    monkeypatch.setattr(command, "TASKS", ONE_TASK[1:])
+    monkeypatch.setattr(
+        Judge, "score", lambda self, pictures, scenes: [{"concept": 1.0, "bg": 1.0} for _ in scenes]
+    )
+    others = {
+        "classifier_on_originals": {"concept": 1.0, "size": 1.0, "n": 40},
+        "caption": {"exact": 0.9, "n": 288},
+    }
+    status, (_, *rows, count, _) = beside(others)
+    assert [" ".join((*row[:2], row[-1])) for row in rows] == [
+        "classifier_on_originals concept equal",
+        "classifier_on_originals bg new",
+        "classifier_on_originals size missing",
+        "caption exact missing",
+    ]
+    assert " ".join(count).startswith("0 better, 1 equal, 0 lower, 1 new, 2 missing;")
+    assert status == 1
+    del others["classifier_on_originals"]["size"]
+    status, (_, *rows, _, _) = beside(others, *ONE_TASK)  # nobody asked for captions
+    assert [row[-1] for row in rows] == ["equal", "new"]
+    assert status == 0
 
 
 def test_files_that_are_too_large_are_told(options, capsys, monkeypatch):
@@ -97,6 +174,11 @@ def test_files_that_are_too_large_are_told(options, capsys, monkeypatch):
 
 
 def test_says_what_it_cannot_measure(options, tmp_path, capsys):
+    def other(metrics: dict) -> str:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        path.write_text(json.dumps({"split": "validation", "metrics": metrics}), "utf-8")
+        return str(path)
+
     (tmp_path / "no.json").write_text("{}", "utf-8")
     (tmp_path / "test.json").write_text('{"split": "test", "metrics": {}}', "utf-8")
     cases = {
@@ -106,6 +188,12 @@ def test_says_what_it_cannot_measure(options, tmp_path, capsys):
             "--beside",
             str(tmp_path / "test.json"),
         ],
+        "has none of the tasks that are measured here; it has caption": [
+            *("--beside", other({"caption": {"exact": 1, "n": 1}}), "--tasks", "yes_no")
+        ],
+        "caption does not hold metrics as evaluate writes them: 'n'": [
+            *("--beside", other({"caption": {"exact": 1}}))
+        ],
         "does not exist": ["--json", str(tmp_path / "no" / "metrics.json")],
         "embedding needs the folder of the vision tower": ["--tasks", "embedding"],
         str(tmp_path): ["--model", str(tmp_path)],
@@ -113,6 +201,20 @@ def test_says_what_it_cannot_measure(options, tmp_path, capsys):
     for message, more in cases.items():
         assert main(["evaluate", *options, *more]) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--artwork", "x", "--judge", "y"],
+        ["data", "bank", "--artwork", "x", "-o", "y"],
+        ["data", "encode", "x", "-o", "y"],
+    ],
+)
+def test_a_device_that_is_not_there_is_told_at_once(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command, "--device", "cuda:99"])
+    assert "'cuda:99' is not usable here" in capsys.readouterr().err
 
 
 def test_a_folder_of_three_parts_is_measured_as_a_model(world, judge, mini_folder, tmp_path):
@@ -124,10 +226,53 @@ def test_a_folder_of_three_parts_is_measured_as_a_model(world, judge, mini_folde
         for model in (tmp_path, None)
     )
     assert ours == bundled
-    assert ours[0]["n"] == 1
+    assert {metric.n for metric in ours[0].values()} == {1}
     shutil.rmtree(tmp_path / "llm")
     with pytest.raises(CheckpointError):
         Evaluation(world, judge, 1, "test", tmp_path)
+
+
+@pytest.mark.parametrize(("embedding_dim", "image_size"), [(32, 128), (256, 64)])
+def test_a_teacher_of_other_sizes_is_one_error_wherever_it_is_given(
+    world, judge, mini_tokenizer, tmp_path, embedding_dim, image_size, isolated_random_state
+):
+    vision = VisionConfig(image_size, 32, width=32, depth=1, num_heads=4, mlp_width=64)
+    sizes = TeacherSizes(192, 8, 3, embedding_dim)
+    teacher = Teacher(vision, sizes)
+    initialize(teacher)
+    write_teacher(teacher, sizes, tmp_path)
+    options = decoder.UnetOptions(vae="x", teacher=tmp_path, chances=Chances(teacher=0.3))
+    places = {
+        "this model's tokenizer": lambda: Evaluation(world, judge, teacher=tmp_path),
+        "the tokenizer seed-mini": lambda: decoder._embedder(options),
+        "network in the recipe": lambda: load_embedder(tmp_path, mini_tokenizer.config),
+    }
+    for pupil, give in places.items():
+        with pytest.raises(OptionError) as caught:
+            give()
+        assert str(caught.value) == (
+            f"the teacher {tmp_path} makes embeddings [{embedding_dim}] of pictures of {image_size} "
+            f"pixels a side; {pupil} makes embeddings [256] of pictures of 128 pixels: give the "
+            "teacher that it learns from"
+        )
+
+
+def test_parts_of_different_models_are_refused(world, judge, monkeypatch):
+    wide = SimpleNamespace(embedding_shape=(1024,), codebook_size=512)
+    large = SimpleNamespace(embedding_shape=(256,), codebook_size=8192)
+    for tokenizer, message in ((wide, r"\[1024\].*from \[256\]"), (large, "8192 codes.*512")):
+        monkeypatch.setattr(measure, "load_tokenizer", lambda *_, it=tokenizer: it)
+        with pytest.raises(OptionError, match=f"{message}: they are of different models"):
+            Evaluation(world, judge)
+
+
+def test_smaller_pictures_are_measured_at_the_size_of_the_world():
+    pictures = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32) / 6144
+    large = as_large_as_the_world(pictures)
+    assert large.shape == (2, 3, 128, 128)
+    inside = (..., slice(1, -1), slice(1, -1))  # an edge is repeated
+    torch.testing.assert_close(avg_pool2d(large, 4)[inside], pictures[inside])
+    assert torch.equal(as_large_as_the_world(large), large)
 
 
 # --- tasks ---
@@ -193,14 +338,13 @@ def test_a_reply_that_is_not_exactly_one_picture_has_all_wrong(evaluation, world
         reply("<image><image>", codes.repeat(2, 1)),
         reply("No.", codes[:0]),
     ]
-    scores = mean(evaluation._score_pictures([case] * 5, replies))
-    assert {name: scores[name] for name in ("valid", "concept", "bg", "concept+bg", "n")} == {
-        **dict.fromkeys(("valid", "concept", "bg", "concept+bg"), 0.2),
-        "n": 5,
-    }
-    assert scores["psnr"] > 18  # of the one that there is
-    lost = mean(evaluation._score_pictures([case] * 2, replies[1:3]))
-    assert (lost["valid"], lost["concept"], lost["n"]) == (0, 0, 2)
+    scores = summarize(evaluation._score_pictures([case] * 5, replies))
+    for name in ("valid", "concept", "bg", "concept+bg"):
+        assert (scores[name].value, scores[name].n) == (0.2, 5)
+    assert scores["psnr"].value > 18
+    assert scores["psnr"].n == 1  # of the one that there is
+    lost = summarize(evaluation._score_pictures([case] * 2, replies[1:3]))
+    assert lost["valid"] == lost["concept"] == fraction(0, 2)
 
 
 def test_places_are_compared_only_where_a_picture_told_them(evaluation):
@@ -240,8 +384,12 @@ def test_a_hundred_things_are_declined_or_not(evaluation, monkeypatch):
         hundred = evaluation.measure("declines_hundred_unknown_objects")
         halves[split] = set(asked)
         is_there = "Draw a gorilla" in halves[split]
-        assert twenty == {"value": is_there / twenty["n"], "n": 20 if split == "all" else 10}
-        assert hundred == {"value": is_there / hundred["n"], "n": 100 if split == "all" else 50}
+        assert [
+            (each["value"].value * each["value"].n, each["value"].n) for each in (twenty, hundred)
+        ] == [
+            (is_there, 20 if split == "all" else 10),
+            (is_there, 100 if split == "all" else 50),
+        ]
     assert len(halves["all"]) == 100
     assert halves["all"] == halves["validation"] | halves["test"]
     assert not halves["validation"] & halves["test"]
@@ -257,17 +405,39 @@ def test_what_the_world_has_is_not_to_be_declined(evaluation, monkeypatch):
 
 
 def test_pictures_pass_through_the_autoencoder_alone(evaluation):
-    through_vae = evaluation.measure("vae_reconstruction")
-    through_codes = evaluation.measure("image_to_codes_to_image")
+    through_vae, through_codes = (
+        {name: metric.value for name, metric in evaluation.measure(task).items()}
+        for task in ("vae_reconstruction", "image_to_codes_to_image")
+    )
     assert through_vae["psnr"] > through_codes["psnr"] + 2
     assert through_vae["psnr_small"] > through_codes["psnr_small"]
     assert through_vae["psnr_small"] < through_vae["psnr"] - 3  # the rest is background
+
+
+def test_small_objects_are_a_metric_of_their_own_with_their_number(evaluation, monkeypatch):
+    monkeypatch.setattr(evaluation, "samples", 7)
+    metrics = evaluation.measure("vae_reconstruction")
+    scenes = evaluation.world.held_out(
+        7, random.Random("validation vae_reconstruction"), "validation"
+    )
+    small = sum(scene.size == "small" for scene in scenes)
+    assert 0 < small < 7
+    assert (metrics["psnr"].n, metrics["psnr_small"].n) == (7, small)
+    (row,) = (
+        row
+        for row in compare("vae_reconstruction", metrics, {}, False)
+        if row.metric == "psnr_small"
+    )
+    assert str(row).split()[-1] == str(small)
+    assert to_fields(metrics)["counts"] == {"psnr_small": small}
 
 
 def test_the_teacher_s_embedding_is_compared_and_painted(world, judge, monkeypatch):
     """With the tokenizer's own embedding as the teacher's, both say what is known of that."""
 
     class Itself(torch.nn.Module):
+        image_size, embedding_dim = 128, 256
+
         def embed(self, pixels):
             return tokenizer.embed(tokenizer.encode(pixels))
 
@@ -275,10 +445,10 @@ def test_the_teacher_s_embedding_is_compared_and_painted(world, judge, monkeypat
     taught = Evaluation(world, judge, 2, "validation", teacher=Path("tower"), threads=1)
     tokenizer = taught._tokenizer
     assert set(taught.tasks) == set(TASKS)
-    assert taught.measure("embedding") == {"cosine": pytest.approx(1), "n": 2}
+    assert taught.measure("embedding") == {"cosine": Metric(pytest.approx(1), 2)}
     scores = taught.measure("teacher_embedding_to_image")
-    assert (scores["concept+bg"], scores["n"]) == (1, 2)
-    assert scores["psnr"] > 18
+    assert scores["concept+bg"] == fraction(1, 2)
+    assert scores["psnr"].value > 18
 
 
 @pytest.mark.parametrize("samples", [1, 287, 288, 600])
@@ -288,14 +458,14 @@ def test_quick_tasks_have_as_many_samples_as_published_or_as_asked_for(
     counts = []
     monkeypatch.setattr(evaluation, "samples", samples)
     monkeypatch.setattr(evaluation.world, "held_out", lambda count, *_: counts.append(count) or [])
-    monkeypatch.setattr(measure, "mean", lambda scores: {})
+    monkeypatch.setattr(measure, "summarize", lambda scores: {})
     evaluation.measure("what_is_this")
     assert counts == [{288: 576}.get(samples, samples)]
 
 
 def test_progress_is_told_after_each_reply(evaluation):
     told = []
-    assert evaluation.measure("size_question", lambda: told.append(1))["n"] == 1
+    assert evaluation.measure("size_question", lambda: told.append(1))["value"].n == 1
     assert len(told) == 1
 
 
@@ -335,41 +505,177 @@ def test_psnr_of_pictures_a_tenth_apart_is_20_db():
     assert psnr(torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), 0.6)) == pytest.approx(20)
 
 
+# --- numbers ---
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "low", "high"),
+    [  # by R's prop.test(value * n, n, correct = FALSE)
+        (0.65, 20, 0.4329, 0.8188),
+        (281 / 288, 288, 0.9507, 0.9882),
+        (1.0, 288, 0.9868, 1.0),
+        (0.0, 10, 0.0, 0.2775),
+    ],
+)
+def test_the_interval_of_a_fraction_is_wilsons(value, n, low, high):
+    assert fraction(value, n).interval == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.98])
+def test_intervals_hold_the_truth_about_19_times_in_20(truth):
+    chance = random.Random(0)
+    met = 0
+    for _ in range(1000):
+        right = [{"value": float(chance.random() < truth)} for _ in range(288)]
+        low, high = summarize(right)["value"].bounds
+        met += low <= truth <= high
+    assert 925 <= met <= 985
+
+
+def test_the_interval_of_an_average_is_of_its_standard_error():
+    chance = random.Random(0)
+    met = 0
+    for _ in range(1000):
+        low, high = average([chance.gauss(24, 2) for _ in range(192)]).bounds
+        assert high - low == pytest.approx(2 * 1.96 * 2 / 192**0.5, rel=0.25)
+        met += low <= 24 <= high
+    assert 925 <= met <= 985
+    assert average([24.0, 25.0]) == Metric(24.5, 2)  # of so few it is not known
+    assert average([24.0, 25.0]).bounds == (24.5, 24.5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "low", "high"),
+    [  # Newcombe 1998, table II, method 10
+        (fraction(56 / 70, 70), fraction(48 / 80, 80), 0.0524, 0.3339),
+        (fraction(9 / 10, 10), fraction(3 / 10, 10), 0.1705, 0.8090),
+        (fraction(10 / 10, 10), fraction(0, 10), 0.6075, 1.0),
+        (Metric(3, 99, (0, 6)), Metric(1, 99, (-3, 5)), -3.0, 7.0),
+    ],
+)
+def test_the_interval_of_a_difference_is_newcombes(ours, other, low, high):
+    assert difference(ours, other) == pytest.approx((low, high), abs=1e-4)
+    assert difference(other, ours) == pytest.approx((-high, -low), abs=1e-4)
+
+
+def test_metrics_in_json_are_read_as_they_were_written():
+    metrics = {
+        "concept": fraction(0.95, 40),
+        "psnr": average([20.0 + i % 3 for i in range(40)]),
+        "psnr_small": average([18.0, 19.0]),
+    }
+    written = json.loads(json.dumps(to_fields(metrics)))
+    assert (written["n"], written["counts"]) == (40, {"psnr_small": 2})
+    assert written["intervals"].keys() == {"concept", "psnr"}
+    assert from_fields(written, "a file") == metrics
+    before = {"concept": 0.95, "psnr": 21, "n": 40}  # as they were written without intervals
+    assert from_fields(before, "a file") == {
+        "concept": fraction(0.95, 40),
+        "psnr": Metric(21, 40),
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"concept": 0.9},
+        {"concept": 1.001, "n": 40},
+        {"concept": 0.9, "n": 0},
+        {"concept": "high", "n": 40},
+        {"concept": 0.9, "n": 40, "intervals": {"concept": [0.95, 0.99]}},
+        {"psnr": float("nan"), "n": 40, "intervals": {"psnr": [20, 21]}},
+        {"concept": 0.9, "n": 40, "counts": 3},
+        ["concept"],
+    ],
+)
+def test_what_is_no_metric_is_refused(fields):
+    with pytest.raises(OptionError, match=r"a file does not hold metrics as evaluate writes them"):
+        from_fields(fields, "a file")
+
+
 # --- rows ---
+
+
+def published(task: str, metric: str, ours: float, other: float | None, n: int) -> Row:
+    ours_ = Metric(ours, n) if metric in AVERAGES else fraction(ours, n)
+    return Row(task, metric, ours_, None if other is None else Metric(other, n))
 
 
 @pytest.mark.parametrize(
     ("row", "holds"),
     [
-        (Row("caption", "exact", 0.96, 0.9757, 288), True),
-        (Row("caption", "exact", 0.95, 0.9757, 288), False),
-        (Row("edit_size", "valid", 0.9965, 0.98, 288), False),
-        (Row("edit_size", "valid", 1.0, 0.98, 288), True),
-        (Row("image_to_codes_to_image", "psnr", 23.6, 24.4, 576), True),
-        (Row("image_to_codes_to_image", "psnr", 23.2, 24.4, 576), False),
-        (Row("declines_unknown_object", "value", 0.45, 0.65, 20), True),
-        (Row("declines_unknown_object", "value", 0.40, 0.65, 20), False),
-        (Row("declines_unknown_object", "value", 0.6, 0.65, 20, is_strict=True), False),
-        (Row("caption", "exact", 0.9756, 0.9757, 288, is_strict=True), True),
-        (Row("caption", "exact", 0.975, 0.9757, 288, is_strict=True), False),
-        (Row("what_is_this_mirrored", "value", 0.0, None, 288), True),
+        (published("caption", "exact", 0.96, 0.9757, 288), True),
+        (published("caption", "exact", 0.9556, 0.9757, 288), True),
+        (published("caption", "exact", 0.95, 0.9757, 288), False),
+        (published("edit_size", "valid", 0.9965, 0.98, 288), False),
+        (published("edit_size", "valid", 1.0, 0.98, 288), True),
+        (published("image_to_codes_to_image", "psnr", 23.6, 24.4, 576), True),
+        (published("image_to_codes_to_image", "psnr", 23.2, 24.4, 576), False),
+        (published("declines_unknown_object", "value", 0.45, 0.65, 20), True),
+        (published("declines_unknown_object", "value", 0.40, 0.65, 20), False),
+        (published("what_is_this_mirrored", "value", 0.0, None, 288), True),
     ],
 )
-def test_a_row_holds_if_it_is_not_too_low(row, holds):
+def test_a_row_beside_what_is_published_holds_if_it_is_not_too_low(row, holds):
     assert row.holds is holds
     assert str(row).endswith("TOO LOW") is not holds
 
 
-def test_a_row_shows_ours_the_other_the_difference_and_n():
-    (row,) = compare("caption", {"exact": 0.9861, "n": 288}, {"caption": {"exact": 0.9757}})
-    assert str(row).split() == ["caption", "exact", "98.61", "%", "97.57", "%", "+1.04", "288"]
-    (alone,) = compare("new", {"value": 0.5, "n": 4}, {})
-    assert str(alone).split() == ["new", "value", "50.00", "%", "4"]
+@pytest.mark.parametrize(
+    ("ours", "other", "verdict"),
+    [
+        (fraction(0.6, 20), fraction(0.65, 20), "equal"),
+        (fraction(1, 288), fraction(287 / 288, 288), "equal"),
+        (fraction(0.95, 288), fraction(0.99, 288), "lower"),
+        (fraction(0.99, 288), fraction(0.95, 288), "better"),
+        (Metric(26, 288, (25.8, 26.2)), Metric(24, 288, (23.8, 24.2)), "better"),
+        (Metric(24.1, 288, (23.9, 24.3)), Metric(24.3, 288, (24.1, 24.5)), "equal"),
+        (Metric(24, 288), Metric(24.01, 288), "lower"),  # without intervals nothing excuses it
+        (None, fraction(0.5, 20), "missing"),
+        (fraction(0.5, 20), None, "new"),
+    ],
+)
+def test_a_metric_within_the_error_of_another_runs_is_equal(ours, other, verdict):
+    row = Row("caption", "psnr", ours, other, is_run=True)
+    assert row.verdict == verdict
+    assert row.holds is (verdict not in ("lower", "missing"))
+    assert verdict in str(row)
+    assert str(row).endswith("TOO LOW") is (verdict == "lower")
+
+
+def test_a_row_shows_ours_its_interval_n_the_other_and_the_change():
+    (row,) = compare(
+        "caption",
+        {"exact": fraction(0.9861, 288)},
+        {"caption": {"exact": fraction(0.9757, 288)}},
+        False,
+    )
+    assert str(row).split() == [
+        *("caption", "exact", "98.61", "%", "96.48", "to", "99.46", "288", "97.57", "%", "+1.04"),
+    ]
+    (alone,) = compare("new", {"psnr": Metric(20.5, 4)}, {}, False)
+    assert str(alone).split() == ["new", "psnr", "20.50", "dB", "4"]
 
 
 def test_what_is_published_has_every_metric_the_law_is_about():
     published = published_metrics()
     for task in set(TASKS) & set(published):
-        assert set(published[task]) - {"n", *NOT_MEASURED} <= set(GIVEN)
-    assert published["edit_size"]["concept"] == 0.8194
-    assert Path(bundled("results.json")).is_file()
+        assert set(published[task]) - {*NOT_MEASURED} <= set(GIVEN)
+    assert published["edit_size"]["concept"] == Metric(
+        0.8194, 288, pytest.approx((0.771, 0.8596), abs=1e-3)
+    )
+
+
+def test_published_intervals_are_those_of_their_values():
+    tasks = json.loads(bundled("results.json").read_text("utf-8"))["metrics"]
+    for fields in tasks.values():
+        for name, interval in fields["intervals"].items():
+            right = round(fields[name] * fields["n"])
+            assert interval == pytest.approx(
+                fraction(right / fields["n"], fields["n"]).interval, abs=1e-4
+            )
+        assert fields["intervals"].keys() == fields.keys() - AVERAGES - {
+            "n",
+            "intervals",
+            *NOT_MEASURED,
+        }

@@ -258,6 +258,7 @@ def test_bundled_recipes_can_be_read(name):
 def test_learns_from_the_closed_world(artwork, tmp_path):
     """The smoke recipe, shortened."""
     changes = [f"data.world.artwork={artwork}", "schedule.steps=8", "schedule.log_every=2"]
+    changes += [f"data.world.{name}" for name in ("bank=null", "tokenizer=null", "variants=1")]
     recipe = read_recipe(llm.Recipe, RECIPES / "smoke-llm.yaml", changes)
     llm.run(recipe, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "log.json").read_text("utf-8"))

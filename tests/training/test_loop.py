@@ -1,7 +1,9 @@
 """The training loop: a run that was stopped ends as one that was not, bit for bit."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from seed_core.errors import OptionError
+from seed_core.errors import OptionError, PictureError
 from seed_core.training import loop
 from seed_core.training.data.fields import DocumentError
 from seed_core.training.loop import CHECKPOINTS, CURVES_FILE, LOG_FILE, RECIPE_FILE, Samples, train
@@ -254,16 +256,44 @@ class Broken(Sums):
 
     def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
         if number == 9:
-            raise DocumentError("texts.jsonl, line 9: this is no JSON")
+            raise self.error
         return super().sample(number, streams)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_of_a_sample_is_one_line_wherever_samples_are_made(tmp_path, workers):
+@pytest.mark.parametrize(
+    "error",
+    [
+        DocumentError("texts.jsonl, line 9: this is no JSON"),
+        PictureError("two pictures are damaged:\na.png: it ends early\nb.png: it is empty"),
+        FileNotFoundError(2, "No such file or directory", "a.png"),
+    ],
+)
+def test_an_error_of_a_sample_says_the_same_wherever_samples_are_made(tmp_path, workers, error):
     recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, workers=workers))
-    with pytest.raises(DocumentError) as caught:
-        train(Network, Broken(), collate, recipe, tmp_path)
-    assert str(caught.value) == "texts.jsonl, line 9: this is no JSON"
+    samples = Broken()
+    samples.error = error
+    with pytest.raises(type(error)) as caught:
+        train(Network, samples, collate, recipe, tmp_path)
+    assert str(caught.value) == str(error)
+
+
+class Killed(Sums):
+    """Ends its process at sample 9, as a system does that runs out of memory."""
+
+    def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
+        if number == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().sample(number, streams)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals that end a process")
+def test_a_process_that_the_system_ends_is_told_with_what_to_do(tmp_path):
+    recipe = replace(RECIPE, schedule=replace(RECIPE.schedule, workers=2))
+    with pytest.raises(
+        OptionError, match=r"has ended \(DataLoader worker .*; lower schedule\.workers"
+    ):
+        train(Network, Killed(), collate, recipe, tmp_path)
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_do(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 
 from seed_core.errors import OptionError
 from seed_core.training import recipe
+from seed_core.training.__main__ import main
+from seed_core.training.data.sources import SourceFiles
 from seed_core.training.recipe import find_recipe, read_recipe, to_yaml
 from seed_core.training.schedule import Schedule
 
@@ -179,3 +181,69 @@ def test_recipes_are_found_by_path_and_by_name(write, tmp_path, monkeypatch):
         OptionError, match="the recipe bread is missing; give a YAML file, or one of cake"
     ):
         find_recipe("bread")
+
+
+# ---- numbers out of range ----
+
+OUT_OF_RANGE = {
+    ("tower", "smoke-tower"): [
+        *("embedding_dim=0", "picture_side=0", "weights.object=-1", "weights.picture=.nan"),
+        *(
+            "vision.depth=0",
+            "vision.num_heads=0",
+            "world.augmented=1.5",
+            "schedule.learning_rate=.inf",
+        ),
+    ],
+    ("tokenizer", "smoke-tokenizer"): [
+        *("network.codebook_dim=0", "network.decode_heads=0", "network.image_down=[0]"),
+        *("network.qformer.num_heads=0", "mini.shortened=-1", "mini.commitment=.inf"),
+        *("mini.reading.size=-1", "mini.decay=1.5", "mini.restart_below=-1"),
+    ],
+    ("decoder", "smoke-vae"): [
+        *(
+            "vae.sizes.norm_num_groups=0",
+            "vae.sizes.block_out_channels=[]",
+            "vae.sizes.image_size=0",
+        ),
+        *("vae.sizes.block_out_channels=[0]", "vae.sizes.latent_channels=-1", "vae.measured=0"),
+        *("vae.sizes.layers_per_block=0", "vae.loss.area=0", "vae.loss.l1=-1", "vae.loss.l2=.nan"),
+    ],
+    ("decoder", "smoke-unet"): [
+        *("unet.sizes.attention_head_dim=0", "unet.sizes.norm_num_groups=0", "unet.measured=1"),
+        *(
+            "unet.sizes.block_out_channels=[-16]",
+            "unet.sizes.text_width=0",
+            "unet.draws_per_scene=0",
+        ),
+        *("unet.sizes.layers_per_block=0", "unet.chances.drop=.nan"),
+    ],
+    ("llm", "smoke-llm"): [
+        *("sizes.hidden_size=0", "sizes.hidden_size=60", "sizes.num_attention_heads=0"),
+        *("sizes.num_hidden_layers=0", "sizes.max_position_embeddings=0", "sizes.rms_norm_eps=-1"),
+        *("data.wrong_codes=2", "data.world.augmented=-1", "data.world.drawings=0"),
+    ],
+    ("tune", "smoke-tune"): ["rank=0", "alpha=.inf", "dropout=1", "schedule.clip=.nan"],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "change"),
+    [(*recipe, change) for recipe, changes in OUT_OF_RANGE.items() for change in changes],
+)
+def test_numbers_out_of_range_are_refused_in_one_sentence(
+    stage, name, change, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    given = change.partition("=")
+    assert main([stage, name, "-o", str(tmp_path / "run"), "--set", change]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert given[0].rpartition(".")[2].replace("_", " ") in line.replace("_", " ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"swapped": 1.5}, {"weight": float("inf")}, {"max_length": 1}])
+def test_a_source_out_of_range_is_refused(change):
+    with pytest.raises(OptionError, match=next(iter(change))):
+        SourceFiles("codes.jsonl", **change)

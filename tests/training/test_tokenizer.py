@@ -477,7 +477,7 @@ def test_a_tower_that_does_not_fit_is_refused(
     mini_recipe: tokenizer.TokenizerRecipe, artwork: Path, tmp_path: Path
 ) -> None:
     wider = dataclasses.replace(NETWORK, embedding_dim=48)
-    with pytest.raises(OptionError, match="embeddings of width 32"):
+    with pytest.raises(OptionError, match=r"embeddings \[32\] .*; network in the recipe .* \[48\]"):
         tokenizer.run(dataclasses.replace(mini_recipe, network=wider), tmp_path)
     assert mini_recipe.mini is not None
     world = dataclasses.replace(mini_recipe.mini.world, artwork=artwork, description=None)
@@ -818,7 +818,9 @@ def test_clip_teaches_as_well(
     pixels = torch.randn(2, 3, 128, 128)
     assert torch.equal(embedder(pixels), model(pixel_values=pixels).image_embeds)
     save(projection_dim=48)
-    with pytest.raises(OptionError, match="embeddings of width 48"):
+    with pytest.raises(
+        OptionError, match=r"clip makes embeddings \[48\] .*; network in the recipe .* \[32\]"
+    ):
         load_embedder(tmp_path / "clip", NETWORK)
     with pytest.raises(CheckpointError, match="no CLIP vision model"):
         load_embedder(tmp_path / "nothing", NETWORK)

@@ -139,6 +139,10 @@ def test_frozen_weights_stay_what_they_are(tmp_path, monkeypatch):
         assert torch.equal(state[names[name]], shipped[name].float()), name
 
 
+def test_workers_can_make_samples(tmp_path, assert_workers_can_make_samples):
+    assert_workers_can_make_samples(lambda: tune.run(make_recipe(tmp_path, 2), tmp_path / "run"))
+
+
 def test_interrupted_run_ends_like_another(tmp_path, interrupt):
     recipe = make_recipe(tmp_path, 5, dropout=0.3, trained_in_full=("embeddings", "norms"))
     recipe = replace(recipe, schedule=replace(recipe.schedule, save_every=2, log_every=1))

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...cli.options import add_device
 from ...compute.precision import PRECISIONS
 from ...errors import in_one_line
 from ...models.names import SEED_MINI
 from ...models.tokenizer import load_tokenizer
+from ..settings import at_least_1
 from ..world import data as world_data
 from .encoding import KINDS, Encoder, claim_folder, find_shards
 from .metadata import METADATA_FILES
@@ -50,7 +52,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", type=Path, required=True, help="folder of the shards, JSON lines")
     add("--tokenizer", default=SEED_MINI, help="seed-mini, or a tokenizer's file or folder")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", choices=tuple(PRECISIONS), default="fp32")
     add(
         "--format",
@@ -59,14 +61,14 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
         help="of pictures with a text: captions to pretrain with, or requests for the picture to "
         "tune a model that answers; those without a text are alone",
     )
-    add("--batch", type=_at_least_1, default=64, help="pictures encoded together")
+    add("--batch", type=at_least_1, default=64, help="pictures encoded together")
     add(
         "--shard-size",
-        type=_at_least_1,
+        type=at_least_1,
         default=10000,
         help="pictures of a folder in one shard; an archive is one shard whatever its size",
     )
-    add("--workers", type=_at_least_1, default=4, help="threads that read pictures")
+    add("--workers", type=at_least_1, default=4, help="threads that read pictures")
     add(
         "--part",
         type=_part,
@@ -74,12 +76,6 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
         metavar="1/4",
         help="make only every 4th shard from the first on; other processes make 2/4 and so on",
     )
-
-
-def _at_least_1(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
-    return int(text)
 
 
 def _part(text: str) -> tuple[int, int]:

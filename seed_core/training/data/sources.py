@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from ...errors import OptionError, SeedError
 from ..loop import Samples
 from ..processes import share
+from ..settings import check_fractions
 from ..streams import Streams
 from .documents import DocumentWriter
 from .examples import Example, cut, with_wrong_codes
@@ -50,6 +52,7 @@ class SourceFiles:
     swapped: float = 0.0  # probability that its pictures go after their text
 
     def __post_init__(self) -> None:
+        check_fractions(self, "swapped", group="data.files: ")
         _check(self.weight, self.max_length, self.most_pictures)
 
     def open(self) -> Source:
@@ -77,7 +80,11 @@ class Source:
 
 
 def _check(weight: float, max_length: int, most_pictures: int | None) -> None:
-    if not weight > 0 or max_length < 2 or (most_pictures is not None and most_pictures < 1):
+    if (
+        not 0 < weight < math.inf
+        or max_length < 2
+        or (most_pictures is not None and most_pictures < 1)
+    ):
         raise OptionError(
             "a source of documents needs a weight over 0, a max_length of at least 2 and "
             f"most_pictures of at least 1; got {weight}, {max_length} and {most_pictures}"

@@ -5,18 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from ...cli.options import add_device
 from ...files.writer import check_output
 from ..world.closed_world import SPLITS, World
 from ..world.judge import Judge
-from .comparison import HEADER, compare, published_metrics
+from .comparison import (
+    RULE,
+    Metrics,
+    Row,
+    compare,
+    count,
+    header,
+    missing,
+    other_metrics,
+    published_metrics,
+)
 from .measure import OF_TEACHER, SAMPLES, TASKS, Evaluation
+from .metrics import Metric, to_fields
 
 MEBIBYTE = 2**20
 
@@ -50,10 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beside",
         type=Path,
         help="a JSON file of another run on the same split, to set beside in place of results.json; "
-        "then nothing may lie below",
+        "then no metric may be lower, or missing here, where it counts as equal if 0 lies in the "
+        "95 %% interval of the difference",
     )
     add("--json", type=Path, help="write the metrics to this file")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.json is not None:
         check_output(args.json)
-    published = published_metrics(args.beside, args.split)
+    tasks = args.tasks or [name for name in TASKS if args.teacher or name not in OF_TEACHER]
+    is_run = args.beside is not None
+    others = other_metrics(args.beside, args.split, tasks) if is_run else published_metrics()
     world = World(args.artwork, args.description)
     evaluation = Evaluation(
         world,
@@ -77,16 +92,17 @@ def run(args: argparse.Namespace) -> int:
         args.teacher,
     )
     is_small = evaluation.size <= LARGEST
-    for name in args.tasks or ():
+    for name in tasks:
         evaluation.check_task(name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # pictures are spread over the cores instead
     try:
-        metrics, holds = _measure_all(
-            evaluation, args.tasks or evaluation.tasks, published, args.beside is not None
-        )
+        metrics, rows = _measure_all(evaluation, tasks, others, is_run)
     finally:
         torch.set_num_threads(threads)
+    if is_run:
+        rows += _printed([] if args.tasks else missing(others, tasks))
+        sys.stdout.write(f"{count(rows)}; {RULE}\n")
     sizes = f"{evaluation.size / MEBIBYTE:.2f} MiB of at most {LARGEST / MEBIBYTE:.0f}"
     sys.stdout.write(f"files: {sizes}{'' if is_small else '  TOO LARGE'}\n")
     if args.json is not None:
@@ -94,26 +110,26 @@ def run(args: argparse.Namespace) -> int:
             "model": str(args.model or "seed-mini"),
             "split": args.split,
             "bytes": evaluation.size,
-            "metrics": metrics,
+            "metrics": {task: to_fields(measured) for task, measured in metrics.items()},
         }
         args.json.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    return 0 if holds and is_small else 1
+    return 0 if is_small and all(row.holds for row in rows) else 1
 
 
 def _measure_all(
-    evaluation: Evaluation,
-    tasks: Sequence[str],
-    published: Mapping[str, Mapping[str, float]],
-    is_strict: bool,
-) -> tuple[dict[str, dict[str, float]], bool]:
-    """Return metrics by task, and whether none is too low."""
-    sys.stdout.write(f"{HEADER}\n")
-    metrics, holds = {}, True
+    evaluation: Evaluation, tasks: Sequence[str], others: Metrics, is_run: bool
+) -> tuple[dict[str, dict[str, Metric]], list[Row]]:
+    """Return metrics by task, and what they are beside the others."""
+    sys.stdout.write(f"{header(is_run)}\n")
+    metrics, rows = dict[str, dict[str, Metric]](), list[Row]()
     for task in tasks:
         with tqdm(desc=task, unit=" replies", leave=False, disable=None) as bar:
             metrics[task] = evaluation.measure(task, bar.update)
-        rows = compare(task, metrics[task], published, is_strict)
-        holds = holds and all(row.holds for row in rows)
-        sys.stdout.write("".join(f"{row}\n" for row in rows))
-        sys.stdout.flush()
-    return metrics, holds
+        rows += _printed(compare(task, metrics[task], others, is_run))
+    return metrics, rows
+
+
+def _printed(rows: list[Row]) -> list[Row]:
+    sys.stdout.write("".join(f"{row}\n" for row in rows))
+    sys.stdout.flush()
+    return rows

@@ -1,25 +1,37 @@
-"""Our metrics beside published ones, and how far they may fall short."""
+"""Our metrics beside published ones or beside another run's, and which of them are too low."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import OptionError
+from ...errors import OptionError, in_one_line
 from ...files.side_files import read_json
 from ...models.names import bundled
 from .measure import UNKNOWN_OBJECTS
+from .metrics import DECIBELS, Metric, difference, from_fields
+
+Metrics = Mapping[str, Mapping[str, Metric]]
+"""By task, then by name."""
 
 # How far a metric may lie below results.json (as a part of 1); its objects stood at other places.
 # It may lie above: those numbers are without the picture grammar, which turns replies that were
-# lost to a broken picture into good ones. Beside another run, of the same pictures, it may not lie
-# below at all.
+# lost to a broken picture into good ones.
 POINTS = 0.02
 
 # How far PSNR may lie below: other positions alone move it by 0.5 dB.
-DECIBELS = 1.0
+MOST_DECIBELS = 1.0
+
+RULE = (
+    "equal: the 95 % interval of the difference (Newcombe's, from both intervals) holds 0; "
+    "new: only this run has it; missing: only the other run has it"
+)
+"""What the verdict on a metric means, where another run is set beside ours."""
+
+_MISSING, _LOWER = "missing", "lower"
 
 
 @dataclass(frozen=True)
@@ -28,82 +40,133 @@ class Row:
 
     task: str  # one of TASKS
     metric: str  # of that task
-    ours: float  # in 0..1, or in dB
-    published: float | None  # the one beside it; None without one
-    n: int  # number of questions
-    is_strict: bool = False  # the other one is of the same pictures, so ours may not lie below
-
-    @property
-    def is_decibels(self) -> bool:
-        """Whether the metric is in dB: ``psnr``, or ``psnr_small`` of small objects alone."""
-        return self.metric.startswith("psnr")
+    ours: Metric | None  # None where only the other run has it
+    beside: Metric | None  # None without one
+    is_run: bool = False  # the other one is of a run on the same pictures, not of results.json
 
     @property
     def allowed(self) -> float:
-        """How far ours may lie below."""
+        """How far ours may lie below the published one."""
         # Every reply must hold a whole picture, whatever was published. The twenty unknown things
         # are not the published twenty, so they get two standard errors more.
-        published = self.published or 0.0
-        if self.is_strict:
-            return 0.0
+        assert self.ours is not None
+        assert self.beside is not None
+        published = self.beside.value
         if self.metric == "valid":
             return published - 1
-        if self.is_decibels:
-            return DECIBELS
+        if self.metric in DECIBELS:
+            return MOST_DECIBELS
         if self.task in UNKNOWN_OBJECTS:
-            return POINTS + 2 * math.sqrt(published * (1 - published) / self.n)
+            return POINTS + 2 * math.sqrt(published * (1 - published) / self.ours.n)
         return POINTS
 
     @property
+    def verdict(self) -> str:
+        """How ours compares with another run's; see `RULE`."""
+        if self.ours is None:
+            return _MISSING
+        if self.beside is None:
+            return "new"
+        low, high = difference(self.ours, self.beside)
+        return "better" if low > 0 else _LOWER if high < 0 else "equal"
+
+    @property
     def holds(self) -> bool:
-        """Whether ours lies no further below than allowed."""
-        if self.published is None:
+        """Whether ours is there and no further below than allowed."""
+        if self.is_run:
+            return self.verdict not in (_MISSING, _LOWER)
+        if self.ours is None or self.beside is None:
             return True
-        return self.ours >= self.published - self.allowed - 1e-4  # they publish four decimals
+        return self.ours.value >= self.beside.value - self.allowed - 1e-4  # of four decimals
 
     def __str__(self) -> str:
-        scale, unit = (1, "dB") if self.is_decibels else (100, "% ")
-        line = f"{self.task:44}{self.metric:12}{self.ours * scale:8.2f} {unit}"
-        if self.published is None:
-            return f"{line}{'':19}{self.n:6}"
-        difference = (self.ours - self.published) * scale
-        line += f"{self.published * scale:8.2f} {unit}{difference:+8.2f}{self.n:6}"
-        return line if self.holds else f"{line}  TOO LOW"
+        line = f"{self.task:43}{self.metric:11}{self._ours()}{self._beside()}"
+        if self.is_run:
+            line += self.verdict
+        return line.rstrip() if self.holds or self.ours is None else f"{line.rstrip()}  TOO LOW"
+
+    def _ours(self) -> str:
+        if self.ours is None:
+            return f"{'':37}"
+        low, high = (f"{bound * self._scale:.2f}" for bound in self.ours.bounds)
+        interval = f"{low} to {high}" if self.ours.interval else ""
+        return f"{self._number(self.ours)}{interval:>20}{self.ours.n:6}"
+
+    def _beside(self) -> str:
+        if self.beside is None:
+            return f"{'':25}"
+        change = "" if self.ours is None else f"{self._change:+.2f}"
+        return f"{self._number(self.beside)}{change:>12}  "
+
+    @property
+    def _change(self) -> float:
+        assert self.ours is not None
+        assert self.beside is not None
+        return (self.ours.value - self.beside.value) * self._scale
+
+    def _number(self, metric: Metric) -> str:
+        return f"{metric.value * self._scale:8.2f} {'dB' if self.metric in DECIBELS else '% '}"
+
+    @property
+    def _scale(self) -> float:
+        return 1 if self.metric in DECIBELS else 100
 
 
-HEADER = f"{'task':44}{'metric':12}{'ours':>10} {'published':>10} {'difference':>8}{'n':>4}"
+def header(is_run: bool) -> str:
+    """Return the names of the columns."""
+    other = "other" if is_run else "published"
+    ours = f"{'ours':>8}   {'95 % interval':>20}{'n':>6}"
+    return f"{'task':43}{'metric':11}{ours}{other:>11}{'change':>12}"
 
 
-def published_metrics(
-    path: Path | None = None, split: str | None = None
-) -> dict[str, dict[str, float]]:
-    """Return metrics by task, of results.json or of a JSON file that ``evaluate`` wrote.
+def published_metrics() -> Metrics:
+    """Return the metrics of results.json."""
+    return _read(bundled("results.json"))
+
+
+def other_metrics(path: Path, split: str, tasks: Iterable[str]) -> Metrics:
+    """Return metrics of a JSON file that ``evaluate`` wrote.
 
     Raises:
         CheckpointError: the file is missing or is not JSON.
-        OptionError: the file lacks metrics, or is of another split than ``split``.
+        OptionError: the file is damaged, of another split, or has none of the tasks.
     """
-    content = read_json(path or bundled("results.json"))
-    metrics = content.get("metrics")
-    if not isinstance(metrics, dict):
-        raise OptionError(f"{path} has no metrics")
-    if path is not None and split not in (None, content.get("split")):
+    metrics = _read(path)
+    if (given := read_json(path).get("split")) != split:
+        raise OptionError(f"{path} is of the split {given}, which cannot stand beside {split}")
+    if not set(metrics) & set(tasks):
         raise OptionError(
-            f"{path} is of the split {content.get('split')}, which cannot stand beside {split}"
+            f"{path} has none of the tasks that are measured here; it has "
+            f"{in_one_line(', '.join(metrics)) or 'none at all'}"
         )
     return metrics
 
 
-def compare(
-    task: str,
-    ours: Mapping[str, float],
-    published: Mapping[str, Mapping[str, float]],
-    is_strict: bool = False,
-) -> list[Row]:
-    """Set each metric of a task beside another one; see `Row`."""
-    beside = published.get(task, {})
-    return [
-        Row(task, metric, value, beside.get(metric), int(ours["n"]), is_strict)
-        for metric, value in ours.items()
-        if metric != "n"
-    ]
+def _read(path: Path) -> Metrics:
+    tasks = read_json(path).get("metrics")
+    if not isinstance(tasks, dict):
+        raise OptionError(f"{path} has no metrics")
+    return {task: from_fields(fields, f"{path}: {task}") for task, fields in tasks.items()}
+
+
+def compare(task: str, ours: Mapping[str, Metric], others: Metrics, is_run: bool) -> list[Row]:
+    """Set each metric of a task beside another one; see `Row`.
+
+    Two metrics in results.json, of embeddings, are not measured here and are left out.
+    """
+    beside = others.get(task, {})
+    names = [*ours, *(name for name in beside if is_run and name not in ours)]
+    return [Row(task, name, ours.get(name), beside.get(name), is_run) for name in names]
+
+
+def missing(others: Metrics, measured: Iterable[str]) -> list[Row]:
+    """Return a row of each metric whose task only the other run has."""
+    left = [task for task in others if task not in set(measured)]
+    return [row for task in left for row in compare(task, {}, others, is_run=True)]
+
+
+def count(rows: Iterable[Row]) -> str:
+    """Return how many metrics got each verdict."""
+    counts = Counter(row.verdict for row in rows)
+    kinds = ("better", "equal", _LOWER, "new", _MISSING)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in kinds)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, interpolate
 
 from ...compute.generators import seeded_generators
 from ...decoder.options import DecodeOptions
@@ -28,16 +28,18 @@ from ...models.names import bundled
 from ...models.tokenizer import load_tokenizer
 from ...models.unclip import load_decoder
 from ..networks.losses import psnr
+from ..networks.painters import as_vae_input, check_vae_size
 from ..networks.teacher import Teacher
-from ..networks.teacher_folder import load_teacher
+from ..networks.teacher_folder import check_teacher, load_teacher
 from ..networks.vae import latents_of
 from ..world.closed_world import SPLITS, World
 from ..world.judge import METRICS, Judge
-from ..world.rendering import normalize
+from ..world.rendering import SIDE, normalize
 from ..world.scenes import Scene
 from ..world.sentences import DECLINED, with_article
 from ..world.tasks import ANSWERS, PICTURES, Case
 from ..world.unknown import MORE_UNKNOWN, UNKNOWN, known_words
+from .metrics import Metric, Scores, summarize
 
 # Questions per task, as in results.json: every pair of a half in every size.
 SAMPLES = 288
@@ -75,7 +77,7 @@ class Evaluation:
     """A model family, and its metrics on the closed world.
 
     Raises:
-        OptionError: fewer than 1 sample is asked for.
+        OptionError: fewer than 1 sample is asked for, or parts or teacher do not fit one another.
         CheckpointError: a model or the teacher cannot be loaded.
     """
 
@@ -87,7 +89,7 @@ class Evaluation:
         split: str = "all",  # one of closed_world.SPLITS; results.json has all
         model: Path | None = None,  # with tokenizer, llm and decoder; by default the bundled one
         lora: str | None = None,  # an adapter for the language model
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         teacher: Path | None = None,  # whose embeddings the tokenizer learned, for OF_TEACHER
         threads: int
         | None = None,  # pictures decoded in parallel on a CPU; by default one per core
@@ -107,9 +109,14 @@ class Evaluation:
         if lora is not None:
             merge_lora(self._llm.module, read_lora(lora, self._llm.config))
         self._decoder = load_decoder(parts["decoder"], device)
+        self._check_parts()
         self._teacher: Teacher | None = None
         if teacher is not None:
             self._teacher = load_teacher(teacher).to(device)
+            made = self._teacher.image_size, self._teacher.embedding_dim
+            check_teacher(
+                teacher, made, "this model's tokenizer", (SIDE, *self._tokenizer.embedding_shape)
+            )
         self.tasks = tuple(name for name in TASKS if self._teacher or name not in OF_TEACHER)
         self.size = sum(  # bytes of the model
             file.stat().st_size
@@ -118,10 +125,25 @@ class Evaluation:
             if file.is_file()
         )
 
-    def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, float]:
-        """Return the metrics of one of `TASKS` and the number of its questions, n.
+    def _check_parts(self) -> None:
+        """Refuse parts of different models."""
+        tokenizer, llm, decoder = self._tokenizer, self._llm, self._decoder
+        check_vae_size(decoder.module.vae)
+        if tokenizer.embedding_shape != (decoder.embedding_dim,):
+            raise OptionError(
+                f"the tokenizer makes embeddings {list(tokenizer.embedding_shape)}, and the decoder "
+                f"paints from [{decoder.embedding_dim}]: they are of different models"
+            )
+        if tokenizer.codebook_size != llm.vocab.codebook_size:
+            raise OptionError(
+                f"the tokenizer has {tokenizer.codebook_size} codes, and the language model speaks "
+                f"{llm.vocab.codebook_size}: they are of different models"
+            )
 
-        Metrics lie in 0..1 or are in dB. ``on_reply`` is called after each reply of the language
+    def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, Metric]:
+        """Return the metrics of one of `TASKS`.
+
+        ``on_reply`` is called after each reply of the language
         model.
 
         Raises:
@@ -146,7 +168,8 @@ class Evaluation:
         if name in PICTURES:
             return self.measure_pictures(cases, options, on_reply)
         replies = self._replies(cases, options, on_reply)
-        return mean([self._score_answer(name, *pair) for pair in zip(cases, replies, strict=True)])
+        answered = zip(cases, replies, strict=True)
+        return summarize([self._score_answer(name, case, reply) for case, reply in answered])
 
     def check_task(self, name: str) -> None:
         """Refuse a task that needs the teacher if none is given.
@@ -162,9 +185,9 @@ class Evaluation:
         cases: Sequence[Case],
         options: GenerationOptions,
         on_reply: Callable[[], object] | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Metric]:
         """Return the metrics of conversations that end with a picture."""
-        return mean(self._score_pictures(cases, self._replies(cases, options, on_reply)))
+        return summarize(self._score_pictures(cases, self._replies(cases, options, on_reply)))
 
     def _unknown(self, things: Sequence[str]) -> list[str]:
         """Return the unknown things of the split; the halves take turns."""
@@ -176,15 +199,15 @@ class Evaluation:
             if thing not in known
         ]
 
-    def _declines(self, things: Sequence[str]) -> dict[str, float]:
+    def _declines(self, things: Sequence[str]) -> dict[str, Metric]:
         prompts = [f"Draw {with_article(thing, thing)}" for thing in things]
         replies = [self._llm.generate(prompt, options=GREEDY).text for prompt in prompts]
-        return mean([{"value": float(reply == DECLINED)} for reply in replies])
+        return summarize([{"value": float(reply == DECLINED)} for reply in replies])
 
-    def _pictures_alone(self, name: str, scenes: list[Scene]) -> dict[str, float]:
+    def _pictures_alone(self, name: str, scenes: list[Scene]) -> dict[str, Metric]:
         originals = self.world.render(scenes)
         if name == "classifier_on_originals":
-            return mean(self.judge.score(originals, scenes))
+            return summarize(self.judge.score(originals, scenes))
         if name == "vae_reconstruction":
             pictures = self._through_vae(originals)
         elif name == "image_to_codes_to_image":
@@ -198,14 +221,14 @@ class Evaluation:
             score["psnr"] = float(psnr(picture, original))
             if scene.size == smallest:
                 score["psnr_small"] = float(psnr(picture, original, self.world.cover([scene])))
-        return mean(scores)
+        return summarize(scores)
 
-    def _embeddings(self, scenes: list[Scene]) -> dict[str, float]:
+    def _embeddings(self, scenes: list[Scene]) -> dict[str, Metric]:
         """Compare the tokenizer's embeddings with those it learned to restore."""
         originals = self.world.render(scenes)
         restored = self._tokenizer.embed(self._encode(originals)).float()
         cosines = cosine_similarity(restored, self._teachers_embeddings(originals), dim=-1)
-        return mean([{"cosine": float(cosine)} for cosine in cosines])
+        return summarize([{"cosine": float(cosine)} for cosine in cosines])
 
     @torch.inference_mode()
     def _teachers_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -214,12 +237,13 @@ class Evaluation:
 
     @torch.inference_mode()
     def _through_vae(self, pictures: torch.Tensor) -> torch.Tensor:
-        vae = self._decoder.module.vae
+        vae, place = self._decoder.module.vae, self._decoder.device
         restored = [
-            vae.decode(latents_of(vae, picture[None].to(self._decoder.device, vae.dtype) * 2 - 1))
+            vae.decode(latents_of(vae, as_vae_input(picture[None].to(place, vae.dtype), vae)))
             for picture in pictures
         ]
-        return (torch.cat([each.sample for each in restored]).float().cpu() / 2 + 0.5).clamp(0, 1)
+        painted = torch.cat([each.sample for each in restored]).float().cpu()
+        return as_large_as_the_world(painted / 2 + 0.5).clamp(0, 1)
 
     def _replies(
         self,
@@ -246,7 +270,7 @@ class Evaluation:
             raise OptionError("a conversation without a turn has no reply")
         return reply
 
-    def _score_answer(self, name: str, case: Case, reply: Reply) -> dict[str, float]:
+    def _score_answer(self, name: str, case: Case, reply: Reply) -> Scores:
         if name != "caption":
             return {"value": float(reply.text == case.answer)}
         object_, _, background = reply.text.rpartition(" on ")
@@ -299,16 +323,16 @@ class Evaluation:
                 ),
                 starts,
             )
-            return torch.cat(list(rows)).cpu()
+            return as_large_as_the_world(torch.cat(list(rows)).cpu())
+
+
+def as_large_as_the_world(pictures: torch.Tensor) -> torch.Tensor:
+    """Scale what a smaller decoder painted, ``[B, 3, H, W]``, to the world's pictures."""
+    if pictures.shape[-1] == SIDE:
+        return pictures
+    return interpolate(pictures, SIDE, mode="bilinear")
 
 
 def is_one_picture(reply: Reply) -> bool:
     """Tell whether a reply is exactly one picture without words."""
     return reply.is_complete and reply.text == "<image>" and len(reply.codes) == 1
-
-
-def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average each metric over the scores that have it, and add their number n."""
-    names = dict.fromkeys(name for score in scores for name in score)
-    metrics = {name: [score[name] for score in scores if name in score] for name in names}
-    return {name: sum(v) / len(v) for name, v in metrics.items()} | {"n": len(scores)}

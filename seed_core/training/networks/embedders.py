@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from ...errors import CheckpointError, OptionError
+from ...errors import CheckpointError
 from ...tokenizer.config import TokenizerConfig
 from .teacher import Teacher
-from .teacher_folder import SIZES_FILE, load_teacher
+from .teacher_folder import SIZES_FILE, check_teacher, load_teacher
 
 
 class _TeacherEmbedder(nn.Module):
@@ -51,7 +51,7 @@ def load_embedder(folder: Path, sizes: TokenizerConfig) -> nn.Module:
     side: Any
     if (folder / SIZES_FILE).is_file():
         teacher = load_teacher(folder)
-        side, dim = teacher.vision.image_size, teacher.projection.out_features
+        side, dim = teacher.image_size, teacher.embedding_dim
         embedder = _TeacherEmbedder(teacher)
     else:
         try:
@@ -60,9 +60,6 @@ def load_embedder(folder: Path, sizes: TokenizerConfig) -> nn.Module:
             raise CheckpointError(f"{folder} holds no CLIP vision model: {error}") from error
         side, dim = vision.config.image_size, vision.config.projection_dim
         embedder = _ClipEmbedder(vision)
-    if (side, dim) != (sizes.vision.image_size, sizes.embedding_dim):
-        raise OptionError(
-            f"the teacher in {folder} makes embeddings of width {dim} from pictures of {side} "
-            f"pixels; network has {sizes.embedding_dim} and {sizes.vision.image_size}"
-        )
+    wanted = sizes.vision.image_size, *sizes.embedding_shape
+    check_teacher(folder, (side, dim), "network in the recipe", wanted)
     return embedder.requires_grad_(False).eval()

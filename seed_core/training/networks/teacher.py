@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...tokenizer.eva_vit import EvaVit, VisionConfig
+from ..settings import check_at_least
 from ..world.closed_world import World
 from ..world.rendering import SIDE, normalize
 from ..world.scenes import Scene
@@ -44,6 +46,10 @@ class HeadLossWeights:
     size: float = 0.5
     position: float = 1.0
     picture: float = 2.0
+
+    def __post_init__(self) -> None:
+        names = (field.name for field in dataclasses.fields(self))
+        check_at_least(0, self, *names, group="the loss of the head ")
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,16 @@ class Teacher(nn.Module):
         # Without weights, so that every number of the embedding is about as large as another.
         self.norm = nn.LayerNorm(sizes.embedding_dim, elementwise_affine=False)
         self.reader = SceneReader(sizes)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that it takes, in pixels."""
+        return self.vision.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embeddings that it makes."""
+        return self.projection.out_features
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return image embeddings ``[B, D]`` of pixels ``[B, 3, S, S]``."""

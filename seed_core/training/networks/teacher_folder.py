@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from ...errors import OptionError
 from ...files import assemble, side_files, weights
 from ...tokenizer.eva_vit import EvaVit, VisionConfig
 from ..processes import is_first_process
@@ -69,3 +71,24 @@ def load_teacher(folder: Path) -> Teacher:
     teacher.load_state_dict(rest, strict=False, assign=True)
     teacher.visual_encoder = load_tower(folder, vision)
     return teacher.requires_grad_(False).eval()
+
+
+def check_teacher(folder: Path, made: Sequence[int], pupil: str, wanted: Sequence[int]) -> None:
+    """Refuse a teacher whose pictures or embeddings are not those of its pupil.
+
+    Args:
+        folder: of the teacher.
+        made: pixels a side of the pictures that the teacher takes, and width of its embeddings.
+        pupil: a tokenizer, in words.
+        wanted: the same of the pupil.
+
+    Raises:
+        OptionError: they have other sizes.
+    """
+    if tuple(made) != tuple(wanted):
+        (size, *shape), (wanted_size, *wanted_shape) = made, wanted
+        raise OptionError(
+            f"the teacher {folder} makes embeddings {shape} of pictures of {size} pixels a side; "
+            f"{pupil} makes embeddings {wanted_shape} of pictures of {wanted_size} pixels: give the "
+            "teacher that it learns from"
+        )

@@ -10,6 +10,7 @@ Sources: arXiv 2204.06125 (unCLIP), 2202.00512 (v), 2305.08891 (zero terminal SN
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from ...decoder.noising import noised_labels
 from ...errors import OptionError
 from ...tokenizer.network import TokenizerModel
-from ..settings import check_groups
+from ..settings import check_at_least, check_groups
 from ..world.noised import LEVELS
 from .teacher import Teacher
 
@@ -38,6 +39,8 @@ class UnetSizes:
     text_width: int = 32  # of the prompt's encoding, which the pipeline wants and nothing reads
 
     def __post_init__(self) -> None:
+        names = (field.name for field in dataclasses.fields(self))
+        check_at_least(1, self, *names, group="the UNet's ")
         check_groups("UNet", self.block_out_channels, self.norm_num_groups)
 
     def build(self, sample_size: int, channels: int, embedding_dim: int) -> Any:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import OptionError
-from ..settings import check_groups
+from ..settings import check_at_least, check_groups
 from .losses import mean_on, psnr
 
 # Logarithm of the smallest variance that diffusers lets a latent have.
@@ -37,6 +37,8 @@ class VaeSizes:
     norm_num_groups: int = 8  # of the group norms
 
     def __post_init__(self) -> None:
+        names = ("image_size", "block_out_channels", "layers_per_block", "latent_channels")
+        check_at_least(1, self, *names, "norm_num_groups", group="the VAE's ")
         factor = 2 ** (len(self.block_out_channels) - 1)
         if self.image_size % factor:
             raise OptionError(
@@ -75,6 +77,11 @@ class PictureLoss:
     low_frequency: float = 1.0  # squared differences between the means of areas: wrong colours
     object: float = 0.0  # absolute differences on the object, see losses.mean_on
     area: int = 8  # side of those areas, in pixels
+
+    def __post_init__(self) -> None:
+        factors = ("l1", "l2", "gradient", "low_frequency", "object")
+        check_at_least(0, self, *factors, group="loss.")
+        check_at_least(1, self, "area", group="loss.")
 
     def terms(
         self, pictures: torch.Tensor, wanted: torch.Tensor, cover: torch.Tensor | None = None

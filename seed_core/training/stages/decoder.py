@@ -21,12 +21,12 @@ from ...models.unclip import load_decoder
 from ..loop import train
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
 from ..networks.painters import SceneUnet, SceneVae, as_vae_input, check_vae_size
-from ..networks.teacher_folder import load_teacher
+from ..networks.teacher_folder import check_teacher, load_teacher
 from ..networks.unet import Embedder, UnetLearner, UnetSizes
 from ..networks.vae import PictureLoss, VaeLearner, VaeSizes, standardize
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
-from ..settings import check_fractions
+from ..settings import check_at_least, check_fractions
 from ..streams import Streams
 from ..world.closed_world import World
 from ..world.noised import Chances, NoisedSamples, collate_noised
@@ -46,6 +46,9 @@ class VaeOptions:
     decoder_alone: Schedule | None = None  # of a second run, which keeps the latents as they are
     measured: int = 2048  # pictures that give the latents' mean and deviation
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "measured", group="vae.")
+
 
 @dataclass(frozen=True)
 class UnetOptions:
@@ -63,8 +66,8 @@ class UnetOptions:
     measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
     def __post_init__(self) -> None:
-        if self.draws_per_scene < 1:
-            raise OptionError(f"draws_per_scene must be at least 1; got {self.draws_per_scene}")
+        check_at_least(1, self, "draws_per_scene", group="unet.")
+        check_at_least(2, self, "measured", group="unet.")  # of one there is no deviation
         if bool(self.teacher) != bool(self.chances.teacher):
             raise OptionError(
                 "teacher is a folder, chances.teacher the fraction of the samples that it embeds: give "
@@ -248,9 +251,7 @@ def _embedder(options: UnetOptions) -> tuple[Embedder, int]:
         )
     teacher = load_teacher(options.teacher) if options.teacher is not None else None
     (embedding_dim,) = tokenizer.embedding_shape
-    if teacher is not None and teacher.projection.out_features != embedding_dim:
-        raise OptionError(
-            f"the teacher {options.teacher} makes embeddings of {teacher.projection.out_features} "
-            f"numbers, the tokenizer {options.tokenizer} of {embedding_dim}"
-        )
+    if options.teacher is not None and teacher is not None:
+        made, wanted = (teacher.image_size, teacher.embedding_dim), (SIDE, embedding_dim)
+        check_teacher(options.teacher, made, f"the tokenizer {options.tokenizer}", wanted)
     return Embedder(tokenizer.module, teacher), embedding_dim

@@ -32,7 +32,7 @@ from ..data.examples import collate
 from ..loop import train
 from ..processes import is_first_process
 from ..schedule import Schedule
-from ..settings import check_fractions
+from ..settings import check_at_least, check_fractions
 from ..streams import Streams
 from ..world.conversations import ConversationSettings
 
@@ -85,6 +85,17 @@ class Sizes:
     num_attention_heads: int = 8
     max_position_embeddings: int = 512
     rms_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        check_at_least(1, self, *names, "max_position_embeddings", group="sizes.")
+        check_at_least(0, self, "rms_norm_eps", group="sizes.")
+        # A head is as wide as its share of the whole, and positions turn pairs of its numbers.
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise OptionError(
+                f"sizes.hidden_size {self.hidden_size} must be a multiple of twice its "
+                f"{self.num_attention_heads} num_attention_heads"
+            )
 
     def config(self, vocab: Vocabulary) -> LlamaConfig:
         """Return transformers' config."""

@@ -31,11 +31,12 @@ from ..loop import Collate, Samples, train
 from ..networks.embedders import load_embedder
 from ..networks.moving_average import MovingAverage
 from ..networks.teacher import HeadLossWeights, Teacher
-from ..networks.teacher_folder import load_teacher, load_tower
+from ..networks.teacher_folder import check_teacher, load_teacher, load_tower
 from ..networks.tokenizer import CodebookLearner, ContrastiveLearner, MiniLearner
 from ..networks.weights import load_module, materialize, upstream_tensors, write_tensors
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
+from ..settings import check_at_least, check_fractions
 from ..world.samples import WorldPictures, WorldSettings, collate_scenes
 from .tower import check_schedule
 
@@ -75,6 +76,10 @@ class MiniSettings:
     reading: HeadLossWeights = HeadLossWeights(
         object=0.1, background=0.05, size=0.05, position=0.1, picture=0.2
     )
+
+    def __post_init__(self) -> None:
+        check_fractions(self, "decay", "shortened", group="mini.")
+        check_at_least(0, self, "restart_below", "commitment", group="mini.")
 
 
 @dataclass(frozen=True)
@@ -241,11 +246,13 @@ def _mini(recipe: TokenizerRecipe) -> _Task:
 
 
 def _check_teacher(teacher: Teacher, recipe: TokenizerRecipe, concepts: int) -> None:
-    dim, wanted = teacher.projection.out_features, recipe.network.embedding_dim
-    if teacher.vision != recipe.network.vision or dim != wanted:
+    sizes = recipe.network
+    made = teacher.image_size, teacher.embedding_dim
+    wanted = sizes.vision.image_size, *sizes.embedding_shape
+    check_teacher(recipe.tower, made, "network in the recipe", wanted)
+    if teacher.vision != sizes.vision:
         raise OptionError(
-            f"the tower in {recipe.tower} has {teacher.vision} and embeddings of width {dim}; "
-            f"network has {recipe.network.vision} and {wanted}"
+            f"the tower in {recipe.tower} has {teacher.vision}; network.vision has {sizes.vision}"
         )
     if (known := teacher.reader.object.out_features) < concepts:
         raise OptionError(

@@ -16,6 +16,7 @@ from ..networks.teacher_folder import write_teacher
 from ..networks.weights import initialize, keep_key_bias_zero
 from ..processes import check_whole, compute_device
 from ..schedule import Schedule
+from ..settings import check_at_least
 from ..world.rendering import SIDE
 from ..world.samples import WorldPictures, WorldSettings, check_image_size, collate_scenes
 
@@ -33,6 +34,7 @@ class TowerRecipe:
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
+        check_at_least(1, self, "embedding_dim")
         check_image_size("this vision tower", self.vision.image_size)
         if self.picture_side < 1 or SIDE % self.picture_side:
             raise OptionError(

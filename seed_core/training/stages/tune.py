@@ -28,6 +28,7 @@ from ..data.examples import collate
 from ..loop import train
 from ..processes import is_first_process
 from ..schedule import Schedule
+from ..settings import check_at_least
 from . import llm
 from .llm import Data, load_start, model_folder, read_template
 
@@ -68,6 +69,7 @@ class Recipe:
     merge: bool = False
 
     def __post_init__(self) -> None:
+        check_at_least(0, self, "alpha")
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise OptionError(
                 "rank must be at least 1 and dropout in 0..1, below 1; got "

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...cli.options import add_device
 from ...errors import OptionError
 from ...files.pictures import read_picture
 from ...files.side_files import read_json
 from ...files.writer import check_output
 from ...models.names import SEED_MINI, bundled
 from ...models.tokenizer import load_tokenizer
+from ..settings import at_least_1
 from .artwork import add_object, read_artwork, write_artwork, write_description
 from .closed_world import World
 from .code_bank import CodeBank
@@ -84,10 +86,15 @@ def add_bank(parser: argparse.ArgumentParser) -> None:
     add("--artwork", type=Path, required=True, help="the .npz file that data artwork makes")
     add("--description", type=Path, help="of the world; that of seed-mini if not given")
     add("--tokenizer", default=SEED_MINI, help="seed-mini, or a tokenizer's file or folder")
-    add("--variants", type=int, default=16, help="places of each object; 16 make 258,048 pictures")
+    add(
+        "--variants",
+        type=at_least_1,
+        default=16,
+        help="places of each object; 16 make 258,048 pictures",
+    )
     add("--seed", type=int, default=0, help="of places and looks")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--batch", type=int, default=512, help="pictures encoded together")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu")
+    add("--batch", type=at_least_1, default=512, help="pictures encoded together")
     add("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
 
 

@@ -7,24 +7,26 @@ from typing import Any
 from .closed_world import World
 from .scenes import Scene
 
+# Nouns without an article, whether the world has them or not. This is the one place that knows: the
+# lists of `unknown` and the artwork hold bare nouns.
 PLURAL = frozenset(
-    ["grapes", "cherries", "pancakes", "french fries", "sunglasses", "socks", "books", "scissors"]
-)
-UNCOUNTABLE = frozenset(
-    ["corn", "broccoli", "bread", "cheese", "popcorn", "sushi", "coffee", "fire"]
-)
-_NOT_KNOWN = frozenset(
     [
-        *("bagpipes", "binoculars", "blueberries", "glasses", "jeans", "lentils", "maracas"),
-        *("noodles", "pajamas", "peanuts", "pliers", "shorts", "tweezers"),
-        *("asparagus", "bamboo", "barley", "celery", "flour", "ginger", "grass", "ivy", "ketchup"),
-        *("lavender", "lemonade", "macaroni", "mayonnaise", "milk", "moss", "mustard", "oil"),
-        *("porridge", "ravioli", "salt", "seaweed", "spaghetti", "spinach", "sugar", "tofu"),
-        *("vinegar", "water", "wheat"),
+        *("bagpipes", "binoculars", "blueberries", "books", "cherries", "flowers", "french fries"),
+        *("fries", "glasses", "grapes", "jeans", "lentils", "maracas", "noodles", "pajamas"),
+        *("pancakes", "peanuts", "pliers", "scissors", "shorts", "socks", "sunglasses", "tweezers"),
     ]
 )
-"""Unknown things, and others of the artwork, that take no article either."""
-_NO_ARTICLE = PLURAL | UNCOUNTABLE | _NOT_KNOWN | {"fries", "flowers"}
+UNCOUNTABLE = frozenset(
+    [
+        *("armor", "asparagus", "bacon", "bamboo", "barley", "bowling", "bread", "broccoli"),
+        *("butter", "celery", "cereal", "chalk", "cheese", "coffee", "coral", "corn", "fire"),
+        *("flour", "fog", "garlic", "ginger", "glue", "grass", "ham", "ivy", "jam", "jasmine"),
+        *("ketchup", "lavender", "lemonade", "lightning", "macaroni", "marmalade", "mayonnaise"),
+        *("milk", "moss", "mustard", "oil", "popcorn", "porridge", "rain", "ravioli", "salt"),
+        *("seaweed", "shampoo", "soap", "spaghetti", "spinach", "sugar", "sushi", "syrup"),
+        *("toast", "tofu", "vinegar", "water", "wheat", "yarn"),
+    ]
+)
 
 DECLINED = "Sorry, I have not learned to draw that."
 """The answer to a request for an unknown object."""
@@ -32,7 +34,7 @@ DECLINED = "Sorry, I have not learned to draw that."
 
 def with_article(words: str, noun: str) -> str:
     """Put a or an before words that end in ``noun``, if the noun takes an article."""
-    if noun in _NO_ARTICLE:
+    if noun in PLURAL | UNCOUNTABLE:
         return words
     sounds_like_a_vowel = words[0] in "aeio" or words.startswith(("umb", "hourglass"))
     return f"{'an' if sounds_like_a_vowel else 'a'} {words}"

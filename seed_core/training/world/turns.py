@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,14 +32,22 @@ _ORDINALS = ("first", "second")
 
 def _draw(dialogue: Dialogue) -> None:
     chance, picture = dialogue.chance, dialogue.any_picture(drawn=True)
-    words = _description(dialogue, picture)
-    dialogue.say(chance.choice(prompts.DRAW).format(words), [], picture)
+    noun = dialogue.noun(picture.concept)
+    words = _description(dialogue, picture, noun)
+    dialogue.say(_request(chance, words, noun), [], picture)
 
 
-def _description(dialogue: Dialogue, picture: Picture) -> str:
+def _request(chance: random.Random, words: str, noun: str) -> str:
+    """Ask for a drawing of a noun in words that may begin with its background."""
+    wording = chance.choice(prompts.DRAW)
+    if noun in PLURAL and not words.startswith(("a ", "an ")):
+        wording = wording.replace("What does", "What do")
+    return wording.format(words)
+
+
+def _description(dialogue: Dialogue, picture: Picture, noun: str) -> str:
     """Say what to draw, more freely than pictures are described."""
     chance, scene = dialogue.chance, dialogue.scene(picture)
-    noun = dialogue.noun(picture.concept)
     roll = chance.random()
     if roll < 0.5:
         return describe(dialogue.world, scene, noun)
@@ -72,7 +81,7 @@ def _draw_unknown(dialogue: Dialogue) -> None:
         background = chance.choice(list(dialogue.world.backgrounds))
         place = with_article(f"{background} background", "background")
         thing = f"{thing} on {chance.choice((background, place, place))}"
-    dialogue.say(chance.choice(prompts.DRAW).format(thing), [], DECLINED)
+    dialogue.say(_request(chance, thing, noun), [], DECLINED)
 
 
 def _caption(dialogue: Dialogue) -> None:
@@ -109,7 +118,7 @@ def _is_it(dialogue: Dialogue) -> None:
     wordings: Sequence[str] = prompts.IS_IT
     if roll > 0.95:
         thing = dialogue.unknown()
-    elif noun in PLURAL:
+    if thing in PLURAL:
         wordings = ("Are these {}?", "Are these {}?", "Are they {}?")
     question = chance.choice(wordings).format(thing)
     answer = "Yes" if asked == picture.concept else "No"
