@@ -32,6 +32,7 @@ from .curves import draw_curves
 from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
 from .schedule import Schedule, training_arguments
+from .stopping import stop_at_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,14 @@ class _Curves(TrainerCallback):
             draw_curves(rows, self._folder / CURVES_FILE)
 
 
+class _StepsDone(TrainerCallback):
+    """Tells a network that has ``step_done`` of each step of the optimizer."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(kwargs["model"], "step_done"):
+            kwargs["model"].step_done()
+
+
 def train(
     build: Callable[[], nn.Module],
     samples: Samples,
@@ -136,9 +145,12 @@ def train(
 ) -> nn.Module:
     """Train a network, or go on with an earlier run in the same folder.
 
+    SIGTERM ends it with a checkpoint and a KeyboardInterrupt, where one process trains.
+
     Args:
         build: makes the network; its random weights come from the recipe's seed. ``forward`` takes
             what ``collate`` returns. It gives a mapping with ``loss``, and with ``terms`` to log.
+            Its ``step_done``, if it has one, is called after each step of the optimizer.
         samples: what it learns from.
         collate: makes a batch of samples.
         recipe: of the stage, with a ``schedule``; it is written into the folder.
@@ -153,7 +165,7 @@ def train(
         SeedError: a sample cannot be made.
     """
     schedule: Schedule = recipe.schedule
-    with _seeded(schedule.seed):
+    with _seeded(schedule.seed), stop_at_sigterm() as stop:
         arguments = training_arguments(schedule, folder / CHECKPOINTS)
         _claim(folder, recipe)
         per_step = arguments.train_batch_size * arguments.world_size * schedule.accumulate
@@ -164,7 +176,7 @@ def train(
                 args=arguments,
                 train_dataset=samples,
                 data_collator=collate,
-                callbacks=[_Curves(folder)],
+                callbacks=[_Curves(folder), _StepsDone(), stop],
             )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
         except (SeedError, OSError) as error:

@@ -19,6 +19,7 @@ from ...errors import OptionError
 from ...models.tokenizer import load_tokenizer
 from ...models.unclip import load_decoder
 from ..loop import train
+from ..networks.album import open_album
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
 from ..networks.painters import SceneUnet, SceneVae, as_vae_input, check_vae_size
 from ..networks.teacher_folder import load_teacher
@@ -31,6 +32,8 @@ from ..world.closed_world import World
 from ..world.noised import Chances, NoisedSamples, collate_noised
 from ..world.rendering import SIDE, normalize
 from ..world.samples import SceneSamples, WorldSettings, collate_plain_scenes
+
+ALBUM_FILE = "album.safetensors"
 
 VAE_RUNS = ("autoencoder", "decoder_alone")
 """Folders of the two runs of ``part: vae``."""
@@ -59,9 +62,21 @@ class UnetOptions:
     # Consecutive samples that show one scene, whose latents and embedding cost more than a step
     # of the network.
     draws_per_scene: int = 1
+    # Different scenes in all, whose latents and embeddings are made once, at the start; 0 for ever
+    # new ones.
+    album: int = 0
+    # Decay of the average of the weights, which is written in place of the last ones; 0 for none.
+    average: float = 0.0
+    object: float = 0.0  # factor of the error on the objects alone, where small ones count as much
     measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
     def __post_init__(self) -> None:
+        if self.album < 0 or self.object < 0:
+            raise OptionError(
+                f"album and object must be at least 0; got {self.album} and {self.object}"
+            )
+        if not 0 <= self.average < 1:
+            raise OptionError(f"average must be at least 0 and below 1; got {self.average}")
         if self.draws_per_scene < 1:
             raise OptionError(f"draws_per_scene must be at least 1; got {self.draws_per_scene}")
         if bool(self.teacher) != bool(self.chances.teacher):
@@ -196,6 +211,7 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
     def build() -> SceneUnet:
         renderer = _renderer(recipe, world)
         embedder.to(renderer.device)
+        averaged = {"average": options.average, "object_weight": options.object}
         if started is not None:
             learner = UnetLearner(
                 copy.deepcopy(started.module.unet),
@@ -203,12 +219,21 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
                 started.module.std,
                 started.scheduler,
                 started.noising_scheduler,
+                **averaged,
             )
         else:
             unet = options.sizes.build(side, channels, embedding_dim)
             pictures = (renderer.render(some) for some in scenes.batches(options.measured))
-            learner = UnetLearner(unet, *embedder.measure(map(normalize, pictures)))
-        return SceneUnet(learner, vae, embedder, renderer)
+            mean, std = embedder.measure(map(normalize, pictures))
+            learner = UnetLearner(unet, mean, std, **averaged)
+        stage = SceneUnet(learner, vae, embedder, renderer)
+        if options.album:
+            vae.to(renderer.device)
+            path = output / ALBUM_FILE
+            stage.album = open_album(
+                path, scenes.batches(options.album), stage.show, renderer.device
+            )
+        return stage
 
     stage = train(build, samples, collate_noised, recipe, output)
     assert isinstance(stage, SceneUnet)
@@ -222,7 +247,13 @@ def noised_samples(
     """Return scenes with the random numbers that a recipe asks for."""
     options, seed = recipe.unet, recipe.schedule.seed
     return NoisedSamples(
-        scenes, seed, options.chances, latent_shape, embedding_dim, options.draws_per_scene
+        scenes,
+        seed,
+        options.chances,
+        latent_shape,
+        embedding_dim,
+        options.draws_per_scene,
+        options.album,
     )
 
 
