@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Steps by which a short run's average looks back: a tenth of them, about.
+# After n steps the average keeps (1 + n) / (10 + n) of itself at most: it looks back over about a
+# ninth of a short run.
 _AHEAD, _WARM = 1, 10
 
 
@@ -37,8 +38,8 @@ class WeightAverage(nn.Module):
         done = int(self.steps)
         # Early, when the first weights are far off, fewer steps count.
         decay = min(self._decay, (_AHEAD + done) / (_WARM + done))
-        for ours, theirs in zip(self.network.parameters(), network.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - decay)
-        for ours, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            ours.copy_(theirs)
+        for mean, weights in zip(self.network.parameters(), network.parameters(), strict=True):
+            mean.lerp_(weights, 1 - decay)
+        for kept, numbers in zip(self.network.buffers(), network.buffers(), strict=True):
+            kept.copy_(numbers)
         self.steps += 1
