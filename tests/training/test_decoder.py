@@ -439,7 +439,8 @@ def test_objects_can_count_more_than_their_area():
 
 
 def test_the_average_follows_the_weights_by_its_formula():
-    network = nn.Linear(1, 1, bias=False)
+    with torch.random.fork_rng():
+        network = nn.Linear(1, 1, bias=False)
     average = WeightAverage(network, 0.5)
     expected = float(network.weight.detach())
     for step, decay in enumerate(
