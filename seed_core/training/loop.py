@@ -33,6 +33,7 @@ from .curves import draw_curves
 from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
 from .schedule import Schedule, training_arguments
+from .stopping import stop_at_sigterm
 from .streams import Streams
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,14 @@ class _Curves(TrainerCallback):
             draw_curves(rows, self._folder / CURVES_FILE)
 
 
+class _StepsDone(TrainerCallback):
+    """Tells a network that has ``step_done`` of each step of the optimizer."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(kwargs["model"], "step_done"):
+            kwargs["model"].step_done()
+
+
 def train(
     build: Callable[[], nn.Module],
     samples: Samples,
@@ -165,9 +174,12 @@ def train(
 ) -> nn.Module:
     """Train a network, or go on with an earlier run in the same folder.
 
+    SIGTERM ends it with a checkpoint and a KeyboardInterrupt, where one process trains.
+
     Args:
         build: makes the network; its random weights come from the recipe's seed. ``forward`` takes
             what ``collate`` returns. It gives a mapping with ``loss``, and with ``terms`` to log.
+            Its ``step_done``, if it has one, is called after each step of the optimizer.
         samples: what it learns from.
         collate: makes a batch of samples.
         recipe: of the stage, with a ``schedule``; it is written into the folder.
@@ -184,7 +196,7 @@ def train(
         SeedError: a sample cannot be made.
     """
     schedule: Schedule = recipe.schedule
-    with _seeded(schedule.seed):
+    with _seeded(schedule.seed), stop_at_sigterm() as stop:
         arguments = training_arguments(schedule, folder / CHECKPOINTS)
         _claim(folder, recipe)
         try:
@@ -194,7 +206,7 @@ def train(
                 model=build(),
                 args=arguments,
                 train_dataset=_Numbered(samples, Streams(schedule.seed), schedule.samples),
-                callbacks=[_Curves(folder)],
+                callbacks=[_Curves(folder), _StepsDone(), stop],
             )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
         except (SeedError, OSError) as error:

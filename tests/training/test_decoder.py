@@ -17,8 +17,11 @@ from seed_core import DecodeOptions, load_decoder, load_tokenizer
 from seed_core.errors import CheckpointError, OptionError
 from seed_core.models.names import bundled
 from seed_core.training import loop
+from seed_core.training.networks.album import open_album
+from seed_core.training.networks.averaging import WeightAverage
 from seed_core.training.networks.decoder_folder import read_vae
 from seed_core.training.networks.losses import mean_on
+from seed_core.training.networks.painters import SceneUnet
 from seed_core.training.networks.unet import (
     Embedder,
     UnetLearner,
@@ -142,10 +145,13 @@ def test_the_default_sizes_are_those_of_seed_mini():
     assert not same(noising_scheduler().config, "image_noising_scheduler", numbers)
 
 
-@pytest.mark.parametrize("name", ["mini-vae", "mini-unet", "smoke-vae", "smoke-unet", "teach-unet"])
+@pytest.mark.parametrize(
+    "name",
+    ["mini-vae", "mini-unet", "mini-unet-more", "smoke-vae", "smoke-unet", "teach-unet"],
+)
 def test_recipes_can_be_read(name):
     recipe = read_recipe(decoder.RECIPE, RECIPES / f"{name}.yaml")
-    assert recipe.part == name.partition("-")[2]
+    assert recipe.part == name.split("-")[1]
 
 
 def test_settings_that_do_not_fit_are_refused(artwork):
@@ -162,6 +168,11 @@ def test_settings_that_do_not_fit_are_refused(artwork):
         Chances(drop=-0.1)
     with pytest.raises(OptionError, match=r"chances\.teacher"):
         UnetOptions(teacher=Path("x"))
+    with pytest.raises(OptionError, match="high_noise must be at least 1"):
+        Chances(high_noise=0.5)
+    for settings in ({"average": 1.0}, {"average": -0.1}, {"album": -1}, {"object": -1.0}):
+        with pytest.raises(OptionError, match=f"{next(iter(settings))}.* must be at least 0"):
+            UnetOptions(**settings)
     with pytest.raises(OptionError, match="norm_num_groups"):
         VaeSizes(norm_num_groups=7)
     with pytest.raises(OptionError, match="levels"):
@@ -221,6 +232,34 @@ def test_random_numbers_come_as_often_as_asked_for(artwork):
     assert batch["timestep"].max() > 990
     assert abs(batch["noise"].mean()) < 0.05
     assert abs(batch["noise"].std() - 1) < 0.05
+
+
+def test_more_levels_are_drawn_near_pure_noise():
+    even = torch.rand(20000, generator=generator())
+    assert torch.equal(Chances().timestep(even), (1000 * (1 - even.double())).long())
+    for power in (1.0, 2.0, 3.0):
+        levels = Chances(high_noise=power).timestep(even)
+        assert (levels.min(), levels.max()) >= (0, 999)
+        assert levels.max() == 999
+        for level in (250, 500, 750):  # by the law u ** power < 1 - level / 1000
+            rate = (1 - level / 1000) ** (1 / power)
+            spread = math.sqrt(rate * (1 - rate) / len(even))
+            assert abs((levels >= level).float().mean() - rate) < 4 * spread
+    ends = Chances(high_noise=2.0).timestep(torch.tensor([0.0, 1.0]))
+    assert ends.tolist() == [999, 0]
+
+
+def test_an_album_shows_its_scenes_again_and_again(artwork):
+    recipe = unet_recipe(artwork, 1, Path("x"))
+    recipe = replace(recipe, unet=replace(recipe.unet, draws_per_scene=1, album=8))
+    samples = noised(recipe, (4, 8, 8), 256)
+    batch = [samples.sample(number, Streams(0)) for number in range(400)]
+    shown = [scene for scene, _ in batch]
+    first = list(scene_samples(recipe, open_world(recipe)).batches(8, Streams(0)))
+    assert set(shown) == set(sum(first, []))
+    assert all(shown.count(scene) == 50 for scene in set(shown)), "each as often"
+    assert shown[:100] != shown[100:200]
+    assert len({float(draws.noise.sum()) for _, draws in batch}) == 400, "never the same noise"
 
 
 def test_favoured_objects_are_shown_as_often_as_asked_for(artwork, world):
@@ -381,6 +420,42 @@ def test_the_network_is_shown_noised_latents_and_asked_for_v():
     assert loss == pytest.approx(float((a * noise - s * x).square().mean()), rel=1e-4)
 
 
+def test_objects_can_count_more_than_their_area():
+    unet = ZeroUnet()
+    x, noise = (torch.randn(2, 4, 8, 8, generator=generator(seed)) for seed in (0, 1))
+    timestep, level = torch.tensor([999, 0]), torch.zeros(2, dtype=torch.int64)
+    cover = torch.zeros(2, 1, 8, 8)
+    cover[0, :, :2, :2] = cover[1, :, 1:7, 1:7] = 1
+    given = (x, torch.zeros(2, 6), noise, timestep, torch.zeros(2, 6), level, level > 0)
+    plain, weighted = (
+        UnetLearner(unet, torch.zeros(1, 6), torch.ones(1, 6), object_weight=weight)
+        for weight in (0.0, 0.5)
+    )
+    signal = zero_snr_alphas()[timestep].view(2, 1, 1, 1)
+    wanted = (signal.sqrt() * noise - (1 - signal).sqrt() * x).square()
+    on_objects = (wanted[0, :, :2, :2].mean() + wanted[1, :, 1:7, 1:7].mean()) / 2
+    assert plain(*given, cover) == plain(*given) == weighted(*given)
+    more = float(weighted(*given, cover) - plain(*given))
+    assert more == pytest.approx(0.5 * float(on_objects), rel=1e-3)
+
+
+def test_the_average_follows_the_weights_by_its_formula():
+    with torch.random.fork_rng():
+        network = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(network, 0.5)
+    expected = float(network.weight.detach())
+    for step, decay in enumerate(
+        [1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5]
+    ):
+        with torch.no_grad():
+            network.weight.fill_(step**2)
+        average.update(network)
+        expected = decay * expected + (1 - decay) * step**2
+        assert float(average.network.weight) == pytest.approx(expected, rel=1e-5)
+    assert not average.network.weight.requires_grad
+    assert float(network.weight.detach()) == 64, "the network itself stays"
+
+
 def test_labels_are_those_that_pictures_are_decoded_from(seed_mini_decoder):
     module = seed_mini_decoder.module
     learner = UnetLearner(nn.Identity(), module.mean, module.std)
@@ -487,6 +562,55 @@ def test_a_diffusion_model_that_went_on_equals_one_that_never_stopped(
     interrupt(lambda: decoder.run(recipe, tmp_path / "parts"), step=2)
     decoder.run(recipe, tmp_path / "parts")
     assert_same_tensors(tmp_path / "whole" / "decoder", tmp_path / "parts" / "decoder")
+
+
+def test_the_average_and_the_album_go_on_where_a_run_stopped(
+    artwork, trained_vae, tmp_path, interrupt
+):
+    recipe = unet_recipe(artwork, 4, trained_vae, half=False)
+    options = replace(recipe.unet, album=12, average=0.8, object=0.5)
+    recipe = replace(recipe, unet=options)
+    decoder.run(recipe, tmp_path / "whole")
+    interrupt(lambda: decoder.run(recipe, tmp_path / "parts"), step=2)
+    album = load_file(tmp_path / "parts" / decoder.ALBUM_FILE)
+    assert {name: len(tensor) for name, tensor in album.items()} == {
+        "latents": 12,
+        "embeddings": 12,
+        "cover": 12,
+    }
+    decoder.run(recipe, tmp_path / "parts")
+    assert_same_tensors(tmp_path / "whole" / "decoder", tmp_path / "parts" / "decoder")
+    newest = max((tmp_path / "whole" / loop.CHECKPOINTS).glob("checkpoint-*/model.safetensors"))
+    trained, written = load_file(newest), load_decoder(tmp_path / "whole" / "decoder").module.unet
+    differences = []
+    for name, tensor in written.state_dict().items():
+        assert torch.equal(tensor, trained[f"learner.average.network.{name}"]), "it is written"
+        differences.append(float((tensor - trained[f"learner.unet.{name}"]).abs().max()))
+    assert max(differences) > 0
+    assert trained["learner.average.steps"] == 4
+
+
+def test_an_album_holds_what_its_scenes_show(artwork, trained_vae, world, tmp_path):
+    embedder = Embedder(load_tokenizer("seed-mini").module)
+    learner = UnetLearner(ZeroUnet(), torch.zeros(1, 256), torch.ones(1, 256))
+    vae = read_vae(trained_vae)
+    stage = SceneUnet(learner, vae, embedder, world)
+    scenes = world.held_out(5, random.Random(3))
+    path, cpu = tmp_path / "album.safetensors", torch.device("cpu")
+    shown = stage.show(scenes)
+    pictures = world.render(scenes)
+    wanted = latents_of(vae, in_vae_form(pictures)) * vae.config.scaling_factor
+    assert torch.equal(shown.latents, wanted)
+    assert torch.equal(shown.embeddings, embedder(normalize(pictures)))
+    torch.testing.assert_close(
+        shown.cover, nn.functional.avg_pool2d(world.cover(scenes), 128 // wanted.shape[-1])
+    )
+    for _ in range(2):  # made, then read
+        album = open_album(path, [scenes[:3], scenes[3:]], stage.show, cpu)
+        for part, whole in zip(album([scenes[4], scenes[0], scenes[4]]), shown, strict=True):
+            torch.testing.assert_close(part, whole[[4, 0, 4]], atol=1e-5, rtol=1e-4)
+    with pytest.raises(CheckpointError, match="does not hold the 4 scenes"):
+        open_album(path, [scenes[:4]], stage.show, cpu)
 
 
 def test_teaching_goes_on_from_a_decoder(artwork, trained_unet, tmp_path):

@@ -135,6 +135,48 @@ def test_a_run_that_was_interrupted_ends_the_same(whole, tmp_path, interrupt, st
     assert samples.asked == list(range(saved * 4, STEPS * 4)), "it goes on where it was saved"
 
 
+@pytest.mark.parametrize("step", [3, 4, 11])
+def test_a_run_that_is_terminated_saves_and_ends_the_same(whole, tmp_path, monkeypatch, step):
+    folder, expected, _ = whole
+    begin = loop._StageTrainer.training_step
+
+    def terminated(self, *args, **kwargs):
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, *args, **kwargs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._StageTrainer, "training_step", terminated)
+        if step < STEPS - 1:
+            with pytest.raises(KeyboardInterrupt):
+                train(Network, Sums(), collate, RECIPE, tmp_path)
+        else:  # it was the last step, and nothing is left to do
+            assert state(train(Network, Sums(), collate, RECIPE, tmp_path)) == expected
+    assert signal.getsignal(signal.SIGTERM) == before
+    samples = Sums()
+    assert state(train(Network, samples, collate, RECIPE, tmp_path)) == expected
+    assert rows(tmp_path) == rows(folder)
+    whole_rows = RECIPE.schedule.log_every
+    saved = -(-(step + 1) // whole_rows) * whole_rows
+    assert samples.asked == list(range(saved * 4, STEPS * 4)), "it saved when its row was whole"
+
+
+def test_a_network_hears_of_each_step_once(tmp_path):
+    class Counting(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+
+        def step_done(self) -> None:
+            self.steps += 1
+
+    schedule = replace(RECIPE.schedule, accumulate=2)
+    network = train(Counting, Sums(), collate, replace(RECIPE, schedule=schedule), tmp_path)
+    assert network.steps == STEPS
+    assert network.batches == 2 * STEPS
+
+
 def test_a_run_may_be_interrupted_again_and_again(whole, tmp_path, interrupt):
     folder, expected, _ = whole
     for step in (1, 5, 7, 9, 10):

@@ -47,7 +47,7 @@ def write_decoder(folder: Path, learner: UnetLearner, vae: Any, half: bool) -> N
     parts = {
         "image_normalizer": normalizer,
         "image_noising_scheduler": learner.noising,
-        "unet": _to_write(learner.unet, half),
+        "unet": _to_write(learner.painter, half),
         "scheduler": learner.diffusion,
         "vae": _to_write(vae, half),
     }

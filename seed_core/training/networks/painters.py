@@ -13,6 +13,7 @@ from ...errors import OptionError
 from ..world.closed_world import World
 from ..world.rendering import SIDE, normalize
 from ..world.scenes import Scene
+from .album import Show, Shown
 from .unet import Embedder, UnetLearner
 from .vae import VaeLearner, latents_of
 from .weights import leave_out
@@ -64,6 +65,7 @@ class SceneUnet(nn.Module):
         self.learner = learner
         self.vae = vae.requires_grad_(False)
         self.embedder = embedder
+        self.album: Show | None = None  # of the scenes, if they are shown from one
         self._world = world
         leave_out(self, lambda name: not name.startswith("learner."))
 
@@ -80,20 +82,33 @@ class SceneUnet(nn.Module):
         """Return the loss of scenes with a batch of `Draws`."""
         places = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
         rows = [places[scene] for scene in scenes]
-        pictures = self._world.render(list(places))
-        with torch.no_grad():
-            latents = latents_of(self.vae, as_vae_input(pictures, self.vae)).float()
-            embeddings = self.embedder(normalize(pictures))
+        shown = (self.album or self.show)(list(places))
         loss = self.learner(
-            latents[rows] * self.vae.config.scaling_factor,
-            embeddings[rows, is_teacher.long()],
+            shown.latents[rows],
+            shown.embeddings[rows, is_teacher.long()],
             noise,
             timestep,
             embedding_noise,
             embedding_level,
             is_dropped,
+            shown.cover[rows],
         )
         return {"loss": loss}
+
+    @torch.no_grad()
+    def show(self, scenes: Sequence[Scene]) -> Shown:
+        """Render scenes and return what is learned from them."""
+        pictures = self._world.render(scenes)
+        latents = latents_of(self.vae, as_vae_input(pictures, self.vae)).float()
+        return Shown(
+            latents * self.vae.config.scaling_factor,
+            self.embedder(normalize(pictures)),
+            F.adaptive_avg_pool2d(self._world.cover(scenes), latents.shape[-1]),
+        )
+
+    def step_done(self) -> None:
+        """Let the average of the weights follow a step."""
+        self.learner.step_done()
 
     def gradient_checkpointing_enable(self, **_: Any) -> None:
         """Compute activations again rather than keep them."""

@@ -25,6 +25,8 @@ from ...errors import OptionError
 from ...tokenizer.network import TokenizerModel
 from ..settings import check_at_least, check_groups
 from ..world.noised import LEVELS
+from .averaging import WeightAverage
+from .losses import mean_on
 from .teacher import Teacher
 
 
@@ -135,6 +137,8 @@ class UnetLearner(nn.Module):
         std: of image embeddings, ``[1, D]``.
         diffusion: schedule of the noise in latents; by default `diffusion_scheduler`'s.
         noising: schedule of the noise in embeddings; by default `noising_scheduler`'s.
+        average: decay of the average of its weights, see `WeightAverage`; 0 for none.
+        object_weight: factor of the error on the objects alone, which is added to that of all.
     """
 
     mean: torch.Tensor
@@ -147,9 +151,13 @@ class UnetLearner(nn.Module):
         std: torch.Tensor,
         diffusion: Any = None,
         noising: Any = None,
+        average: float = 0.0,
+        object_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.unet = unet.requires_grad_(True)
+        self.average = WeightAverage(unet, average) if average else None
+        self._object_weight = object_weight
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
         self.diffusion = diffusion or diffusion_scheduler()
@@ -164,8 +172,12 @@ class UnetLearner(nn.Module):
         embedding_noise: torch.Tensor,  # [B, D]
         embedding_level: torch.Tensor,  # int64 [B]
         is_dropped: torch.Tensor,  # bool [B]
+        cover: torch.Tensor | None = None,  # [B, 1, h, w], how much of each place the object covers
     ) -> torch.Tensor:
-        """Return the mean squared error of v, for scaled latents and the numbers of `Draws`."""
+        """Return the mean squared error of v, for scaled latents and the numbers of `Draws`.
+
+        With a cover and an ``object_weight``, that on the objects is added; see `mean_on`.
+        """
         labels = self.labels(embeddings, embedding_noise, embedding_level, is_dropped)
         noised = self.diffusion.add_noise(latents, noise, timestep)
         wanted = self.diffusion.get_velocity(latents, noise, timestep)
@@ -173,7 +185,20 @@ class UnetLearner(nn.Module):
         predicted = self.unet(
             noised, timestep, encoder_hidden_states=text, class_labels=labels
         ).sample
-        return F.mse_loss(predicted.float(), wanted)
+        loss = F.mse_loss(predicted.float(), wanted)
+        if cover is None or not self._object_weight:
+            return loss
+        return loss + self._object_weight * mean_on((predicted.float() - wanted).square(), cover)
+
+    def step_done(self) -> None:
+        """Let the average follow a step of the optimizer."""
+        if self.average is not None:
+            self.average.update(self.unet)
+
+    @property
+    def painter(self) -> Any:
+        """The UNet to paint with: the average if there is one."""
+        return self.unet if self.average is None else self.average.network
 
     def labels(
         self,

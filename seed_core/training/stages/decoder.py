@@ -19,6 +19,7 @@ from ...errors import OptionError
 from ...models.tokenizer import load_tokenizer
 from ...models.unclip import load_decoder
 from ..loop import train
+from ..networks.album import open_album
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
 from ..networks.painters import SceneUnet, SceneVae, as_vae_input, check_vae_size
 from ..networks.teacher_folder import check_teacher, load_teacher
@@ -32,6 +33,8 @@ from ..world.closed_world import World
 from ..world.noised import Chances, NoisedSamples, collate_noised
 from ..world.rendering import SIDE, normalize
 from ..world.samples import SceneSamples, WorldSettings, collate_plain_scenes
+
+ALBUM_FILE = "album.safetensors"
 
 VAE_RUNS = ("autoencoder", "decoder_alone")
 """Folders of the two runs of ``part: vae``."""
@@ -63,11 +66,20 @@ class UnetOptions:
     # Consecutive samples that show one scene, whose latents and embedding cost more than a step
     # of the network.
     draws_per_scene: int = 1
+    # Different scenes in all, whose latents and embeddings are made once, at the start; 0 for ever
+    # new ones.
+    album: int = 0
+    # Decay of the average of the weights, which is written in place of the last ones; 0 for none.
+    average: float = 0.0
+    object: float = 0.0  # factor of the error on the objects alone, where small ones count as much
     measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "draws_per_scene", group="unet.")
         check_at_least(2, self, "measured", group="unet.")  # of one there is no deviation
+        check_at_least(0, self, "album", "object", group="unet.")
+        if not 0 <= self.average < 1:
+            raise OptionError(f"unet.average must be at least 0 and below 1; got {self.average}")
         if bool(self.teacher) != bool(self.chances.teacher):
             raise OptionError(
                 "teacher is a folder, chances.teacher the fraction of the samples that it embeds: give "
@@ -194,12 +206,13 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
         )
     side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     channels = vae.config.latent_channels
-    scenes = scene_samples(recipe, world)
+    scenes, streams = scene_samples(recipe, world), Streams(recipe.schedule.seed)
     samples = noised_samples(recipe, scenes, (channels, side, side), embedding_dim)
 
     def build() -> SceneUnet:
         renderer = _renderer(recipe, world)
         embedder.to(renderer.device)
+        averaged = {"average": options.average, "object_weight": options.object}
         if started is not None:
             learner = UnetLearner(
                 copy.deepcopy(started.module.unet),
@@ -207,14 +220,21 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
                 started.module.std,
                 started.scheduler,
                 started.noising_scheduler,
+                **averaged,
             )
         else:
             unet = options.sizes.build(side, channels, embedding_dim)
-            streams = Streams(recipe.schedule.seed)
             batches = scenes.batches(options.measured, streams)
             pictures = (renderer.render(some) for some in batches)
-            learner = UnetLearner(unet, *embedder.measure(map(normalize, pictures)))
-        return SceneUnet(learner, vae, embedder, renderer)
+            mean, std = embedder.measure(map(normalize, pictures))
+            learner = UnetLearner(unet, mean, std, **averaged)
+        stage = SceneUnet(learner, vae, embedder, renderer)
+        if options.album:
+            vae.to(renderer.device)
+            path = output / ALBUM_FILE
+            shown = scenes.batches(options.album, streams)
+            stage.album = open_album(path, shown, stage.show, renderer.device)
+        return stage
 
     stage = train(build, samples, collate_noised, recipe, output)
     assert isinstance(stage, SceneUnet)
@@ -228,7 +248,12 @@ def noised_samples(
     """Return scenes with the random numbers that a recipe asks for."""
     options = recipe.unet
     return NoisedSamples(
-        scenes, options.chances, latent_shape, embedding_dim, options.draws_per_scene
+        scenes,
+        options.chances,
+        latent_shape,
+        embedding_dim,
+        options.draws_per_scene,
+        options.album,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...errors import OptionError
 from ..loop import Samples
 from ..settings import check_fractions
 from ..streams import Streams
@@ -27,9 +28,18 @@ class Chances:
         0.5  # fraction with a noised embedding; the others have level 0, as in decoding
     )
     teacher: float = 0.0  # fraction with the teacher's embedding, which the tokenizer's imitates
+    # Levels of the noise in latents: 1 draws all evenly, 2 half of them from the noisiest quarter.
+    high_noise: float = 1.0
 
     def __post_init__(self) -> None:
         check_fractions(self, "drop", "noise_embedding", "teacher")
+        if not self.high_noise >= 1:
+            raise OptionError(f"high_noise must be at least 1; got {self.high_noise}")
+
+    def timestep(self, evenly: torch.Tensor) -> torch.Tensor:
+        """Return levels of latents, int64, for numbers drawn evenly from 0..1."""
+        level = LEVELS * (1 - evenly.double() ** self.high_noise)
+        return level.long().clamp(max=LEVELS - 1)
 
 
 @dataclass(frozen=True)
@@ -52,11 +62,11 @@ class Draws:
         embedding_dim: int,
     ) -> Draws:
         """Draw the numbers of one sample."""
-        drop, noise_embedding, teacher = torch.rand(3, generator=generator).unbind()
-        timestep, level = torch.randint(LEVELS, (2,), generator=generator).unbind()
+        drop, noise_embedding, teacher, evenly = torch.rand(4, generator=generator).unbind()
+        level = torch.randint(LEVELS, (), generator=generator)
         return cls(
             noise=torch.randn(latent_shape, generator=generator),
-            timestep=timestep,
+            timestep=chances.timestep(evenly),
             embedding_noise=torch.randn(embedding_dim, generator=generator),
             embedding_level=level * (noise_embedding < chances.noise_embedding),
             is_dropped=drop < chances.drop,
@@ -82,16 +92,21 @@ class NoisedSamples(Samples):
         latent_shape: tuple[int, ...],  # (C, h, w)
         embedding_dim: int,
         draws_per_scene: int = 1,  # consecutive samples that show one scene
+        album: int = 0,  # scenes that are shown in all, drawn again and again; 0 for ever new ones
     ) -> None:
         self._scenes = scenes
         self._chances = chances
         self._latent_shape = latent_shape
         self._embedding_dim = embedding_dim
         self._draws_per_scene = draws_per_scene
+        self._album = album
 
     def sample(self, number: int, streams: Streams) -> tuple[Scene, Draws]:
         """Return a scene and its random numbers."""
-        scene = self._scenes.sample(number // self._draws_per_scene, streams)
+        place = number // self._draws_per_scene
+        if self._album:
+            place = streams.in_rounds("album", place, self._album)
+        scene = self._scenes.sample(place, streams)
         generator = streams.tensors_of("noise", number)
         return scene, Draws.of(generator, self._chances, self._latent_shape, self._embedding_dim)
 
