@@ -316,7 +316,7 @@ def test_plurals_are_asked_about_as_such(conversations, monkeypatch):
     questions = [
         part.lower()
         for number in range(COUNT)
-        for turn in conversations.document(number)["turns"][::2]
+        for turn in conversations.document(number, Streams(0))["turns"][::2]
         for part in turn["parts"]
         if isinstance(part, str)
     ]
