@@ -36,6 +36,7 @@ function takeFiles(node) {
 
 // --- one click on Get SEED Model downloads
 const clicks = new WeakSet(); // the lists of nodes to run that come from a click
+let queued = Promise.resolve(); // asked for several at once, the page would queue the last one first
 
 // A node's number behind those of the subgraphs that it is in: what it is called in a job.
 function pathTo(node, graph = app.rootGraph, before = "") {
@@ -47,7 +48,7 @@ function pathTo(node, graph = app.rootGraph, before = "") {
 function fetchNow(node) {
   const targets = [pathTo(node)];
   clicks.add(targets);
-  app.queuePrompt(0, 1, targets);
+  return app.queuePrompt(0, 1, targets);
 }
 
 // Only the job is told to fetch: the page may be queueing other runs, which read the node's choice.
@@ -60,7 +61,8 @@ function tellJobs(api, queue) {
   };
 }
 
-const takeClicks = (node) => addButton(node, "fetch now", () => fetchNow(node));
+const takeClicks = (node) =>
+  addButton(node, "fetch now", () => (queued = queued.finally(() => fetchNow(node))));
 
 // --- what both need of the page
 const BUTTONS = { SEEDLoadCodes: takeFiles, SEEDGetModel: takeClicks };
