@@ -2,8 +2,8 @@
 
 A stage brings a network whose ``forward`` takes a batch and returns its loss, and samples by
 number, which get their random numbers here. Sample n is the same in every run and on every number
-of processes, so an interrupted run goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
-processes, FSDP2 included.
+of processes, so an interrupted run goes on exactly with the next number. ``torchrun`` or
+``accelerate launch`` starts several processes, FSDP2 included.
 """
 
 from __future__ import annotations
