@@ -2,8 +2,8 @@
 
 A stage brings a network whose ``forward`` takes a batch and returns its loss, and samples by
 number, which get their random numbers here. Sample n is the same in every run and on every number
-of processes, so an interrupted run goes on exactly with the next number. ``torchrun`` or ``accelerate launch`` starts several
-processes, FSDP2 included.
+of processes, so an interrupted run goes on exactly with the next number. ``torchrun`` or
+``accelerate launch`` starts several processes, FSDP2 included.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ from .curves import draw_curves
 from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
 from .schedule import Schedule, training_arguments
-from .stopping import stop_at_sigterm
+from .stopping import outlive_sigterm, stop_at_sigterm
 from .streams import Streams
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,13 @@ class _StageTrainer(Trainer):
         self._terms: dict[str, list[float]] = {}
         self._collate = collate
         self._length = length
+
+    def get_train_dataloader(self) -> Any:
+        loader: Any = super().get_train_dataloader()
+        # Accelerate wraps torch's loader, which is the one that starts processes.
+        inner = loader.base_dataloader
+        inner.worker_init_fn = partial(outlive_sigterm, inner.worker_init_fn)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -209,24 +217,33 @@ def train(
                 callbacks=[_Curves(folder), _StepsDone(), stop],
             )
             trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
-        except (SeedError, OSError) as error:
-            if _WORKER not in str(error).partition("\n")[0]:
-                raise
-            raise _without_traceback(error) from error
         except torch.OutOfMemoryError as error:
             raise OptionError(
                 "the card's memory is too small for this network with "
                 f"{arguments.train_batch_size} samples at once; raise schedule.accumulate, or train "
                 "shorter samples or less of the network"
             ) from error
-        except RuntimeError as error:
-            if not str(error).startswith(_WORKER):
+        except (SeedError, OSError, RuntimeError, EOFError) as error:
+            if (explained := _of_worker(error, schedule.workers)) is None:
                 raise
-            raise OptionError(
-                f"a process that makes samples has ended ({first_line(error).strip(' .')}), most often "
-                "for lack of memory; lower schedule.workers, where 0 makes samples without processes"
-            ) from error
+            raise explained from error
         return _whole(trainer, build)
+
+
+def _of_worker(error: Exception, workers: int) -> Exception | None:
+    """Say what went wrong in a process that makes samples; None for an error of anything else."""
+    is_from_there = _WORKER in str(error).partition("\n")[0]
+    if isinstance(error, (SeedError, OSError)) and is_from_there:
+        return _without_traceback(error)
+    # A sample that is on its way from a process that ends breaks off.
+    is_broken = isinstance(error, (EOFError, ConnectionError)) and not is_from_there
+    if not workers or not (is_broken or str(error).startswith(_WORKER)):
+        return None
+    reason = first_line(error).strip(" .")
+    return OptionError(
+        f"a process that makes samples has ended ({reason}), most often for lack of memory; lower "
+        "schedule.workers, where 0 makes samples without processes"
+    )
 
 
 def _without_traceback(error: SeedError | OSError) -> SeedError | OSError:

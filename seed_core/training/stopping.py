@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,16 @@ class _StopWithCheckpoint(TrainerCallback):
         # By an exception: a loop that just ended would look like one that is done.
         if self._is_asked and state.global_step < state.max_steps:
             raise KeyboardInterrupt
+
+
+def outlive_sigterm(begin: Callable[[int], object] | None, number: int) -> None:
+    """Begin a process that makes samples, which the last steps before a checkpoint need.
+
+    Schedulers send SIGTERM to all processes of a run. This one ends with the one that trains.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if begin is not None:
+        begin(number)
 
 
 @contextmanager

@@ -540,8 +540,20 @@ def test_the_interval_of_an_average_is_of_its_standard_error():
         assert high - low == pytest.approx(2 * 1.96 * 2 / 192**0.5, rel=0.25)
         met += low <= 24 <= high
     assert 925 <= met <= 985
-    assert average([24.0, 25.0]) == Metric(24.5, 2)  # of so few it is not known
-    assert average([24.0, 25.0]).bounds == (24.5, 24.5)
+    assert average([24.0]) == Metric(24.0, 1)  # of one it is not known
+    assert average([24.0]).bounds == (24.0, 24.0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 29])
+def test_the_interval_of_few_is_as_often_right_as_that_of_many(n):
+    chance = random.Random(n)
+    intervals = [average([chance.gauss(24, 2) for _ in range(n)]).bounds for _ in range(2000)]
+    assert 1870 <= sum(low <= 24 <= high for low, high in intervals) <= 1930
+
+
+def test_a_hundredth_of_a_decibel_between_a_few_pictures_is_no_difference():
+    ours, other = average([24.0, 21.0, 26.0]), average([24.0, 21.03, 26.0])
+    assert Row("caption", "psnr", ours, other, is_run=True).verdict == "equal"
 
 
 @pytest.mark.parametrize(
@@ -562,10 +574,10 @@ def test_metrics_in_json_are_read_as_they_were_written():
     metrics = {
         "concept": fraction(0.95, 40),
         "psnr": average([20.0 + i % 3 for i in range(40)]),
-        "psnr_small": average([18.0, 19.0]),
+        "psnr_small": average([18.0]),
     }
     written = json.loads(json.dumps(to_fields(metrics)))
-    assert (written["n"], written["counts"]) == (40, {"psnr_small": 2})
+    assert (written["n"], written["counts"]) == (40, {"psnr_small": 1})
     assert written["intervals"].keys() == {"concept", "psnr"}
     assert from_fields(written, "a file") == metrics
     before = {"concept": 0.95, "psnr": 21, "n": 40}  # as they were written without intervals

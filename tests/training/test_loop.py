@@ -1,6 +1,7 @@
 """The training loop: a run that was stopped ends as one that was not, bit for bit."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -160,6 +161,27 @@ def test_a_run_that_is_terminated_saves_and_ends_the_same(whole, tmp_path, monke
     whole_rows = RECIPE.schedule.log_every
     saved = -(-(step + 1) // whole_rows) * whole_rows
     assert samples.asked == list(range(saved * 4, STEPS * 4)), "it saved when its row was whole"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to several processes")
+def test_a_run_whose_processes_are_all_terminated_saves_too(tmp_path, monkeypatch):
+    schedule = replace(RECIPE.schedule, workers=2, steps=24, log_every=12, save_every=12)
+    recipe = replace(RECIPE, schedule=schedule)
+    begin = loop._StageTrainer.training_step
+
+    def terminated(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for process in [*(worker.pid for worker in workers), os.getpid()]:
+                os.kill(process, signal.SIGTERM)
+        return begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop._StageTrainer, "training_step", terminated)
+    with pytest.raises(KeyboardInterrupt):
+        train(Network, Sums(), collate, recipe, tmp_path)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).glob("*-*")] == ["checkpoint-12"]
+    assert not multiprocessing.active_children()
 
 
 def test_a_network_hears_of_each_step_once(tmp_path):
@@ -325,7 +347,7 @@ class Killed(Sums):
 
     def sample(self, number: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
         if number == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().sample(number, streams)
 
 

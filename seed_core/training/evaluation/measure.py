@@ -91,8 +91,7 @@ class Evaluation:
         lora: str | None = None,  # an adapter for the language model
         device: torch.device | str = "cpu",
         teacher: Path | None = None,  # whose embeddings the tokenizer learned, for OF_TEACHER
-        threads: int
-        | None = None,  # pictures decoded in parallel on a CPU; by default one per core
+        threads: int | None = None,  # that decode pictures on a CPU; by default one per core
     ) -> None:
         if samples < 1:
             raise OptionError(f"an evaluation needs at least 1 sample a task; got {samples}")
@@ -143,8 +142,7 @@ class Evaluation:
     def measure(self, name: str, on_reply: Callable[[], object] | None = None) -> dict[str, Metric]:
         """Return the metrics of one of `TASKS`.
 
-        ``on_reply`` is called after each reply of the language
-        model.
+        ``on_reply`` is called after each reply of the language model.
 
         Raises:
             OptionError: the task needs the teacher, which is not given.

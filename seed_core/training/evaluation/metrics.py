@@ -1,6 +1,7 @@
 """Metrics: each a value with the number of questions that it is of, and its 95 % interval.
 
-Sources: Wilson 1927 (interval of a fraction); Newcombe 1998, method 10 (of a difference).
+Sources: Wilson 1927 (interval of a fraction); Student 1908 (of the average of a few); Newcombe
+1998, method 10 (of a difference).
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ AVERAGES = DECIBELS | {"cosine"}
 
 _ERRORS = statistics.NormalDist().inv_cdf(0.975)  # 1.96 standard errors are half of the interval
 
-
-_FEW = 30  # pictures: the error that fewer show is itself too uncertain
+# The same of 2 to 29 numbers, by Student's distribution: the error that few show is uncertain too.
+_ERRORS_OF_FEW = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160),
+    *(2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056),
+    *(2.052, 2.048),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Metric:
 
     value: float  # in 0..1, or in dB
     n: int  # questions, or pictures, that it is of
-    interval: tuple[float, float] | None = None  # of 95 %; None for the average of a few pictures
+    interval: tuple[float, float] | None = None  # of 95 %; None for a single picture
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -60,14 +65,15 @@ def fraction(value: float, n: int) -> Metric:
 
 
 def average(values: Sequence[float]) -> Metric:
-    """Return an average, 1.96 standard errors to either side of it.
+    """Return an average, 1.96 standard errors to either side of it; of fewer than 30, more of them.
 
     The error is that of other pictures of the same world, not of another training run.
     """
     value, n = statistics.fmean(values), len(values)
-    if n < _FEW:
+    if n == 1:
         return Metric(value, n)
-    half = _ERRORS * statistics.stdev(values) / math.sqrt(n)
+    errors = dict(enumerate(_ERRORS_OF_FEW, 2)).get(n, _ERRORS)
+    half = errors * statistics.stdev(values) / math.sqrt(n)
     return Metric(value, n, (value - half, value + half))
 
 

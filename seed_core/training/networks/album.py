@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ...errors import CheckpointError
+from ...files.safetensors import read_metadata
 from ...files.weights import read_tensors
 from ..processes import is_first_process
 from ..world.scenes import Scene
@@ -25,6 +27,8 @@ class Shown(NamedTuple):
 
 
 Show = Callable[[Sequence[Scene]], Shown]
+
+_ORIGIN = "origin"  # in the header of an album's file
 
 
 class Album:
@@ -41,7 +45,7 @@ class Album:
 
 
 def open_album(
-    path: Path, batches: Iterable[Sequence[Scene]], show: Show, device: torch.device
+    path: Path, batches: Iterable[Sequence[Scene]], show: Show, origin: str, device: torch.device
 ) -> Album:
     """Return the album of a run, which makes it at its start and reads it when it goes on.
 
@@ -49,12 +53,15 @@ def open_album(
         path: its file, in the folder of the run.
         batches: all its scenes, as many at once as are shown together.
         show: makes what the file lacks.
+        origin: names all that decides what a scene shows.
         device: where it is looked up.
 
     Raises:
-        CheckpointError: the file is damaged, or is of other scenes.
+        CheckpointError: the file is damaged, or is of other scenes or of another origin.
     """
     listed = list(batches)
+    everything = [scene for scenes in listed for scene in scenes]
+    about = {_ORIGIN: hashlib.sha256(f"{origin} {everything}".encode()).hexdigest()}
     if not path.is_file():
         made = [show(scenes) for scenes in listed]
         parts = {
@@ -63,14 +70,13 @@ def open_album(
         }
         if is_first_process():
             unfinished = path.with_suffix(f".{os.getpid()}")  # other processes may read it
-            save_file(parts, unfinished)
+            save_file(parts, unfinished, about)
             unfinished.replace(path)
     else:
         parts = {name: tensor.clone() for name, tensor in read_tensors(path)}
-    everything = [scene for scenes in listed for scene in scenes]
-    if {len(parts.get(name, ())) for name in Shown._fields} != {len(everything)}:
-        raise CheckpointError(
-            f"{path} does not hold the {len(everything)} scenes of this run; delete it, and it is "
-            "made again"
-        )
+        if read_metadata(path).get(_ORIGIN) != about[_ORIGIN]:
+            raise CheckpointError(
+                f"{path} does not hold the {len(everything)} scenes of this run as its world, "
+                "autoencoder and embeddings show them; delete it, and it is made again"
+            )
     return Album(everything, Shown(**{name: parts[name].to(device) for name in Shown._fields}))

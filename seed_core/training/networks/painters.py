@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import OptionError
+from ..digests import digest
 from ..world.closed_world import World
 from ..world.rendering import SIDE, normalize
 from ..world.scenes import Scene
@@ -105,6 +106,12 @@ class SceneUnet(nn.Module):
             self.embedder(normalize(pictures)),
             F.adaptive_avg_pool2d(self._world.cover(scenes), latents.shape[-1]),
         )
+
+    def origin(self) -> str:
+        """Name all that decides what a scene shows: world, artwork and the frozen networks."""
+        world = self._world
+        objects = [concept["name"] for concept in world.concepts]
+        return f"{world.digest} {objects} {digest(self.vae)} {digest(self.embedder)}"
 
     def step_done(self) -> None:
         """Let the average of the weights follow a step."""

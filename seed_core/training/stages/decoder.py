@@ -233,7 +233,7 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
             vae.to(renderer.device)
             path = output / ALBUM_FILE
             shown = scenes.batches(options.album, streams)
-            stage.album = open_album(path, shown, stage.show, renderer.device)
+            stage.album = open_album(path, shown, stage.show, stage.origin(), renderer.device)
         return stage
 
     stage = train(build, samples, collate_noised, recipe, output)

@@ -7,7 +7,6 @@ are left out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from ...codes.value import NUM_CODES
 from ...errors import OptionError
 from ...tokenizer.runtime import SeedTokenizer
+from ..digests import digest
 from ..streams import Streams
 from .closed_world import World
 from .rendering import SIDE, normalize
@@ -186,7 +186,7 @@ class CodeBank:
             "artwork": self._world.digest,
         }
         if self._tokenizer is not None:
-            origin["tokenizer"] = _digest(self._tokenizer)
+            origin["tokenizer"] = digest(self._tokenizer.module)
         return origin
 
     @classmethod
@@ -219,12 +219,3 @@ class CodeBank:
             raise OptionError(f"{path} is the code bank of another world")
         bank._codes = codes
         return bank
-
-
-def _digest(tokenizer: SeedTokenizer) -> str:
-    """Return a digest of a tokenizer's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in tokenizer.module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
