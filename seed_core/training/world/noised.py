@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ...errors import OptionError
 from ..loop import Samples
-from ..settings import check_fractions
+from ..settings import check_at_least, check_fractions
 from ..streams import Streams
 from .samples import SceneSamples
 from .scenes import Scene
@@ -33,8 +32,7 @@ class Chances:
 
     def __post_init__(self) -> None:
         check_fractions(self, "drop", "noise_embedding", "teacher")
-        if not self.high_noise >= 1:
-            raise OptionError(f"high_noise must be at least 1; got {self.high_noise}")
+        check_at_least(1, self, "high_noise")
 
     def timestep(self, evenly: torch.Tensor) -> torch.Tensor:
         """Return levels of latents, int64, for numbers drawn evenly from 0..1."""
