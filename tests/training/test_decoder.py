@@ -26,6 +26,7 @@ from seed_core.training.networks.unet import (
     Embedder,
     UnetLearner,
     UnetSizes,
+    VelocityLoss,
     diffusion_scheduler,
     noising_scheduler,
 )
@@ -171,7 +172,9 @@ def test_settings_that_do_not_fit_are_refused(artwork):
     for power in (0.5, math.inf, math.nan):
         with pytest.raises(OptionError, match="high_noise must be at least 1"):
             Chances(high_noise=power)
-    for settings in ({"average": 1.0}, {"average": -0.1}, {"album": -1}, {"object": -1.0}):
+    with pytest.raises(OptionError, match=r"loss\.object must be at least 0"):
+        VelocityLoss(object=-1.0)
+    for settings in ({"average": 1.0}, {"average": -0.1}, {"album": -1}):
         with pytest.raises(OptionError, match=f"{next(iter(settings))}.* must be at least 0"):
             UnetOptions(**settings)
     with pytest.raises(OptionError, match="norm_num_groups"):
@@ -421,23 +424,38 @@ def test_the_network_is_shown_noised_latents_and_asked_for_v():
     assert loss == pytest.approx(float((a * noise - s * x).square().mean()), rel=1e-4)
 
 
-def test_objects_can_count_more_than_their_area():
-    unet = ZeroUnet()
+def test_the_loss_of_v_is_that_of_its_formula():
+    wanted, predicted = torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4)
+    predicted[0, :, :2, :2] = 2.0  # 4 off on a quarter, which is the object
+    predicted[1] = 0.1  # 0.01 off everywhere
+    cover = torch.zeros(2, 1, 4, 4)
+    cover[0, :, :2, :2] = cover[1, :, 1:, 1:] = 1
+    plain = VelocityLoss()
+    assert plain(predicted, wanted) == pytest.approx((1 + 0.01) / 2)
+    assert plain(predicted, wanted, cover) == plain(predicted, wanted)
+    assert VelocityLoss(object=0.5)(predicted, wanted) == plain(predicted, wanted)
+    more = VelocityLoss(object=0.5)(predicted, wanted, cover)
+    assert more == pytest.approx((1 + 0.01) / 2 + 0.5 * (4 + 0.01) / 2), "small ones count as much"
+    log = VelocityLoss(logarithmic=True)(predicted, wanted)
+    assert log == pytest.approx((math.log(1.001) + math.log(0.011)) / 2, rel=1e-4)
+    both = VelocityLoss(0.5, True)(predicted, wanted, cover)
+    on_objects = (math.log(4.001) + math.log(0.011)) / 2
+    assert both == pytest.approx(float(log) + 0.5 * on_objects, rel=1e-4)
+    assert torch.isfinite(VelocityLoss(0.5, True)(wanted, wanted, cover))
+
+
+def test_the_network_learns_by_the_loss_it_is_given():
     x, noise = (torch.randn(2, 4, 8, 8, generator=generator(seed)) for seed in (0, 1))
     timestep, level = torch.tensor([999, 0]), torch.zeros(2, dtype=torch.int64)
     cover = torch.zeros(2, 1, 8, 8)
-    cover[0, :, :2, :2] = cover[1, :, 1:7, 1:7] = 1
-    given = (x, torch.zeros(2, 6), noise, timestep, torch.zeros(2, 6), level, level > 0)
-    plain, weighted = (
-        UnetLearner(unet, torch.zeros(1, 6), torch.ones(1, 6), object_weight=weight)
-        for weight in (0.0, 0.5)
-    )
+    cover[..., :3, :5] = 1
+    given = (x, torch.zeros(2, 6), noise, timestep, torch.zeros(2, 6), level, level > 0, cover)
     signal = zero_snr_alphas()[timestep].view(2, 1, 1, 1)
-    wanted = (signal.sqrt() * noise - (1 - signal).sqrt() * x).square()
-    on_objects = (wanted[0, :, :2, :2].mean() + wanted[1, :, 1:7, 1:7].mean()) / 2
-    assert plain(*given, cover) == plain(*given) == weighted(*given)
-    more = float(weighted(*given, cover) - plain(*given))
-    assert more == pytest.approx(0.5 * float(on_objects), rel=1e-3)
+    wanted = (signal.sqrt() * noise - (1 - signal).sqrt() * x).float()
+    for loss in (VelocityLoss(), VelocityLoss(0.5), VelocityLoss(0.5, logarithmic=True)):
+        learner = UnetLearner(ZeroUnet(), torch.zeros(1, 6), torch.ones(1, 6), loss=loss)
+        expected = float(loss(torch.zeros_like(wanted), wanted, cover))
+        assert learner(*given) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_average_follows_the_weights_by_its_formula():
@@ -569,7 +587,7 @@ def test_the_average_and_the_album_go_on_where_a_run_stopped(
     artwork, trained_vae, tmp_path, interrupt
 ):
     recipe = unet_recipe(artwork, 4, trained_vae, half=False)
-    options = replace(recipe.unet, album=12, average=0.8, object=0.5)
+    options = replace(recipe.unet, album=12, average=0.8, loss=VelocityLoss(0.5, True))
     recipe = replace(recipe, unet=options)
     decoder.run(recipe, tmp_path / "whole")
     interrupt(lambda: decoder.run(recipe, tmp_path / "parts"), step=2)

@@ -65,16 +65,20 @@ def cosine_loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (1 - F.cosine_similarity(given.float(), wanted.float(), dim=-1)).mean()
 
 
-def mean_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
-    """Return the mean of errors on the objects; small and big ones count alike.
+def each_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the errors on each object, ``[B]``.
 
     Args:
         errors: ``[B, C, H, W]``.
         cover: ``[B, 1, H, W]`` in 0..1, how much of each place the object covers.
     """
     per_place = errors.float().mean(dim=1, keepdim=True) * cover
-    of_each = per_place.sum(dim=(1, 2, 3)) / cover.sum(dim=(1, 2, 3)).clamp(min=1e-6)
-    return of_each.mean()
+    return per_place.sum(dim=(1, 2, 3)) / cover.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+
+
+def mean_on(errors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    """Return the mean of errors on the objects; small and big ones count alike. See `each_on`."""
+    return each_on(errors, cover).mean()
 
 
 def psnr(

@@ -23,7 +23,7 @@ from ..networks.album import open_album
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
 from ..networks.painters import SceneUnet, SceneVae, as_vae_input, check_vae_size
 from ..networks.teacher_folder import check_teacher, load_teacher
-from ..networks.unet import Embedder, UnetLearner, UnetSizes
+from ..networks.unet import Embedder, UnetLearner, UnetSizes, VelocityLoss
 from ..networks.vae import PictureLoss, VaeLearner, VaeSizes, standardize
 from ..processes import check_whole, compute_device, is_first_process
 from ..schedule import Schedule
@@ -71,13 +71,13 @@ class UnetOptions:
     album: int = 0
     # Decay of the average of the weights, which is written in place of the last ones; 0 for none.
     average: float = 0.0
-    object: float = 0.0  # factor of the error on the objects alone, where small ones count as much
+    loss: VelocityLoss = VelocityLoss()
     measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "draws_per_scene", group="unet.")
         check_at_least(2, self, "measured", group="unet.")  # of one there is no deviation
-        check_at_least(0, self, "album", "object", group="unet.")
+        check_at_least(0, self, "album", group="unet.")
         if not 0 <= self.average < 1:
             raise OptionError(f"unet.average must be at least 0 and below 1; got {self.average}")
         if bool(self.teacher) != bool(self.chances.teacher):
@@ -212,7 +212,7 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
     def build() -> SceneUnet:
         renderer = _renderer(recipe, world)
         embedder.to(renderer.device)
-        averaged = {"average": options.average, "object_weight": options.object}
+        how: dict[str, Any] = {"average": options.average, "loss": options.loss}
         if started is not None:
             learner = UnetLearner(
                 copy.deepcopy(started.module.unet),
@@ -220,14 +220,14 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
                 started.module.std,
                 started.scheduler,
                 started.noising_scheduler,
-                **averaged,
+                **how,
             )
         else:
             unet = options.sizes.build(side, channels, embedding_dim)
             batches = scenes.batches(options.measured, streams)
             pictures = (renderer.render(some) for some in batches)
             mean, std = embedder.measure(map(normalize, pictures))
-            learner = UnetLearner(unet, mean, std, **averaged)
+            learner = UnetLearner(unet, mean, std, **how)
         stage = SceneUnet(learner, vae, embedder, renderer)
         if options.album:
             vae.to(renderer.device)
