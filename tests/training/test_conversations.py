@@ -382,6 +382,77 @@ def test_drawings_are_of_the_first_variants(world, album):
     assert drawn > 50
 
 
+# --- what is shown ---
+
+
+class Traced(Album):
+    """A bank whose codes tell their place, and which picture they are of."""
+
+    def codes(self, picture):
+        self._check(picture)
+        number = self._numbers.setdefault(picture, len(self._numbers))
+        return [number * 32 + place for place in range(32)]
+
+    def picture(self, codes):
+        return list(self._numbers)[Counter(code // 32 for code in codes).most_common(1)[0][0]]
+
+
+def shown_and_said(source, count):
+    """Return codes of the first turns: those that are shown, and those that are answered."""
+    shown, said = [], []
+    for number in range(count):
+        for turn in source.document(number, Streams(0))["turns"]:
+            parts = [part for part in turn["parts"] if not isinstance(part, str)]
+            (shown if turn["role"] == "user" else said).extend(parts)
+    return shown, said
+
+
+def test_up_to_a_fraction_of_the_codes_that_are_shown_are_of_other_pictures_at_their_places(world):
+    plain = shown_and_said(MiniConversations(world, Traced(world, 4)), 400)
+    for most in (0.5, 0.3):
+        shown, said = shown_and_said(MiniConversations(world, Traced(world, 4), mixed=most), 400)
+        assert len(shown) == len(plain[0])
+        assert len(said) == len(plain[1])
+        for codes in said:  # what is to be said stays right
+            assert len({code // 32 for code in codes}) == 1
+        rates = []
+        for codes in shown:
+            assert [code % 32 for code in codes] == list(range(32))
+            (_, own), *_ = Counter(code // 32 for code in codes).most_common(1)
+            rates.append(1 - own / 32)
+        assert abs(sum(rates) / len(rates) - most / 2) < 0.02
+        # One rate for all pictures would hardly ever leave a picture whole.
+        assert sum(rate < most / 8 for rate in rates) > 0.06 * len(rates)
+        assert sum(rate > most * 7 / 8 for rate in rates) > 0.06 * len(rates)
+
+
+def test_mixed_codes_leave_words_and_drawings_as_they_are(world, album):
+    def told(number, **settings):
+        turns = MiniConversations(world, album, **settings).document(number, Streams(0))["turns"]
+        return [
+            part
+            for turn in turns
+            for part in turn["parts"]
+            if isinstance(part, str) or turn["role"] == "assistant"
+        ]
+
+    for number in range(50):
+        assert told(number, mixed=0.5) == told(number)
+
+
+def test_as_many_shown_pictures_are_mirrored_as_is_asked_for(world, album):
+    for part in (0.0, 0.4, 1.0):
+        source = MiniConversations(world, album, mirrored=part)
+        seen = [album.picture(codes).is_mirrored for codes in shown_and_said(source, 400)[0]]
+        assert abs(sum(seen) / len(seen) - part) < 0.07
+
+
+@pytest.mark.parametrize("name", ["mirrored", "mixed"])
+def test_fractions_outside_0_to_1_are_refused(artwork, name):
+    with pytest.raises(OptionError, match=rf"{name} must lie in 0..1; got 1.5"):
+        ConversationSettings(artwork, **{name: 1.5})
+
+
 # --- the bank ---
 
 

@@ -242,13 +242,16 @@ def test_wrong_codes_are_a_part_of_all(wrong):
         llm.Data(wrong_codes=wrong)
 
 
-NAMES = ("mini-llm", "mini-llm-more", "mini-llm-robust", "smoke-llm", "teach-llm")
+NAMES = (
+    *("mini-llm", "mini-llm-more", "mini-llm-robust", "mini-llm-on"),
+    *("smoke-llm", "teach-llm"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bundled_recipes_can_be_read(name):
     recipe = read_recipe(llm.Recipe, RECIPES / f"{name}.yaml")
-    wrong_codes = {"mini-llm-robust": 0.35, "teach-llm": 0.2}
+    wrong_codes = {"mini-llm-robust": 0.35, "mini-llm-on": 0.35, "teach-llm": 0.2}
     assert recipe.data.wrong_codes == wrong_codes.get(name, 0)
     if name.startswith("mini-llm"):
         assert recipe.sizes == llm.Sizes()

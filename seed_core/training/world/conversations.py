@@ -7,6 +7,7 @@ occur. A drawing is answered by its codes alone, everything else by one sentence
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class MiniConversations:
         focus_part: fraction of these; the other conversations are about all objects.
         drawings: variants that drawings use, the first ones; by default all.
         others: objects to decline besides those in ``unknown``, such as the rest of the artwork.
+        mirrored: fraction of the shown pictures that are mirrored.
+        mixed: largest fraction of a shown picture's codes that other pictures have at their places.
 
     Raises:
         OptionError: an object is unknown.
@@ -51,6 +54,8 @@ class MiniConversations:
         focus_part: float = 0.5,
         drawings: int | None = None,
         others: Sequence[str] = (),
+        mirrored: float = 0.15,
+        mixed: float = 0.0,
     ) -> None:
         numbers = {concept["name"]: i for i, concept in enumerate(world.concepts)}
         if unknown := [name for name in focus if name not in numbers]:
@@ -61,12 +66,14 @@ class MiniConversations:
             world=world,
             bank=bank,
             augmented=augmented,
+            mirrored=mirrored,
             focus=[numbers[name] for name in focus],
             focus_part=focus_part if focus else 0.0,
             drawings=min(drawings or bank.variants, bank.variants),
             unknown=unknown_objects(world, others),
             barred=barred_words(world),
         )
+        self._mixed = mixed
 
     def document(self, number: int, streams: Streams) -> dict[str, Any]:
         """Return one conversation; ``tasks`` names its turns."""
@@ -78,7 +85,31 @@ class MiniConversations:
             (name,) = chance.choices(names, [TASKS[name][0] for name in names])
             TASKS[name][1](dialogue)
             dialogue.tasks.append(name)
+        if self._mixed:
+            self._mix(dialogue, streams.of("codes of other pictures", number))
         return {"format": "conversation", "turns": dialogue.turns, "tasks": dialogue.tasks}
+
+    def _mix(self, dialogue: Dialogue, chance: random.Random) -> None:
+        """Replace some codes of the pictures that the user shows by codes of others at their places.
+
+        For each picture the fraction is drawn evenly. A pair of object and background that training
+        leaves out then shows up in parts, so its absence is not learned by heart.
+        """
+        others = Dialogue(self._setting, chance)
+        for turn in dialogue.turns:
+            if turn["role"] == "user":
+                turn["parts"] = [
+                    part if isinstance(part, str) else self._with_others(part, others)
+                    for part in turn["parts"]
+                ]
+
+    def _with_others(self, codes: Sequence[int], others: Dialogue) -> list[int]:
+        bank, chance = self._setting.bank, others.chance
+        rate = chance.uniform(0, self._mixed)
+        return [
+            bank.codes(others.any_picture(of_all=True))[place] if chance.random() < rate else code
+            for place, code in enumerate(codes)
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,6 +124,10 @@ class ConversationSettings:
     tokenizer: str | None = None
     variants: int = 8  # places of each object without a bank
     augmented: float = 0.25  # fraction of the shown pictures that have a random look
+    mirrored: float = 0.15  # fraction of the shown pictures that are mirrored
+    # Largest fraction of a shown picture's codes that other pictures have at their places, so that
+    # what is seen does not hang on single codes, nor on pairs that training leaves out.
+    mixed: float = 0.0
     focus: tuple[str, ...] = ()  # objects that some of the conversations are about
     focus_part: float = 0.5  # fraction of these conversations
     drawings: int | None = None  # variants that drawings use; by default all
@@ -100,7 +135,7 @@ class ConversationSettings:
     max_length: int = 512  # tokens that a conversation is cut to
 
     def __post_init__(self) -> None:
-        check_fractions(self, "augmented", "focus_part")
+        check_fractions(self, "augmented", "mirrored", "mixed", "focus_part")
         if self.drawings is not None and self.drawings < 1:
             raise OptionError(f"drawings must be at least 1; got {self.drawings}")
 
@@ -128,4 +163,6 @@ class ConversationSettings:
             self.focus_part,
             self.drawings,
             others=world.sources,
+            mirrored=self.mirrored,
+            mixed=self.mixed,
         )

@@ -23,8 +23,6 @@ _MARKED = 0.06  # pictures that stand in the question, not before it
 
 _NEW_PICTURE = 0.2  # later turns that bring a picture of their own
 
-_MIRRORED = 0.15
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -33,6 +31,7 @@ class Setting:
     world: World
     bank: CodeBank
     augmented: float
+    mirrored: float
     focus: list[int]
     focus_part: float
     drawings: int
@@ -92,7 +91,7 @@ class Dialogue:
             self.other_background(concept),
             self.chance.choice(list(self.world.sizes)),
             self.chance.randrange(count),
-            is_mirrored=not drawn and self.chance.random() < _MIRRORED,
+            is_mirrored=not drawn and self.chance.random() < self._setting.mirrored,
             is_augmented=not drawn and self.chance.random() < self._setting.augmented,
         )
 
