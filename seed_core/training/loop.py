@@ -34,7 +34,7 @@ from .curves import draw_curves
 from .processes import is_first_process, wants_shards
 from .recipe import to_yaml
 from .schedule import Schedule, training_arguments
-from .stopping import outlive_sigterm, stop_at_sigterm
+from .stopping import Begin, sample_processes, stop_at_sigterm
 from .streams import Streams
 
 log = logging.getLogger(__name__)
@@ -83,19 +83,26 @@ class _StageTrainer(Trainer):
     With a ``length``, it sorts the samples of a step before it puts them into batches.
     """
 
-    def __init__(self, collate: Collate, length: Length | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        collate: Collate,
+        length: Length | None,
+        begin: Callable[[Begin | None, int], None],  # see `sample_processes`
+        **kwargs: Any,
+    ) -> None:
         # What is sorted here comes as it is from the processes that make samples.
         made: Any = collate if length is None else list
         super().__init__(data_collator=made, **kwargs)
         self._terms: dict[str, list[float]] = {}
         self._collate = collate
         self._length = length
+        self._begin = begin
 
     def get_train_dataloader(self) -> Any:
         loader: Any = super().get_train_dataloader()
         # Accelerate wraps torch's loader, which is the one that starts processes.
         inner = loader.base_dataloader
-        inner.worker_init_fn = partial(outlive_sigterm, inner.worker_init_fn)
+        inner.worker_init_fn = partial(self._begin, inner.worker_init_fn)
         return loader
 
     def get_batch_samples(
@@ -204,13 +211,14 @@ def train(
         SeedError: a sample cannot be made.
     """
     schedule: Schedule = recipe.schedule
-    with _seeded(schedule.seed), stop_at_sigterm() as stop:
+    with _seeded(schedule.seed), stop_at_sigterm() as stop, sample_processes() as begin:
         arguments = training_arguments(schedule, folder / CHECKPOINTS)
         _claim(folder, recipe)
         try:
             trainer = _StageTrainer(
                 collate,
                 length,
+                begin,
                 model=build(),
                 args=arguments,
                 train_dataset=_Numbered(samples, Streams(schedule.seed), schedule.samples),

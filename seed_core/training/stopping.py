@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from transformers import TrainerCallback
@@ -34,14 +37,36 @@ class _StopWithCheckpoint(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def outlive_sigterm(begin: Callable[[int], object] | None, number: int) -> None:
-    """Begin a process that makes samples, which the last steps before a checkpoint need.
+Begin = Callable[[int], object]  # what torch calls in a process that makes samples, with its number
 
-    Schedulers send SIGTERM to all processes of a run. This one ends with the one that trains.
+
+@contextmanager
+def sample_processes() -> Iterator[Callable[[Begin | None, int], None]]:
+    """Yield what is called at the beginning of each process that makes samples.
+
+    Schedulers send SIGTERM to all processes of a run, but the last steps before a checkpoint need
+    these. So they ignore it, and end when this context does, or the process that trains.
     """
+    end, kept = multiprocessing.Pipe(duplex=False)
+    try:
+        yield partial(_begin, end, kept)
+    finally:
+        kept.close()
+        end.close()
+
+
+def _begin(end: Connection, kept: Connection, begin: Begin | None, number: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    kept.close()  # the pipe ends with the last process that keeps its other end
+    threading.Thread(target=_exit_after, args=(end,), daemon=True).start()
     if begin is not None:
         begin(number)
+
+
+def _exit_after(end: Connection) -> None:
+    with suppress(EOFError, OSError):
+        end.recv_bytes()
+    os._exit(0)
 
 
 @contextmanager

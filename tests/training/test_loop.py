@@ -340,6 +340,9 @@ def test_an_error_of_a_sample_says_the_same_wherever_samples_are_made(tmp_path, 
     with pytest.raises(type(error)) as caught:
         train(Network, samples, collate, recipe, tmp_path)
     assert str(caught.value) == str(error)
+    for process in multiprocessing.active_children():  # whoever still holds the error
+        process.join(20)
+        assert not process.is_alive()
 
 
 class Killed(Sums):
