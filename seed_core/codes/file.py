@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import CodesError
+from ..files.writer import replacing
 from .text import LONGEST_TEXT, codes_from_text, codes_to_json, codes_to_text_file
 from .value import MOST_PICTURES, NUM_CODES, SeedCodes, check_count
 
@@ -53,12 +54,8 @@ def _save(codes: SeedCodes, path: Path) -> None:
     tensors = {_CODES: codes.values.cpu().contiguous()}  # int64 [B, 32]
     if codes.has_distances:  # earlier versions read only files without them
         tensors[_DISTANCES] = codes.distances.float().cpu().contiguous()  # float32 [B, 32]
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
+    with replacing(path) as unfinished:
         save_file(tensors, unfinished, {_FAMILY: codes.family, _SIZE: str(codes.codebook_size)})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_codes_file(path: Path, unnamed: str | None = None) -> SeedCodes:

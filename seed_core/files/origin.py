@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .writer import replacing
+
 SUFFIX = ".fetched.json"
 
 
@@ -25,9 +27,8 @@ def note(folder: Path, model: str, origins: Mapping[Path, Mapping[str, Any]]) ->
     for file, origin in origins.items():
         # A file that is changed later has another time, and the hash here is then not its own.
         record[origin["name"]] = {**origin, "modified": file.stat().st_mtime_ns}
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def identity(folder: Path, file: Path) -> dict[str, str | int]:

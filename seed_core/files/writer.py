@@ -214,6 +214,17 @@ def _explained(error: OSError, path: Path) -> Exception:
     return OptionError(reason.format(path=path, folder=path.parent)) if reason else error
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file whole; it then takes its place, and after an error nothing is left."""
+    unfinished = _unfinished(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def _unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.unfinished")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from ...errors import CheckpointError
 from ...files.safetensors import read_metadata
 from ...files.weights import read_tensors
+from ...files.writer import replacing
 from ..processes import is_first_process
 from ..world.scenes import Scene
 
@@ -69,9 +69,8 @@ def open_album(
             for name in Shown._fields
         }
         if is_first_process():
-            unfinished = path.with_suffix(f".{os.getpid()}")  # other processes may read it
-            save_file(parts, unfinished, about)
-            unfinished.replace(path)
+            with replacing(path) as unfinished:  # other processes may read it
+                save_file(parts, unfinished, about)
     else:
         parts = {name: tensor.clone() for name, tensor in read_tensors(path)}
         if read_metadata(path).get(_ORIGIN) != about[_ORIGIN]:
