@@ -144,7 +144,7 @@ def test_each_metric_is_better_equal_or_lower_than_that_of_another_run(beside, m
 
 
 def test_what_only_one_of_two_runs_has_is_told(beside, monkeypatch):
-    monkeypatch.setattr(command, "TASKS", ONE_TASK[1:])
+    monkeypatch.setattr(command, "tasks_of", lambda has_teacher: ONE_TASK[1:])
     monkeypatch.setattr(
         Judge, "score", lambda self, pictures, scenes: [{"concept": 1.0, "bg": 1.0} for _ in scenes]
     )

@@ -27,7 +27,7 @@ from .comparison import (
     other_metrics,
     published_metrics,
 )
-from .measure import OF_TEACHER, SAMPLES, TASKS, Evaluation
+from .measure import OF_TEACHER, SAMPLES, TASKS, Evaluation, tasks_of
 from .metrics import Metric, to_fields
 
 MEBIBYTE = 2**20
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.json is not None:
         check_output(args.json)
-    tasks = args.tasks or [name for name in TASKS if args.teacher or name not in OF_TEACHER]
+    tasks = args.tasks or tasks_of(bool(args.teacher))
     is_run = args.beside is not None
     others = other_metrics(args.beside, args.split, tasks) if is_run else published_metrics()
     world = World(args.artwork, args.description)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...errors import OptionError, in_one_line
 from ...files.side_files import read_json
@@ -121,7 +122,8 @@ def header(is_run: bool) -> str:
 
 def published_metrics() -> Metrics:
     """Return the metrics of results.json."""
-    return _read(bundled("results.json"))
+    path = bundled("results.json")
+    return _metrics(path, read_json(path))
 
 
 def other_metrics(path: Path, split: str, tasks: Iterable[str]) -> Metrics:
@@ -131,8 +133,9 @@ def other_metrics(path: Path, split: str, tasks: Iterable[str]) -> Metrics:
         CheckpointError: the file is missing or is not JSON.
         OptionError: the file is damaged, of another split, or has none of the tasks.
     """
-    metrics = _read(path)
-    if (given := read_json(path).get("split")) != split:
+    content = read_json(path)
+    metrics = _metrics(path, content)
+    if (given := content.get("split")) != split:
         raise OptionError(f"{path} is of the split {given}, which cannot stand beside {split}")
     if not set(metrics) & set(tasks):
         raise OptionError(
@@ -142,8 +145,8 @@ def other_metrics(path: Path, split: str, tasks: Iterable[str]) -> Metrics:
     return metrics
 
 
-def _read(path: Path) -> Metrics:
-    tasks = read_json(path).get("metrics")
+def _metrics(path: Path, content: Mapping[str, Any]) -> Metrics:
+    tasks = content.get("metrics")
     if not isinstance(tasks, dict):
         raise OptionError(f"{path} has no metrics")
     return {task: from_fields(fields, f"{path}: {task}") for task, fields in tasks.items()}

@@ -69,6 +69,12 @@ QUICK = frozenset([*WITHOUT_WORDS, *ANSWERS]) - {"dialogue_third_turn_answer"}
 
 TASKS = (*WITHOUT_WORDS, *ANSWERS, *PICTURES, *UNKNOWN_OBJECTS)
 
+
+def tasks_of(has_teacher: bool) -> tuple[str, ...]:
+    """Return the tasks that can be measured with the tokenizer's teacher, or without it."""
+    return tuple(name for name in TASKS if has_teacher or name not in OF_TEACHER)
+
+
 # Pictures that a card decodes together.
 _DECODED_TOGETHER = 96
 
@@ -116,7 +122,7 @@ class Evaluation:
             check_teacher(
                 teacher, made, "this model's tokenizer", (SIDE, *self._tokenizer.embedding_shape)
             )
-        self.tasks = tuple(name for name in TASKS if self._teacher or name not in OF_TEACHER)
+        self.tasks = tasks_of(teacher is not None)
         self.size = sum(  # bytes of the model
             file.stat().st_size
             for part in parts.values()

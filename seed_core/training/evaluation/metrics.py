@@ -25,11 +25,12 @@ AVERAGES = DECIBELS | {"cosine"}
 _ERRORS = statistics.NormalDist().inv_cdf(0.975)  # 1.96 standard errors are half of the interval
 
 # The same of 2 to 29 numbers, by Student's distribution: the error that few show is uncertain too.
-_ERRORS_OF_FEW = (
+_STUDENTS = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160),
     *(2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056),
     *(2.052, 2.048),
 )
+_ERRORS_OF_FEW = dict(enumerate(_STUDENTS, 2))
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def average(values: Sequence[float]) -> Metric:
     value, n = statistics.fmean(values), len(values)
     if n == 1:
         return Metric(value, n)
-    errors = dict(enumerate(_ERRORS_OF_FEW, 2)).get(n, _ERRORS)
-    half = errors * statistics.stdev(values) / math.sqrt(n)
+    half = _ERRORS_OF_FEW.get(n, _ERRORS) * statistics.stdev(values) / math.sqrt(n)
     return Metric(value, n, (value - half, value + half))
 
 
