@@ -79,16 +79,7 @@ def stop_at_sigterm() -> Iterator[TrainerCallback]:
     if share()[1] > 1 or threading.current_thread() is not threading.main_thread():
         yield callback
         return
-    trainer = os.getpid()
-
-    def handle(number: int, frame: Any) -> None:
-        if os.getpid() == trainer:
-            callback.ask()
-        else:  # a process that makes samples, which was forked with this handler
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    previous = signal.signal(signal.SIGTERM, handle)
+    previous = signal.signal(signal.SIGTERM, lambda *_: callback.ask())
     try:
         yield callback
     finally:

@@ -274,9 +274,10 @@ def _embedder(options: UnetOptions) -> tuple[Embedder, int]:
             f"each; the tokenizer {options.tokenizer} takes {tokenizer.image_size} pixels and makes "
             f"embeddings {list(tokenizer.embedding_shape)}"
         )
-    teacher = load_teacher(options.teacher) if options.teacher is not None else None
     (embedding_dim,) = tokenizer.embedding_shape
-    if options.teacher is not None and teacher is not None:
+    teacher = None
+    if options.teacher is not None:
+        teacher = load_teacher(options.teacher)
         made, wanted = (teacher.image_size, teacher.embedding_dim), (SIDE, embedding_dim)
         check_teacher(options.teacher, made, f"the tokenizer {options.tokenizer}", wanted)
     return Embedder(tokenizer.module, teacher), embedding_dim

@@ -34,7 +34,7 @@ DECLINED = "Sorry, I have not learned to draw that."
 
 def with_article(words: str, noun: str) -> str:
     """Put a or an before words that end in ``noun``, if the noun takes an article."""
-    if noun in PLURAL | UNCOUNTABLE:
+    if noun in PLURAL or noun in UNCOUNTABLE:
         return words
     sounds_like_a_vowel = words[0] in "aeio" or words.startswith(("umb", "hourglass"))
     return f"{'an' if sounds_like_a_vowel else 'a'} {words}"
