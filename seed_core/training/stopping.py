@@ -32,8 +32,9 @@ class _StopWithCheckpoint(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # By an exception: a loop that just ended would look like one that is done.
-        if self._is_asked and state.global_step < state.max_steps:
+        # By an exception: a loop that just ended would look like one that is done, and a stage with
+        # two trainings would begin the second.
+        if self._is_asked:
             raise KeyboardInterrupt
 
 
