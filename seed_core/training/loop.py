@@ -25,6 +25,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, set_seed
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -97,6 +98,15 @@ class _StageTrainer(Trainer):
         self._collate = collate
         self._length = length
         self._begin = begin
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # Trainer closes it at the end alone; a run that breaks off would leave it open
+            callbacks: list[Any] = self.callback_handler.callbacks
+            for callback in callbacks:
+                if isinstance(callback, TensorBoardCallback):
+                    callback.on_train_end(self.args, self.state, self.control)  # type: ignore[no-untyped-call]
 
     def get_train_dataloader(self) -> Any:
         loader: Any = super().get_train_dataloader()

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def test_a_run_leaves_its_files(whole):
         "checkpoint-8",
     ]
     assert read_recipe(Recipe, folder / RECIPE_FILE) == RECIPE
+
+
+def test_a_run_that_breaks_off_closes_its_files(tmp_path, interrupt):
+    before = threading.enumerate()
+    interrupt(lambda: train(Network, Sums(), collate, RECIPE, tmp_path), 5)
+    assert threading.enumerate() == before, "TensorBoard has a thread for each open file"
 
 
 def test_a_run_can_be_watched_in_tensorboard(whole):
