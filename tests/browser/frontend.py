@@ -102,6 +102,18 @@ UNSEEN = """(ids) => ids.filter((id) => {
     const mounted = document.querySelectorAll(`[data-node-id="${id}"] img`);
     return ![...(node.imgs ?? []), ...mounted].some((img) => img.naturalWidth > 0);
 })"""
+# The words under a node's widgets; the second is what older releases call that widget.
+SHOWN_TEXT = """(id) => app.rootGraph.getNodeById(id).widgets
+    .find(({ name }) => ['preview_text', '$$node-text-preview'].includes(name))?.value ?? ''"""
+# The middle of a classic node's first widget of a type, on the screen.
+WIDGET = """([id, type]) => {
+    const node = app.rootGraph.getNodeById(id);
+    const widget = node.widgets.find((each) => each.type === type);
+    const { ds, canvas } = app.canvas;
+    const { left, top } = canvas.getBoundingClientRect();
+    return [left + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
+        top + (node.pos[1] + widget.last_y + 10 + ds.offset[1]) * ds.scale];
+}"""
 COMPLAINTS = """() => [...document.querySelectorAll(
     '.p-toast-message-warn, .p-toast-message-error, [role=alertdialog], [role=dialog], ' +
     '[data-testid=error-overlay]'
@@ -212,6 +224,19 @@ class Frontend:
         with patience():
             self.page.wait_for_function(f"(ids) => !({UNSEEN})(ids).length", arg=ids, timeout=5000)
         return self.page.evaluate(UNSEEN, ids)
+
+    def shown_text(self, node: int) -> str:
+        """The words that a node shows."""
+        return self.page.evaluate(SHOWN_TEXT, node)
+
+    def wait_for_text(self, node: int, pattern: str) -> None:
+        """Wait until the words that a node shows match a regular expression."""
+        matches = f"([id, pattern]) => new RegExp(pattern).test(({SHOWN_TEXT})(id))"
+        self.page.wait_for_function(matches, arg=[node, pattern])
+
+    def click_widget(self, node: int, kind: str) -> None:
+        """Click the first widget of a kind, such as button or combo, of a classic node."""
+        self.page.mouse.click(*self.page.evaluate(WIDGET, [node, kind]))
 
     def boxes(self) -> list[dict[str, Any]]:
         """Every node's id, type and box with its title, as drawn (left, top, right, bottom)."""

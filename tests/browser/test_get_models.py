@@ -36,8 +36,6 @@ LISTEN = """() => {
 }"""
 GETTERS = """() => app.rootGraph._nodes.filter((node) => node.type === 'SEEDGetModel')
     .map((node) => node.id).sort((a, b) => a - b)"""
-SAID = """(id) => app.rootGraph.getNodeById(id).widgets
-    .find(({ name }) => ['preview_text', '$$node-text-preview'].includes(name))?.value ?? ''"""
 # From this frontend on, no switch to Markdown takes room from the words.
 WITHOUT_A_SWITCH = (1, 58)
 # What has to be scrolled to be read.
@@ -45,15 +43,6 @@ CUT_OFF = """() => [...document.querySelectorAll('textarea')]
     .filter((box) => box.value.includes('is not there yet'))
     .filter((box) => box.scrollHeight > box.clientHeight + 1)
     .map((box) => [box.value.slice(0, 40), box.scrollHeight, box.clientHeight])"""
-# The middle of a node's button, on the screen.
-BUTTON = """(id) => {
-    const node = app.rootGraph.getNodeById(id);
-    const button = node.widgets.find((widget) => widget.type === 'button');
-    const { ds, canvas } = app.canvas;
-    const { left, top } = canvas.getBoundingClientRect();
-    return [left + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
-        top + (node.pos[1] + button.last_y + 10 + ds.offset[1]) * ds.scale];
-}"""
 SAVED = """() => Object.fromEntries(
     app.rootGraph.serialize().nodes.map((n) => [n.id, n.widgets_values ?? []]))"""
 LISTED = """([type, name, choice]) => app.rootGraph._nodes.find((node) => node.type === type)
@@ -124,7 +113,7 @@ class Artist:
             home = self.page.locator(f'[data-node-id="{node}"]')
             home.get_by_role("button", name="fetch now").click()
         else:
-            self.page.mouse.click(*self.page.evaluate(BUTTON, node))
+            self.frontend.click_widget(node, "button")
 
     def wait_for_ends(self, count: int) -> list[list[str]]:
         """What became of so many jobs."""
@@ -180,7 +169,7 @@ def test_from_the_open_template_to_a_picture_of_fetched_models(artist, hub, scre
     for text, (_, _, choice) in zip(told, WANTED, strict=True):
         assert text.startswith(f"{choice} is not there yet")
     if is_current:
-        assert [page.evaluate(SAID, node) for node in artist.getters] == told
+        assert [frontend.shown_text(node) for node in artist.getters] == told
     assert hub.asked == []
     screenshot("2-shown")
     if frontend.version() >= WITHOUT_A_SWITCH:
@@ -236,7 +225,7 @@ def test_a_fetch_that_is_stopped_ends_at_once_and_the_next_click_goes_on(
         artist.click_fetch_now(node)
         assert artist.clicks == 1
         assert silence.reached.wait(60)
-        artist.page.wait_for_function(f"(id) => ({SAID})(id).includes(' left')", arg=node)
+        artist.frontend.wait_for_text(node, " left")
         screenshot("fetching")
         artist.frontend.command("Comfy.Interrupt")
         assert artist.wait_for_ends(1) == [["execution_interrupted", ""]]

@@ -32,18 +32,9 @@ EXCHANGE = """() => {
 }"""
 CHOICES = "(id) => app.rootGraph.getNodeById(id).widgets[0].options.values"
 CHOICE = "(id) => app.rootGraph.getNodeById(id).widgets[0].value"
-# The middle of its list, on the screen.
-LIST = """(id) => {
-    const node = app.rootGraph.getNodeById(id);
-    const { ds, canvas } = app.canvas;
-    const { left, top } = canvas.getBoundingClientRect();
-    return [left + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
-        top + (node.pos[1] + node.widgets[0].last_y + 10 + ds.offset[1]) * ds.scale];
-}"""
-# What the first SEED Generate says, that of the conversation's first turn.
-SAID = """() => app.rootGraph._nodes.filter((node) => node.type === 'SEEDGenerate')
-    .sort((a, b) => a.id - b.id)[0].widgets
-    .find(({ name }) => ['preview_text', '$$node-text-preview'].includes(name))?.value ?? ''"""
+# The first SEED Generate, that of the conversation's first turn.
+FIRST_TURN = """() => Math.min(...app.rootGraph._nodes
+    .filter((node) => node.type === 'SEEDGenerate').map((node) => node.id))"""
 # The texts of a Vue node's list that its box is too narrow for.
 CUT_OFF = """(id) => {
     const box = document.querySelector(`[data-node-id="${id}"] [role=combobox]`);
@@ -86,6 +77,7 @@ class Artist:
         self.frontend, self.page, self.is_vue = frontend, frontend.page, is_vue
         frontend.load_template("conversation")
         self.loader = self.page.evaluate(EXCHANGE)
+        self.first_turn = self.page.evaluate(FIRST_TURN)
         frontend.settle()
 
     def look_at_the_loader(self) -> None:
@@ -102,7 +94,7 @@ class Artist:
             self.page.locator(f'[data-node-id="{self.loader}"]').get_by_role("combobox").click()
             self.page.get_by_role("option", name=name).click()
         else:
-            self.page.mouse.click(*self.page.evaluate(LIST, self.loader))
+            self.frontend.click_widget(self.loader, "combo")
             self.page.locator(".litemenu-entry").get_by_text(name).click()
         self.frontend.settle()
 
@@ -148,14 +140,14 @@ def test_the_server_is_chosen_words_come_and_stay_and_a_picture_is_painted(
     engine.faults.mangle = wait
     frontend.fit_view()
     frontend.queue()
-    page.wait_for_function(f"() => /^[A-Z](?!aiting)/.test(({SAID})())")
+    frontend.wait_for_text(artist.first_turn, "^[A-Z](?!aiting)")
     frontend.settle()
-    begun = page.evaluate(SAID)
+    begun = frontend.shown_text(artist.first_turn)
     screenshot("3-words-come")
     shown.set()
     outputs = frontend.wait_for_end()
     frontend.settle()
-    said = page.evaluate(SAID)
+    said = frontend.shown_text(artist.first_turn)
     assert said.startswith(begun)
     assert len(said) > len(begun)
     assert "hedgehog" in said
@@ -201,12 +193,12 @@ def test_after_stop_the_node_waits_for_nothing_any_more(artist, engine, server_f
     artist.choose(FILE)
     engine.faults.silence = "first token"
     frontend.queue()
-    page.wait_for_function(f"() => ({SAID})().startsWith('Waiting')")
+    frontend.wait_for_text(artist.first_turn, "^Waiting")
     frontend.command("Comfy.Interrupt")
     page.wait_for_function("window.seedRun.end")
     assert page.evaluate("window.seedRun.end[0]") == "execution_interrupted"
     frontend.settle()
-    assert page.evaluate(SAID) == ""
+    assert frontend.shown_text(artist.first_turn) == ""
     assert frontend.complaints() == []
 
 
