@@ -18,6 +18,7 @@ from .embed import (
 from .encode import SeedEncode, SeedSamplePicture
 from .generate import SeedGenerate
 from .get_model import SeedGetModel
+from .ip_adapter import SeedIpAdapter
 from .loaders import SeedDecoderLoader, SeedLlamaLoader, SeedTokenizerLoader
 from .lora import SeedLoraLoader
 from .server_loader import SeedServerLoader
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     SeedDecode,
     SeedPreviewCodes,
     SeedCodesToEmbedding,
+    SeedIpAdapter,
     SeedCodesToIpAdapter,
     SeedCodesToConditioning,
     SeedBlendEmbeddings,

@@ -19,11 +19,11 @@ from ..seed_core.files.safetensors import SAFETENSORS_SUFFIXES
 from ..seed_core.files.side_files import read_json
 from ..seed_core.files.weights import WEIGHT_SUFFIXES
 from ..seed_core.llm.vocab import VOCABULARY_FILES
+from ..seed_core.models.ip_adapter import IP_ADAPTER_LINK, open_ip_adapter
 from ..seed_core.models.llm import LLM_LINK, open_llm
 from ..seed_core.models.lora import SEED_MINI_NIGHT
 from ..seed_core.models.lora_config import CONFIG_FILE as ADAPTER_CONFIG
 from ..seed_core.models.names import CONFIG_FILE, SEED_MINI
-from ..seed_core.models.opened import Opened
 from ..seed_core.models.tokenizer import (
     QFORMER_FILES,
     VISION_TOWER_FILES,
@@ -36,6 +36,7 @@ from . import host
 FOLDER_DEPTH = 4  # a Hugging Face cache keeps a model three folders down
 TOKENIZER_PIECES = (*VISION_TOWER_FILES, *QFORMER_FILES)  # lie beside the tokenizer's own file
 FILES_BESIDE = (*TOKENIZER_PIECES, CONFIG_FILE, ADAPTER_CONFIG)
+NONE_YET = "none yet (see help)"  # longer words would be cut off on the node
 SMALL_FILES = (".json", ".model", ".txt", ".md", ".jinja")  # what lies beside weights
 
 
@@ -54,7 +55,7 @@ class ModelKind:
         is_file: whether a file is one, where no header of a converted model says what it is.
         stands_alone: whether its files can be checked without another model.
         nests: whether others may lie inside one, as checkpoints do in the folder of a run.
-        bundled: what core calls the one that comes with the pack.
+        bundled: what core calls the one that comes with the pack, if one does.
     """
 
     name: str
@@ -80,13 +81,13 @@ class ModelKind:
         return f"{self.bundled} (bundled)"
 
     def choices(self) -> list[str]:
-        """The options of a loader's combo; the bundled model comes first."""
+        """The options of a loader's combo, the bundled model first, or what says there are none."""
         found = {
             path.relative_to(root).as_posix()
             for root in self._roots()
             for path in self._below(root)
         }
-        return [self.bundled_choice, *sorted(found)]
+        return [self.bundled_choice] * bool(self.bundled) + sorted(found) or [NONE_YET]
 
     def find(self, choice: str) -> str | Path:
         """What core loads for a choice: the name of the bundled model, or a path.
@@ -94,7 +95,7 @@ class ModelKind:
         Raises:
             CheckpointError: the choice is not there; it says what to download and where to put it.
         """
-        if choice == self.bundled_choice:
+        if self.bundled and choice == self.bundled_choice:
             return self.bundled
         # A list made on Windows may have "\\" where ours has "/".
         for name in (choice, choice.replace("\\", "/")):
@@ -102,10 +103,8 @@ class ModelKind:
                 if self._offers(root, name):
                     return root / name
         choice = choice.replace("\\", "/")
-        raise CheckpointError(
-            f"'{choice}' {self._why_not(choice)}; '{self.bundled_choice}' is always there. "
-            f"{self.how_to_get()}"
-        )
+        always = f"; '{self.bundled_choice}' is always there" if self.bundled else ""
+        raise CheckpointError(f"{self._why_not(choice)}{always}. {self.how_to_get()}")
 
     def check(self, choice: str) -> bool | str:
         """Say early what is missing; a choice that arrives by wire is checked when it is loaded."""
@@ -188,10 +187,12 @@ class ModelKind:
         return self.is_file(file) if kind is None else kind == self.name
 
     def _why_not(self, choice: str) -> str:
+        if choice == NONE_YET:
+            return f"there is nothing in models/{self.folder} yet"
         inside = [] if ".." in Path(choice).parts else self._roots()
         if not any(os.path.exists(root / choice) for root in inside):
-            return f"is not in models/{self.folder}"
-        return f"is not {self.what}"
+            return f"'{choice}' is not in models/{self.folder}"
+        return f"'{choice}' is not {self.what}"
 
 
 def _is_hidden(name: str) -> bool:
@@ -267,13 +268,25 @@ LORA = ModelKind(
     nests=True,
     bundled=SEED_MINI_NIGHT,
 )
-SUFFIXES = {kind.folder: set(kind.suffixes) for kind in (TOKENIZER, LLM, DECODER, LORA)}
+IP_ADAPTER = ModelKind(
+    "ip_adapter",
+    "an IP-Adapter, which is a .safetensors or .bin file",
+    "",
+    ("ipadapter",),
+    frozenset(WEIGHT_SUFFIXES),
+    f"it, from {IP_ADAPTER_LINK}",
+    is_folder=lambda folder: False,
+    is_file=lambda file: file.suffix.lower() in WEIGHT_SUFFIXES,
+    bundled="",
+)
+SUFFIXES = {kind.folder: set(kind.suffixes) for kind in (TOKENIZER, LLM, DECODER, LORA, IP_ADAPTER)}
 
 
-OPENS: dict[str, Callable[[str | Path], Opened]] = {
+OPENS: dict[str, Callable[[str | Path], object]] = {
     "tokenizer": open_tokenizer,
     "llm": open_llm,
     "decoder": open_decoder,
+    "ip_adapter": open_ip_adapter,
 }
 
 

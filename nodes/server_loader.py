@@ -16,9 +16,8 @@ from ..seed_core.models.names import bundled
 from ..seed_core.serving.server_file import SERVER_SUFFIX, read_server_file
 from . import host
 from .io_types import CATEGORY, SeedLlmWire, ServedModel
-from .kinds import LLM, state_of
+from .kinds import LLM, NONE_YET, state_of
 
-NONE_YET = "none yet (see help)"  # longer words would be cut off on the node
 ADVICE = (
     "The help page of this node shows what to write into a server file, and docs/serving.md how to "
     "start a server."

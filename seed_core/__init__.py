@@ -25,6 +25,7 @@ from .llm.language import LanguageModel, Reply
 from .llm.lora import LoraAdapter, merge_lora
 from .llm.runtime import SeedLLM
 from .llm.sampling import GenerationOptions
+from .models.ip_adapter import IpAdapter, open_ip_adapter
 from .models.llm import load_llm
 from .models.lora import read_lora
 from .models.tokenizer import load_tokenizer
@@ -43,6 +44,7 @@ __all__ = [
     "EmbeddingError",
     "GenerationError",
     "GenerationOptions",
+    "IpAdapter",
     "LanguageModel",
     "LoadedCore",
     "LoraAdapter",
@@ -64,6 +66,7 @@ __all__ = [
     "load_served_llm",
     "load_tokenizer",
     "merge_lora",
+    "open_ip_adapter",
     "read_lora",
     "seeded_generators",
 ]

@@ -223,6 +223,7 @@ def install(models_dir: Path) -> list[str]:
     """Make the host's modules importable; returns their names."""
     kinds = {"Combo": "COMBO", "Int": "INT", "Float": "FLOAT", "String": "STRING", "Image": "IMAGE"}
     kinds |= {"ClipVisionOutput": "CLIP_VISION_OUTPUT", "Conditioning": "CONDITIONING"}
+    kinds |= {"Model": "MODEL"}
     io = {name: _custom(io_type) for name, io_type in kinds.items()}
     io |= {"Custom": _custom, "Schema": Schema, "ComfyNode": ComfyNode, "NodeOutput": NodeOutput}
     modules: dict[str, dict[str, Any]] = {
@@ -232,6 +233,9 @@ def install(models_dir: Path) -> list[str]:
             "args": SimpleNamespace(preview_method=PreviewMethod.NoPreviews, preview_size=512),
             "LatentPreviewMethod": PreviewMethod,
         },
+        "comfy.ldm": {},
+        "comfy.ldm.modules": {},
+        "comfy.ldm.modules.attention": {},
         "comfy.latent_formats": {"SD15": StableDiffusionLatents},
         "comfy.model_management": _management(),
         "comfy.model_patcher": {"ModelPatcher": ModelPatcher, "CoreModelPatcher": ModelPatcher},

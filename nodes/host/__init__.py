@@ -5,6 +5,7 @@ the host moves weights and lays out pictures, and nothing of what the models com
 """
 
 from ...seed_core.core import LoadedCore
+from .attention import add_pictures, cross_attentions
 from .errors import NOT_CONNECTED, message_of, name_for_people
 from .folders import (
     find_file,
@@ -37,9 +38,11 @@ __all__ = [
     "LoadedModel",
     "Progress",
     "SeedClipVisionOutput",
+    "add_pictures",
     "cast_operations",
     "choose_dtype",
     "codes_to_wire",
+    "cross_attentions",
     "embeddings_to_clip_vision",
     "embeddings_to_conditioning",
     "fp8_operations",

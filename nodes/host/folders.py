@@ -14,10 +14,14 @@ _OUTPUT_DEPTH = 4  # folders below the output folder, such as codes/2026/11
 
 
 def register_model_folders(suffixes: dict[str, set[str]]) -> None:
-    """Add our folders to the host's, after any that extra_model_paths.yaml named."""
+    """Add our folders to the host's, after any that extra_model_paths.yaml named.
+
+    What another pack said of a folder that it has too stays as it is.
+    """
     for name, known in suffixes.items():
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
-        folder_paths.folder_names_and_paths[name] = (folder_paths.get_folder_paths(name), known)
+        paths, said = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, said or known)
 
 
 def model_folders(name: str) -> list[str]:

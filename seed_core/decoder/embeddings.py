@@ -10,6 +10,7 @@ from ..errors import EmbeddingError, OptionError
 BLEND_MODES = ("linear", "spherical")
 
 IP_ADAPTER_DIM = 1024  # width of CLIP ViT-H's image embedding, which IPAdapter's plain models read
+IP_ADAPTERS = "ip-adapter_sd15, ip-adapter_sd15_light_v11 or ip-adapter_sdxl_vit-h"
 
 _STRAIGHT = 1e-6  # sine of an angle that float32 cannot tell from 0 or 180 degrees
 
@@ -101,7 +102,6 @@ def require_ip_adapter(shape: tuple[int, ...], family: str) -> None:
     if shape[0] != IP_ADAPTER_DIM:
         raise EmbeddingError(
             f"IPAdapter reads image embeddings of {IP_ADAPTER_DIM} numbers, and those of the "
-            f"{family} tokenizer have {shape[0]}: load the SEED-2 tokenizer. It fits "
-            "ip-adapter_sd15, ip-adapter_sd15_light_v11 and ip-adapter_sdxl_vit-h, not the plus "
-            "versions."
+            f"{family} tokenizer have {shape[0]}: load the SEED-2 tokenizer. Its embeddings fit "
+            f"{IP_ADAPTERS}, not the plus versions."
         )

@@ -20,6 +20,9 @@ PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # Under which names training scripts save the table: SEED-1's, LAVIS's, SD's, DeepSpeed's.
 _TABLES = ("model", "state_dict", "model_state_dict", "module")
 
+# Under which names the parts of one model have a table each: IP-Adapter's.
+_PARTS = ("image_proj", "ip_adapter")
+
 # Bytes of a pickled file that are read before its mapping is renewed.
 _MAPPED_AT_ONCE = 512 * 2**20
 
@@ -114,7 +117,7 @@ def _read_pickled(path: Path, is_mapped: bool = True) -> dict[str, torch.Tensor]
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a table of tensors")
     tensors = {
         k: v.detach()
-        for k, v in content.items()
+        for k, v in _flat(content).items()
         if isinstance(k, str) and isinstance(v, torch.Tensor)
     }
     if not tensors:
@@ -126,6 +129,13 @@ def _read_pickled(path: Path, is_mapped: bool = True) -> dict[str, torch.Tensor]
                 "for a special kind of tensor. Use a .safetensors version of it."
             )
     return unwrapped(tensors)
+
+
+def _flat(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a table with the tables of its parts put in, under the names of safetensors files."""
+    parts = {name: content[name] for name in _PARTS if isinstance(content.get(name), dict)}
+    inside = {f"{part}.{key}": value for part, own in parts.items() for key, value in own.items()}
+    return {key: value for key, value in content.items() if key not in parts} | inside
 
 
 def _is_stored(tensor: torch.Tensor) -> bool:

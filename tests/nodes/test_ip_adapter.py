@@ -1,0 +1,348 @@
+"""SEEDIPAdapter on the real host's UNets: small ones, with the layers of SD 1.5 and SDXL.
+
+Held to diffusers' IP-Adapter on the same random weights. diffusers counts the cross attentions of a
+UNet as IP-Adapter files do, and the host's own table says which of its weights are which of diffusers'.
+"""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+FILE = "ip-adapter.safetensors"
+SIDE = 8  # of a latent
+TOKENS, CONTEXT, DIM = 4, 24, 1024
+CPU = torch.device("cpu")
+SD15 = {
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "num_heads": 8,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+}
+SDXL = {
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "transformer_depth_middle": 10,
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+    "adm_in_channels": 96,
+    "num_classes": "sequential",
+}
+IN_DIFFUSERS = {
+    "sd15": {
+        "block_out_channels": (32, 64, 128, 128),
+        "attention_head_dim": 8,
+    },
+    "sdxl": {
+        "block_out_channels": (32, 64, 128),
+        "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+        "up_block_types": (*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+        "attention_head_dim": (1, 1, 2),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 96,
+    },
+}
+LAYERS = {"sd15": 16, "sdxl": 70}
+each_base = pytest.mark.parametrize("base", ["sd15", "sdxl"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_comfyui(host_name):
+    if host_name != "comfyui":
+        pytest.skip("the double has no UNet")
+
+
+@pytest.fixture(scope="module")
+def folder(pack):
+    """models/ipadapter, gone after."""
+    folder = Path(pack.folder_paths.models_dir) / "ipadapter"
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def random_like(state, number):
+    random = torch.Generator().manual_seed(number)
+    return {
+        key: torch.randn(tensor.shape, generator=random) / max(tensor[0].numel(), 4) ** 0.5
+        if tensor.dim() > 1
+        else torch.ones_like(tensor) + torch.randn(tensor.shape, generator=random) / 10
+        for key, tensor in state.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def references():
+    """diffusers' UNets; the one that is asked for has no adapter in it."""
+    import diffusers
+
+    made = {}
+
+    def make(base):
+        if base not in made:
+            config = {"layers_per_block": 2, "cross_attention_dim": CONTEXT, "sample_size": SIDE}
+            with torch.random.fork_rng(devices=[]):
+                made[base] = diffusers.UNet2DConditionModel(**config, **IN_DIFFUSERS[base])
+            made[base].load_state_dict(random_like(made[base].state_dict(), 1))
+        return made[base].requires_grad_(False).eval()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def models(pack, references):
+    """MODELs of the host with the weights of diffusers' UNets."""
+    made = {}
+
+    def make(base, dtype=torch.float32, computing=None):
+        if (base, dtype) not in made:
+            made[base, dtype] = model_of(pack, base, references(base), dtype, computing)
+        return made[base, dtype]
+
+    return make
+
+
+def model_of(pack, base, reference, dtype, computing):
+    supported = import_module("comfy.supported_models")
+    config = {"image_size": 32, "in_channels": 4, "out_channels": 4, "legacy": False}
+    config |= {"use_spatial_transformer": True, "context_dim": CONTEXT, "dtype": dtype}
+    config |= {"sd15": SD15, "sdxl": SDXL}[base]
+    names = import_module("comfy.utils").unet_to_diffusers(config)
+    settings = {"sd15": supported.SD15, "sdxl": supported.SDXL}[base](config)
+    settings.set_inference_dtype(dtype, computing)
+    with torch.random.fork_rng(devices=[]):
+        model = settings.get_model({}, "", device=CPU)
+    theirs = reference.state_dict()
+    assert names.keys() >= theirs.keys()
+    state = {names[key]: tensor.to(dtype) for key, tensor in theirs.items()}
+    model.diffusion_model.load_state_dict(state)
+    model.requires_grad_(False).eval()
+    return pack.comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
+def layers_of(unet):
+    """diffusers' cross attentions, as its attn_processors lists them."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    return [unet.get_submodule(name) for name in names if name.endswith("attn2")]
+
+
+@pytest.fixture(scope="module")
+def tensors(references):
+    """The tensors of a random IP-Adapter for a base."""
+
+    def make(base, number=2):
+        rows = TOKENS * CONTEXT
+        shapes = {"image_proj.proj.weight": (rows, DIM), "image_proj.proj.bias": (rows,)}
+        shapes |= {"image_proj.norm.weight": (CONTEXT,), "image_proj.norm.bias": (CONTEXT,)}
+        for i, layer in enumerate(layers_of(references(base))):
+            for part in ("to_k_ip", "to_v_ip"):
+                name = f"ip_adapter.{2 * i + 1}.{part}.weight"
+                shapes[name] = (layer.to_k.out_features, CONTEXT)
+        return random_like({key: torch.zeros(shape) for key, shape in shapes.items()}, number)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def save(folder, tensors):
+    """Writes a random IP-Adapter and returns its name in the node's list."""
+
+    def save(base, number=2):
+        name = f"{base}_{number}.safetensors"
+        if not (folder / name).exists():
+            save_file(tensors(base, number), folder / name)
+        return name
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Embeddings of pictures 0, 1, 2, ...; of pictures whose first code is that number."""
+    return torch.randn(8, DIM, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(table):
+    """A tokenizer as wide as SEED-2's, without its weights."""
+    core = SimpleNamespace(
+        family="seed-2",
+        codebook_size=8192,
+        embedding_shape=(DIM,),
+        memory_required=lambda pictures: 0,
+        embed=lambda codes: table[codes.values[:, 0]],
+        module=SimpleNamespace(embedder=None),
+    )
+    return SimpleNamespace(core=core, ready=lambda memory_required, only: core)
+
+
+@pytest.fixture(scope="module")
+def codes(pack):
+    """Codes of these pictures of the table."""
+
+    def make(*pictures):
+        values = torch.zeros(len(pictures), 32, dtype=torch.int64)
+        values[:, 0] = torch.tensor(pictures, dtype=torch.int64)
+        return pack.seed_core.SeedCodes(values, "seed-2", 8192)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def guide(run, models, save, tokenizer, codes):
+    """A model that is guided by pictures of the table."""
+
+    def guide(model, *pictures, number=2, negative=None, **widgets):
+        base = "sdxl" if model.model.model_config.unet_config["adm_in_channels"] else "sd15"
+        against = None if negative is None else codes(*negative)
+        return run(
+            "SEEDIPAdapter",
+            model=model,
+            ipadapter=save(base, number),
+            tokenizer=tokenizer,
+            codes=codes(*pictures),
+            negative_codes=against,
+            **widgets,
+        )[0]
+
+    return guide
+
+
+def inputs_of(base, rows):
+    random = torch.Generator().manual_seed(9)
+    given = {
+        "x": torch.randn(rows, 4, SIDE, SIDE, generator=random),
+        "context": torch.randn(rows, 5, CONTEXT, generator=random),
+        "time": torch.full((rows,), 500.0),
+    }
+    if base == "sdxl":
+        given["text"] = torch.randn(rows, 48, generator=random)
+        given["sizes"] = torch.arange(6.0).expand(rows, -1)
+    return given
+
+
+def seen_at(modules, call):
+    """What a call returns, and what each of the modules did on the way."""
+    seen = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, i=i: seen.__setitem__(i, out))
+        for i, module in enumerate(modules)
+    ]
+    try:
+        return call(), [seen[i] for i in range(len(modules))]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run_unet(model, base, sides=(0,), rows=1, sigma=7.0):
+    """The host's UNet with the patches of a model, and its cross attentions in the order of files."""
+    given = inputs_of(base, rows * len(sides))
+    network = model.model.diffusion_model
+    blocks = [*network.input_blocks, *network.output_blocks, network.middle_block]
+    parts = [part for block in blocks for part in block]
+    layers = [each for part in parts for each in getattr(part, "transformer_blocks", ())]
+    options = model.model_options["transformer_options"] | {
+        "cond_or_uncond": list(sides),
+        "sigmas": torch.full((rows,), sigma),
+    }
+    label = None
+    if base == "sdxl":
+        label = torch.cat((given["text"], embedded_sizes(given["sizes"])), dim=1)
+    with torch.inference_mode():
+        return seen_at(
+            [layer.attn2.to_out for layer in layers],
+            lambda: network(
+                given["x"], given["time"], given["context"], y=label, transformer_options=options
+            ),
+        )
+
+
+def embedded_sizes(sizes):
+    """As diffusers gives them to its UNet."""
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    flat = get_timestep_embedding(sizes.flatten(), 8, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return flat.view(len(sizes), -1)
+
+
+def run_diffusers(references, base, adapters, embeddings, rows=1):
+    """A copy of diffusers' UNet with adapters, each (tensors, weight), and embeddings of each row."""
+    import copy
+
+    unet = copy.deepcopy(references(base))
+    halves = [
+        {
+            part: {k.removeprefix(f"{part}."): v for k, v in one.items() if k.startswith(part)}
+            for part in ("image_proj", "ip_adapter")
+        }
+        for one, _ in adapters
+    ]
+    with torch.random.fork_rng(devices=[]):
+        unet._load_ip_adapter_weights(halves)
+    for processor in unet.attn_processors.values():
+        if hasattr(processor, "scale"):
+            processor.scale = [weight for _, weight in adapters]
+    given = inputs_of(base, rows)
+    added = {"image_embeds": [embeddings[:, None]] * len(adapters)}
+    if base == "sdxl":
+        added |= {"text_embeds": given["text"], "time_ids": given["sizes"]}
+    with torch.inference_mode():
+        return seen_at(
+            [layer.to_out[0] for layer in layers_of(unet)],
+            lambda: (
+                unet(given["x"], given["time"], given["context"], added_cond_kwargs=added).sample
+            ),
+        )
+
+
+def assert_same(ours, theirs, base):
+    (out, layers), (their_out, their_layers) = ours, theirs
+    assert len(layers) == len(their_layers) == LAYERS[base]
+    worst = max((a - b).abs().max().item() for a, b in zip(layers, their_layers, strict=True))
+    scale = max(b.abs().max().item() for b in their_layers)
+    off = ((out - their_out).abs().max() / their_out.abs().max()).item()
+    print(
+        f"{base}: attention outputs differ by {worst:.1e} (largest {scale:.1f}), the UNet by {off:.1e}"
+    )
+    assert worst < 1e-5
+    assert off < 1e-5
+
+
+@each_base
+def test_without_an_adapter_both_unets_are_the_same(base, models, references):
+    ours = run_unet(models(base), base)
+    unet = references(base)
+    given = inputs_of(base, 1)
+    added = {"text_embeds": given.get("text"), "time_ids": given.get("sizes")}
+    theirs = seen_at(
+        [layer.to_out[0] for layer in layers_of(unet)],
+        lambda: unet(given["x"], given["time"], given["context"], added_cond_kwargs=added).sample,
+    )
+    assert_same(ours, theirs, base)
+
+
+@each_base
+def test_every_attention_and_the_unet_equal_diffusers(
+    base, models, references, guide, tensors, table
+):
+    ours = run_unet(guide(models(base), 3, weight=0.8), base)
+    theirs = run_diffusers(references, base, [(tensors(base), 0.8)], table[3:4])
+    assert_same(ours, theirs, base)
+    plain, _ = run_unet(models(base), base)
+    assert (ours[0] - plain).abs().max() > 0.01 * plain.abs().max()
