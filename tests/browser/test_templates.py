@@ -112,6 +112,22 @@ def check_edit(frontend, outputs):
     assert psnr(before[middle, middle], after[middle, middle]) > 12 > psnr(before, after) - 3
 
 
+def check_caption(frontend, outputs):
+    shown = pictures(frontend, outputs, node_id("caption_a_folder", "The pictures"))
+    index = json.loads((SAMPLES / "index.json").read_text(encoding="utf-8"))
+    rows = sorted(index, key=lambda row: row["file"])
+    captions = [row["caption"] for row in rows]
+    assert captions in [output.get("text") for output in outputs.values()]
+    folder = frontend.server.base_dir / "output" / "captioned"
+    assert len(list(folder.iterdir())) == 2 * len(rows) == 2 * len(shown)
+    for i, row in enumerate(rows):
+        saved = folder / f"captioned_{i:05d}.png"
+        sample = np.asarray(Image.open(SAMPLES / row["file"]).convert("RGB"), dtype=float)
+        assert np.abs(np.asarray(Image.open(saved), dtype=float) - sample).max() <= 1
+        assert np.abs(shown[i] - sample).max() <= 1
+        assert saved.with_suffix(".txt").read_text(encoding="utf-8") == captions[i]
+
+
 def check_mix(frontend, outputs):
     def shown(title: str) -> np.ndarray:
         return pictures(frontend, outputs, node_id("mix_two_pictures", title))[0]
@@ -271,6 +287,7 @@ def check_get_models(frontend, outputs):
 
 CHECKS = {
     "ask_about_a_picture": check_ask,
+    "caption_a_folder": check_caption,
     "conversation": check_conversation,
     "edit_by_instruction": check_edit,
     "get_the_real_models": check_get_models,

@@ -131,6 +131,19 @@ def edit(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     return sheet.image
 
 
+def caption(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
+    sheet = Sheet()
+    gap = 12
+    side = (SIZE - 2 * MARGIN - 4 * gap) // 5
+    left = MARGIN + side + gap
+    texts = shown["SEED Generate"]
+    for i in range(5):
+        top = MARGIN + i * (side + gap)
+        sheet.picture(shown["The pictures"][i], MARGIN, top, side, side)
+        sheet.card(texts[i], left, top, SIZE - MARGIN - left, side, size=26)
+    return sheet.image
+
+
 def mix(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
     sheet = Sheet()
     left, right = MARGIN, 2 * MARGIN + HALF
@@ -226,6 +239,7 @@ LAYOUTS = {
     "ask_about_a_picture": ask,
     "text_to_image": text_to_image,
     "edit_by_instruction": edit,
+    "caption_a_folder": caption,
     "mix_two_pictures": mix,
     "conversation": conversation,
     "variations_grid": variations,

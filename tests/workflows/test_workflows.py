@@ -22,6 +22,7 @@ WORKFLOWS = ROOT / "workflows"
 SAMPLES = ROOT / "seed_core" / "weights" / "seed-mini" / "samples"
 RUNNABLE = (
     "ask_about_a_picture",
+    "caption_a_folder",
     "conversation",
     "edit_by_instruction",
     "get_the_real_models",
@@ -201,7 +202,7 @@ def test_pictures_follow_the_codes_as_the_decoder_likes(name):
 def test_nodes_say_which_pack_they_come_from(name):
     """The manager offers to install a missing pack by this id."""
     for node in nodes_of(name):
-        if node["type"] not in contract.NOTES:
+        if node["type"] not in contract.DRAWN_ALONE:
             origin = contract.origin(node["type"], TABLE[node["type"]])
             assert {key: node["properties"].get(key) for key in origin} == origin
 
