@@ -117,7 +117,8 @@ def check_caption(frontend, outputs):
     index = json.loads((SAMPLES / "index.json").read_text(encoding="utf-8"))
     rows = sorted(index, key=lambda row: row["file"])
     captions = [row["caption"] for row in rows]
-    assert captions in [output.get("text") for output in outputs.values()]
+    # A node that shows nothing has an output of None once its result was still known.
+    assert captions in [output.get("text") for output in filter(None, outputs.values())]
     folder = frontend.server.base_dir / "output" / "captioned"
     assert len(list(folder.iterdir())) == 2 * len(rows) == 2 * len(shown)
     for i, row in enumerate(rows):
