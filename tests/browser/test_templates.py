@@ -129,6 +129,26 @@ def check_caption(frontend, outputs):
         assert saved.with_suffix(".txt").read_text(encoding="utf-8") == captions[i]
 
 
+def check_draft(frontend, outputs):
+    name = "draft_then_your_model"
+    (draft,) = pictures(frontend, outputs, node_id(name, "The draft"))
+    red, _, blue = corner_colour(draft)
+    assert blue > red + 60, "a rocket on blue was asked for"
+    told = outputs[node_id(name, "Describe the draft")]["text"]
+    assert told == ["A big rocket on a blue background."]
+
+
+def check_layout(frontend, outputs):
+    name = "keep_the_layout"
+    (before,) = pictures(frontend, outputs, node_id(name, "Before"))
+    (after,) = pictures(frontend, outputs, node_id(name, "The edit"))
+    (red, _, blue), (new_red, _, new_blue) = corner_colour(before), corner_colour(after)
+    assert red > blue + 60, "the sample is on orange"
+    assert new_blue > new_red + 60, "the edit asked for blue"
+    told = outputs[node_id(name, "Describe the edit")]["text"]
+    assert told == ["A robot on a blue background."]
+
+
 def check_mix(frontend, outputs):
     def shown(title: str) -> np.ndarray:
         return pictures(frontend, outputs, node_id("mix_two_pictures", title))[0]
@@ -290,9 +310,11 @@ CHECKS = {
     "ask_about_a_picture": check_ask,
     "caption_a_folder": check_caption,
     "conversation": check_conversation,
+    "draft_then_your_model": check_draft,
     "edit_by_instruction": check_edit,
     "get_the_real_models": check_get_models,
     "keep_codes": check_keep_codes,
+    "keep_the_layout": check_layout,
     "lora": check_lora,
     "mix_two_pictures": check_mix,
     "reconstruct": check_reconstruct,

@@ -242,7 +242,7 @@ def _sampling_nodes() -> dict[str, Node]:
     return {
         "CheckpointLoaderSimple": _core(
             (),
-            {"ckpt_name": is_filled_text},
+            {"ckpt_name": is_text},  # nothing where it is switched off
             (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")),
         ),
         "CLIPTextEncode": _core((("clip", "CLIP"),), {"text": is_text}, (CONDITIONED,)),
@@ -272,6 +272,44 @@ def _sampling_nodes() -> dict[str, Node]:
             (latent,),
         ),
         "VAEDecode": _core((("samples", "LATENT"), ("vae", "VAE")), {}, (("IMAGE", "IMAGE"),)),
+        "VAEEncode": _core((("pixels", "IMAGE"), ("vae", "VAE")), {}, (latent,)),
+        "ImageScale": _core(
+            (IMAGE,),
+            {
+                "upscale_method": is_filled_text,
+                "width": side,
+                "height": side,
+                "crop": one_of("disabled", "center"),
+            },
+            (("IMAGE", "IMAGE"),),
+        ),
+        **_controlnet_nodes(),
+    }
+
+
+def _controlnet_nodes() -> dict[str, Node]:
+    share = number(0, 1)
+    return {
+        "ControlNetLoader": _core(
+            (), {"control_net_name": NOT_THERE_YET}, (("CONTROL_NET", "CONTROL_NET"),)
+        ),
+        "Canny": _core(
+            (IMAGE,),
+            {"low_threshold": number(0.01, 0.99), "high_threshold": number(0.01, 0.99)},
+            (("IMAGE", "IMAGE"),),
+        ),
+        "ControlNetApplyAdvanced": _core(
+            (
+                ("positive", "CONDITIONING"),
+                ("negative", "CONDITIONING"),
+                ("control_net", "CONTROL_NET"),
+                IMAGE,
+                ("vae", "VAE"),
+            ),
+            {"strength": number(0, 10), "start_percent": share, "end_percent": share},
+            (("positive", "CONDITIONING"), ("negative", "CONDITIONING")),
+            optional=("vae",),
+        ),
     }
 
 
@@ -355,7 +393,10 @@ def _sources(workflow: dict[str, Any]) -> dict[int, list[Any]]:
         runs_through = nodes[origin]["mode"] == BYPASSED or nodes[origin]["type"] == REROUTE
         if not runs_through:
             return [str(origin), slot]
-        through = next(s for s in nodes[origin]["inputs"] if s["type"] in (kind, "*"))
+        inputs = nodes[origin]["inputs"]
+        # Of several inputs of a kind, an output passes on that of its own place.
+        ways = [*inputs[slot : slot + 1], *inputs]
+        through = next(way for way in ways if way["type"] in (kind, "*"))
         return source(links[through["link"]])
 
     living = [link for link in workflow["links"] if nodes[link[3]]["mode"] != BYPASSED]
