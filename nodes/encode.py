@@ -1,5 +1,7 @@
 """Pictures into codes, and the sample pictures that come with the pack."""
 
+from pathlib import Path
+
 import numpy
 import torch
 from comfy_api.latest import io
@@ -13,6 +15,7 @@ from . import host
 from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire
 from .kinds import TOKENIZER
 
+ALL_OF_THEM = "all of them"
 FOR_PHOTOGRAPHS = (
     "For photographs and any other picture choose the SEED-2 models in all loaders: the tokenizer, "
     "SEED-LLaMA and the decoder."
@@ -28,24 +31,31 @@ class SeedSamplePicture(io.ComfyNode):
             node_id="SEEDSamplePicture",
             display_name="SEED Sample Picture",
             category=CATEGORY,
-            description="One of the pictures that come with the pack, so that every template runs "
-            "right away. Replace it with Load Image to use your own.",
+            description="One of the pictures that come with the pack, or all of them, so that every "
+            "template runs right away. Replace it with Load Image to use your own.",
             search_aliases=["sample image", "example picture", "test image", "emoji"],
             inputs=[
                 io.Combo.Input(
                     "picture",
-                    options=sorted(sample_pictures()),
-                    tooltip="Which picture. All of them show things that seed-mini knows.",
+                    options=[*sorted(sample_pictures()), ALL_OF_THEM],
+                    tooltip="Which picture. Each shows something that seed-mini knows. "
+                    f"{ALL_OF_THEM}: one batch, in the order of this list.",
                 )
             ],
-            outputs=[io.Image.Output("image", tooltip="The picture, 128 x 128 pixels.")],
+            outputs=[io.Image.Output("image", tooltip="128 x 128 pixels, one picture or a batch.")],
         )
 
     @classmethod
     def execute(cls, picture: str) -> io.NodeOutput:
-        with Image.open(sample_pictures()[picture]) as file:
-            values = numpy.asarray(file.convert("RGB"), dtype=numpy.float32) / 255.0
-        return io.NodeOutput(host.to_wire(torch.from_numpy(values)[None]))
+        files = sample_pictures()
+        chosen = sorted(files) if picture == ALL_OF_THEM else [picture]
+        return io.NodeOutput(host.to_wire(torch.stack([_pixels(files[name]) for name in chosen])))
+
+
+def _pixels(path: Path) -> torch.Tensor:
+    """Read a bundled picture as float [H, W, 3] in 0..1."""
+    with Image.open(path) as file:
+        return torch.from_numpy(numpy.asarray(file.convert("RGB"), dtype=numpy.float32) / 255.0)
 
 
 class SeedEncode(io.ComfyNode):

@@ -112,6 +112,43 @@ def check_edit(frontend, outputs):
     assert psnr(before[middle, middle], after[middle, middle]) > 12 > psnr(before, after) - 3
 
 
+def check_caption(frontend, outputs):
+    shown = pictures(frontend, outputs, node_id("caption_a_folder", "The pictures"))
+    index = json.loads((SAMPLES / "index.json").read_text(encoding="utf-8"))
+    rows = sorted(index, key=lambda row: row["file"])
+    captions = [row["caption"] for row in rows]
+    # A node that shows nothing has an output of None once its result was still known.
+    assert captions in [output.get("text") for output in filter(None, outputs.values())]
+    folder = frontend.server.base_dir / "output" / "captioned"
+    assert len(list(folder.iterdir())) == 2 * len(rows) == 2 * len(shown)
+    for i, row in enumerate(rows):
+        saved = folder / f"captioned_{i:05d}.png"
+        sample = np.asarray(Image.open(SAMPLES / row["file"]).convert("RGB"), dtype=float)
+        assert np.abs(np.asarray(Image.open(saved), dtype=float) - sample).max() <= 1
+        assert np.abs(shown[i] - sample).max() <= 1
+        assert saved.with_suffix(".txt").read_text(encoding="utf-8") == captions[i]
+
+
+def check_draft(frontend, outputs):
+    name = "draft_then_your_model"
+    (draft,) = pictures(frontend, outputs, node_id(name, "The draft"))
+    red, _, blue = corner_colour(draft)
+    assert blue > red + 60, "a rocket on blue was asked for"
+    told = outputs[node_id(name, "Describe the draft")]["text"]
+    assert told == ["A big rocket on a blue background."]
+
+
+def check_layout(frontend, outputs):
+    name = "keep_the_layout"
+    (before,) = pictures(frontend, outputs, node_id(name, "Before"))
+    (after,) = pictures(frontend, outputs, node_id(name, "The edit"))
+    (red, _, blue), (new_red, _, new_blue) = corner_colour(before), corner_colour(after)
+    assert red > blue + 60, "the sample is on orange"
+    assert new_blue > new_red + 60, "the edit asked for blue"
+    told = outputs[node_id(name, "Describe the edit")]["text"]
+    assert told == ["A robot on a blue background."]
+
+
 def check_mix(frontend, outputs):
     def shown(title: str) -> np.ndarray:
         return pictures(frontend, outputs, node_id("mix_two_pictures", title))[0]
@@ -271,10 +308,13 @@ def check_get_models(frontend, outputs):
 
 CHECKS = {
     "ask_about_a_picture": check_ask,
+    "caption_a_folder": check_caption,
     "conversation": check_conversation,
+    "draft_then_your_model": check_draft,
     "edit_by_instruction": check_edit,
     "get_the_real_models": check_get_models,
     "keep_codes": check_keep_codes,
+    "keep_the_layout": check_layout,
     "lora": check_lora,
     "mix_two_pictures": check_mix,
     "reconstruct": check_reconstruct,

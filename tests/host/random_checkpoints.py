@@ -5,6 +5,7 @@ written down here, not asked of the host, so that it has to recognise the files 
 download. Tensors are drawn and written one by one: no more than one is in memory.
 """
 
+import itertools
 import json
 import math
 import struct
@@ -48,6 +49,20 @@ def write_sd15(path: Path) -> None:
         | under("cond_stage_model.transformer.text_model.", clip_text(width=768, depth=12))
     )
     write(path, shapes, seed=15)
+
+
+def write_controlnet_sd15(path: Path) -> None:
+    """As control_v11p_sd15_canny: the UNet's first half, a way in for the lines, and ways out."""
+    shared = ("time_embed.", "input_blocks.", "middle_block.")
+    shapes = {key: shape for key, shape in unet(context=768).items() if key.startswith(shared)}
+    widths = (3, 16, 16, 32, 32, 96, 96, 256, UNET_WIDTH)
+    for i, (into, out) in enumerate(itertools.pairwise(widths)):
+        shapes |= conv(f"input_hint_block.{2 * i}", out, into)
+    skips = [UNET_WIDTH * factor for factor in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4)]
+    for i, width in enumerate(skips):
+        shapes |= conv(f"zero_convs.{i}.0", width, width, side=1)
+    shapes |= conv("middle_block_out.0", skips[-1], skips[-1], side=1)
+    write(path, under("control_model.", shapes), seed=8)
 
 
 def write_ip_adapter_sd15(path: Path) -> None:

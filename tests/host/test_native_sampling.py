@@ -5,6 +5,7 @@ given is read where the UNet is called and compared with diffusers.
 """
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from seed_core.decoder.network import UnclipModel
 from seed_core.decoder.options import DecodeOptions
 from seed_core.decoder.runtime import SeedDecoder
 from seed_core.models.convert import convert_model, plan_conversion
+from seed_core.models.names import sample_pictures
 
 pytestmark = pytest.mark.host
 
@@ -408,6 +410,84 @@ def test_each_of_two_pictures_guides_its_own_latent(prompted, seed_1):
     two = prompted(str([ANOTHER, ONE]), pictures=2)
     assert_same_context(two.positive.context, embed(seed_1, ANOTHER, ONE))
     assert two.pictures.shape == (2, SIDE, SIDE, 3)
+
+
+# --- templates that end in an artist's own checkpoint ---
+
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+CONTRACT = Path(__file__).parents[1] / "workflows" / "contract.py"
+
+
+@pytest.fixture(scope="module")
+def switched_on(sd15, models, painter, load_helper, random_checkpoints):
+    """Runs a template with all its steps on but for some nodes; the picture at its end, 64 x 64.
+
+    What it is run with goes by the title of a node, or by its type where it has none.
+    """
+    contract = load_helper(CONTRACT)
+    table = contract.nodes(list(sample_pictures()))
+    random_checkpoints.write_controlnet_sd15(models / "controlnet" / "canny.safetensors")
+    always = {
+        "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
+        "ControlNetLoader": {"control_net_name": "canny.safetensors"},
+        "To your model's size": {"width": 64, "height": 64},
+    }
+
+    def run(name, *left_off, **inputs):
+        workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        for saved in workflow["nodes"]:
+            saved["mode"] = contract.BYPASSED if saved["type"] in left_off else 0
+        graph = contract.to_api(workflow, table)
+        keys = {
+            saved.get("title") or saved["type"]: str(saved["id"]) for saved in workflow["nodes"]
+        }
+        for title, changed in (always | inputs).items():
+            if keys.get(title) in graph:
+                graph[keys[title]]["inputs"] |= changed
+        done = painter.run(graph, timeout=300)
+        assert done.status == "execution_success", done.error.get("exception_message")
+        (shown,) = done.outputs[keys["Your model's picture"]]["images"]
+        picture = Image.open(io.BytesIO(painter.picture(shown))).convert("RGB")
+        assert picture.size == (64, 64)
+        return np.asarray(picture, dtype=float)
+
+    return run
+
+
+LINES = ("ControlNetLoader", "Canny", "ControlNetApplyAdvanced")
+FROM_NOISE = {"steps": 2, "denoise": 1}
+
+
+def visibly_differ(a, b):
+    return np.abs(a - b).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "off"), [("draft_then_your_model", ()), ("keep_the_layout", LINES)]
+)
+def test_denoise_says_how_much_of_the_picture_stays(name, off, switched_on):
+    """At 0 all of it, as the checkpoint's autoencoder gives it back."""
+
+    def painted(**sampling):
+        return switched_on(name, *off, KSampler={"steps": 2, **sampling})
+
+    as_it_was = painted(denoise=0)
+    assert (painted(denoise=0, seed=2) == as_it_was).all(), "nothing is left to chance"
+    assert visibly_differ(painted(denoise=0.5), as_it_was)
+
+
+def test_the_caption_of_the_draft_is_the_prompt(switched_on):
+    """From noise alone nothing else tells the model what to paint."""
+    name = "draft_then_your_model"
+    told = switched_on(name, KSampler=FROM_NOISE)
+    other = {"Describe the draft": {"prompt": "What color is the background?"}}
+    assert visibly_differ(told, switched_on(name, KSampler=FROM_NOISE, **other))
+
+
+def test_the_lines_of_the_original_guide_the_sampler_where_they_are_on(switched_on):
+    name = "keep_the_layout"
+    guided = switched_on(name, KSampler=FROM_NOISE)
+    assert visibly_differ(guided, switched_on(name, *LINES, KSampler=FROM_NOISE))
 
 
 # --- IPAdapter, where it is installed ---

@@ -10,6 +10,13 @@ def test_a_sample_picture_is_an_image_of_the_host(fox):
     assert 0 <= fox.min() < fox.max() <= 1
 
 
+def test_all_sample_pictures_are_a_batch_in_the_order_of_the_list(pack, run):
+    names = sorted(pack.seed_core.models.names.sample_pictures())
+    (batch,) = run("SEEDSamplePicture", picture="all of them")
+    singles = [run("SEEDSamplePicture", picture=name)[0] for name in names]
+    assert torch.equal(batch, torch.cat(singles))
+
+
 def test_codes_are_those_of_core(pack, mini, fox, fox_codes):
     core = pack.seed_core.load_tokenizer("seed-mini")
     wanted = core.encode(core.preprocess(fox.movedim(-1, 1)))

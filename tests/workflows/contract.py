@@ -60,6 +60,7 @@ RANDOM_SEED = whole(0, 2**64 - 1)
 # a node that is switched off.
 NOT_THERE_YET = one_of("")
 BUNDLED_CHOICE = "seed-mini (bundled)"
+ALL_PICTURES = "all of them"
 DECODERS_OWN = -1  # of guidance_scale
 BUNDLED_LORA = "seed-mini night (bundled)"
 BUNDLED = one_of(BUNDLED_CHOICE)  # folders: the frontend cannot offer to download one
@@ -81,7 +82,9 @@ CONDITIONED = ("CONDITIONING", "CONDITIONING")
 def nodes(sample_pictures: list[str]) -> dict[str, Node]:
     """Node id -> row, for the given names of the bundled pictures."""
     return {
-        "SEEDSamplePicture": Node((), {"picture": one_of(*sample_pictures)}, (IMAGE,)),
+        "SEEDSamplePicture": Node(
+            (), {"picture": one_of(*sample_pictures, ALL_PICTURES)}, (IMAGE,)
+        ),
         "SEEDTokenizerLoader": Node(
             (), {"tokenizer": TOKENIZER_FILE, "precision": PRECISION}, (TOKENIZER,)
         ),
@@ -113,6 +116,7 @@ def nodes(sample_pictures: list[str]) -> dict[str, Node]:
         ),
         **_code_nodes(),
         **_core_nodes(),
+        **_folder_nodes(),
         **_sampling_nodes(),
         **_ipadapter_nodes(),
     }
@@ -202,12 +206,31 @@ def _core(
 def _core_nodes() -> dict[str, Node]:
     images = (("images", "IMAGE"),)
     return {
+        REROUTE: _core((("", "*"),), {}, (("", "IMAGE"),)),  # which carries pictures here
         "PreviewImage": _core(images, {}, images),
         "SaveImage": _core(images, {"filename_prefix": is_filled_text}, images),
         "PreviewAny": _core((("source", "*"),), {}, (("STRING", "STRING"),)),
         "MarkdownNote": _core((), {"text": is_filled_text}),
         "PrimitiveStringMultiline": _core((), {"value": is_filled_text}, (("STRING", "STRING"),)),
+        "PrimitiveString": _core((), {"value": is_filled_text}, (("STRING", "STRING"),)),
         "PrimitiveInt": _core((), {"value": RANDOM_SEED}, (("INT", "INT"),), random_seed="value"),
+    }
+
+
+def _folder_nodes() -> dict[str, Node]:
+    """Pictures of a folder one after the other, and back to a folder with their texts."""
+    images = ("images", "IMAGE")
+    return {
+        "LoadImageDataSetFromFolder": _core((), {"folder": NOT_THERE_YET}, (images,)),
+        "RebatchImages": _core((images,), {"batch_size": whole(1, 4096)}, (("IMAGE", "IMAGE"),)),
+        "SaveImageTextDataSetToFolder": _core(
+            (images, ("texts", "STRING")),
+            {
+                "folder_name": is_filled_text,
+                "filename_prefix": is_filled_text,
+                "mode": one_of("overwrite", "increment"),
+            },
+        ),
     }
 
 
@@ -219,7 +242,7 @@ def _sampling_nodes() -> dict[str, Node]:
     return {
         "CheckpointLoaderSimple": _core(
             (),
-            {"ckpt_name": is_filled_text},
+            {"ckpt_name": is_text},  # nothing where it is switched off
             (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")),
         ),
         "CLIPTextEncode": _core((("clip", "CLIP"),), {"text": is_text}, (CONDITIONED,)),
@@ -249,6 +272,44 @@ def _sampling_nodes() -> dict[str, Node]:
             (latent,),
         ),
         "VAEDecode": _core((("samples", "LATENT"), ("vae", "VAE")), {}, (("IMAGE", "IMAGE"),)),
+        "VAEEncode": _core((("pixels", "IMAGE"), ("vae", "VAE")), {}, (latent,)),
+        "ImageScale": _core(
+            (IMAGE,),
+            {
+                "upscale_method": is_filled_text,
+                "width": side,
+                "height": side,
+                "crop": one_of("disabled", "center"),
+            },
+            (("IMAGE", "IMAGE"),),
+        ),
+        **_controlnet_nodes(),
+    }
+
+
+def _controlnet_nodes() -> dict[str, Node]:
+    share = number(0, 1)
+    return {
+        "ControlNetLoader": _core(
+            (), {"control_net_name": NOT_THERE_YET}, (("CONTROL_NET", "CONTROL_NET"),)
+        ),
+        "Canny": _core(
+            (IMAGE,),
+            {"low_threshold": number(0.01, 0.99), "high_threshold": number(0.01, 0.99)},
+            (("IMAGE", "IMAGE"),),
+        ),
+        "ControlNetApplyAdvanced": _core(
+            (
+                ("positive", "CONDITIONING"),
+                ("negative", "CONDITIONING"),
+                ("control_net", "CONTROL_NET"),
+                IMAGE,
+                ("vae", "VAE"),
+            ),
+            {"strength": number(0, 10), "start_percent": share, "end_percent": share},
+            (("positive", "CONDITIONING"), ("negative", "CONDITIONING")),
+            optional=("vae",),
+        ),
     }
 
 
@@ -282,6 +343,8 @@ def _ipadapter_nodes() -> dict[str, Node]:
 
 
 NOTES = ("MarkdownNote",)
+REROUTE = "Reroute"
+DRAWN_ALONE = (*NOTES, REROUTE)  # of the frontend, which sends none of them to the server
 
 
 def origin(node_type: str, row: Node) -> dict[str, str]:
@@ -311,7 +374,7 @@ def to_api(workflow: dict[str, Any], table: dict[str, Node]) -> dict[str, Any]:
     links = _sources(workflow)
     prompt = {}
     for saved in workflow["nodes"]:
-        if saved["type"] in NOTES or saved["mode"] == BYPASSED:
+        if saved["type"] in DRAWN_ALONE or saved["mode"] == BYPASSED:
             continue
         inputs = widget_values(saved, table[saved["type"]])
         inputs.pop("control_after_generate", None)
@@ -321,15 +384,19 @@ def to_api(workflow: dict[str, Any], table: dict[str, Node]) -> dict[str, Any]:
 
 
 def _sources(workflow: dict[str, Any]) -> dict[int, list[Any]]:
-    """Link id -> [node id, output] it comes from, where wires run through bypassed nodes."""
+    """Link id -> [node id, output] it comes from, where wires run through other nodes."""
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
 
     def source(link: list[Any]) -> list[Any]:
         _, origin, slot, _, _, kind = link
-        if nodes[origin]["mode"] != BYPASSED:
+        runs_through = nodes[origin]["mode"] == BYPASSED or nodes[origin]["type"] == REROUTE
+        if not runs_through:
             return [str(origin), slot]
-        through = next(s for s in nodes[origin]["inputs"] if s["type"] == kind)
+        inputs = nodes[origin]["inputs"]
+        # Of several inputs of a kind, an output passes on that of its own place.
+        ways = [*inputs[slot : slot + 1], *inputs]
+        through = next(way for way in ways if way["type"] in (kind, "*"))
         return source(links[through["link"]])
 
     living = [link for link in workflow["links"] if nodes[link[3]]["mode"] != BYPASSED]

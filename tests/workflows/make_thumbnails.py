@@ -131,6 +131,43 @@ def edit(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
     return sheet.image
 
 
+def caption(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
+    sheet = Sheet()
+    gap = 12
+    side = (SIZE - 2 * MARGIN - 4 * gap) // 5
+    left = MARGIN + side + gap
+    texts = shown["SEED Generate"]
+    for i in range(5):
+        top = MARGIN + i * (side + gap)
+        sheet.picture(shown["The pictures"][i], MARGIN, top, side, side)
+        sheet.card(texts[i], left, top, SIZE - MARGIN - left, side, size=26)
+    return sheet.image
+
+
+def draft(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
+    sheet = Sheet()
+    sheet.picture(shown["The draft"][0], MARGIN, MARGIN, HALF, HALF)
+    sheet.card("Your own model", 2 * MARGIN + HALF, MARGIN, HALF, HALF)
+    sheet.arrow(SIZE // 2, MARGIN + HALF // 2)
+    sheet.words(prompts[0], HALF + 3 * MARGIN + 40, 32, SOFT)
+    sheet.bubble(shown["Describe the draft"][0], 412)
+    return sheet.image
+
+
+def layout(shown: dict[str, list[Any]], prompts: list[str]) -> Image.Image:
+    sheet = Sheet()
+    side = (SIZE - 4 * MARGIN) // 3
+    top = 110
+    sheet.picture(shown["Before"][0], MARGIN, top, side, side)
+    sheet.picture(shown["The edit"][0], 2 * MARGIN + side, top, side, side)
+    sheet.card("Your own model", 3 * MARGIN + 2 * side, top, side, side, size=26)
+    sheet.arrow(MARGIN + side + MARGIN // 2, top + side // 2)
+    sheet.arrow(2 * MARGIN + 2 * side + MARGIN // 2, top + side // 2)
+    sheet.bubble(prompts[0], 360)
+    sheet.words("The layout stays", SIZE - 60, 30, SOFT)
+    return sheet.image
+
+
 def mix(shown: dict[str, list[Any]], _: list[str]) -> Image.Image:
     sheet = Sheet()
     left, right = MARGIN, 2 * MARGIN + HALF
@@ -226,6 +263,9 @@ LAYOUTS = {
     "ask_about_a_picture": ask,
     "text_to_image": text_to_image,
     "edit_by_instruction": edit,
+    "caption_a_folder": caption,
+    "draft_then_your_model": draft,
+    "keep_the_layout": layout,
     "mix_two_pictures": mix,
     "conversation": conversation,
     "variations_grid": variations,

@@ -22,10 +22,13 @@ WORKFLOWS = ROOT / "workflows"
 SAMPLES = ROOT / "seed_core" / "weights" / "seed-mini" / "samples"
 RUNNABLE = (
     "ask_about_a_picture",
+    "caption_a_folder",
     "conversation",
+    "draft_then_your_model",
     "edit_by_instruction",
     "get_the_real_models",
     "keep_codes",
+    "keep_the_layout",
     "lora",
     "mix_two_pictures",
     "reconstruct",
@@ -53,7 +56,11 @@ NATIVE = {
 NAMES = (*RUNNABLE, *NATIVE)
 GET = "get_the_real_models"
 APPS = ("ask_about_a_picture", "conversation", "edit_by_instruction", "text_to_image")
-DRAWN_FROM_WORDS = ("get_the_real_models", "lora", "story", "text_to_image", "variations_grid")
+DRAWN_FROM_WORDS = (
+    *("draft_then_your_model", "get_the_real_models", "lora", "story", "text_to_image"),
+    "variations_grid",
+)
+PARTLY_OFF = ("draft_then_your_model", "keep_codes", "keep_the_layout", "native_unclip")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
 BY_HAND = {"seed_tokenizer.pth", "causal_qformer.pth"}  # on a Google Drive, behind a page
 LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
@@ -201,7 +208,7 @@ def test_pictures_follow_the_codes_as_the_decoder_likes(name):
 def test_nodes_say_which_pack_they_come_from(name):
     """The manager offers to install a missing pack by this id."""
     for node in nodes_of(name):
-        if node["type"] not in contract.NOTES:
+        if node["type"] not in contract.DRAWN_ALONE:
             origin = contract.origin(node["type"], TABLE[node["type"]])
             assert {key: node["properties"].get(key) for key in origin} == origin
 
@@ -219,7 +226,8 @@ def test_runs_before_any_model_is_downloaded(name):
     loaders = nodes_of(name, *BUNDLED_LOADERS)
     assert loaders
     assert {node["widgets_values"][0] for node in loaders} == {contract.BUNDLED_CHOICE}
-    assert not nodes_of(name, "CheckpointLoaderSimple")
+    off = [node["mode"] for node in nodes_of(name, "CheckpointLoaderSimple", "ControlNetLoader")]
+    assert set(off) <= {contract.BYPASSED}
 
 
 def test_the_two_mixes_are_each_other_turned_round():
@@ -266,26 +274,27 @@ def test_text_to_image_needs_no_picture():
     assert contract.widget_values(generate, TABLE["SEEDGenerate"])["reply"] == "image"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("keep_codes", "native_unclip")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in PARTLY_OFF])
 def test_nothing_is_switched_off(name):
     assert {node["mode"] for node in nodes_of(name)} == {0}
 
 
-def test_only_the_saved_file_of_keep_codes_is_switched_off():
-    """On a fresh install nothing is there to load. What is off is the whole of a group that says so,
-    and nothing else waits for it."""
+@pytest.mark.parametrize("name", ["draft_then_your_model", "keep_codes", "keep_the_layout"])
+def test_what_a_fresh_install_has_no_file_for_is_switched_off(name):
+    """It is the whole of groups that say so, and nothing else waits for it."""
+    off = [node for node in nodes_of(name) if node["mode"] == contract.BYPASSED]
+    homes = [home for title, home in group_boxes(name).items() if "Off" in title]
+    inside_them = [n for n in nodes_of(name) if any(inside(box(n), home) for home in homes)]
+    assert [node for node in inside_them if node["type"] not in contract.NOTES] == off
+    ids = {node["id"] for node in off}
+    assert [link for link in read(name)["links"] if link[1] in ids and link[3] not in ids] == []
+
+
+def test_what_is_off_in_keep_codes_is_the_saved_file_and_its_note_says_which():
     off = [node for node in nodes_of("keep_codes") if node["mode"] == contract.BYPASSED]
     assert sorted(node["type"] for node in off) == ["PreviewImage", "SEEDDecode", "SEEDLoadCodes"]
-    (title,) = [title for title in group_boxes("keep_codes") if "Off" in title]
-    home = group_boxes("keep_codes")[title]
-    inside_it = [node for node in nodes_of("keep_codes") if inside(box(node), home)]
-    assert [node for node in inside_it if node["type"] not in contract.NOTES] == off
-    ids = {node["id"] for node in off}
-    leaving = [
-        link for link in read("keep_codes")["links"] if link[1] in ids and link[3] not in ids
-    ]
-    assert leaving == []
-    (note,) = [node for node in inside_it if node["type"] in contract.NOTES]
+    (home,) = [home for title, home in group_boxes("keep_codes").items() if "Off" in title]
+    (note,) = [node for node in nodes_of("keep_codes", *contract.NOTES) if inside(box(node), home)]
     (save,) = nodes_of("keep_codes", "SEEDSaveCodes")
     saved = f"{save['widgets_values'][0]}_00001_.safetensors"
     for words in (saved, "**R**", "**Ctrl+B**"):
