@@ -17,10 +17,14 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "workflows" / "api"
 IPADAPTER_DOUBLE = Path(__file__).parent / "ipadapter_double"
-NATIVE = ("ipadapter_sdxl", "native_blend", "native_unclip", "seed1_stable_diffusion")
+NATIVE = (
+    *("ipadapter_sd15", "ipadapter_sdxl", "native_blend", "native_unclip"),
+    "seed1_stable_diffusion",
+)
 FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "IPAdapterModelLoader": "ipadapter",
+    "SEEDIPAdapter": "ipadapter",
     "SEEDTokenizerLoader": "seed_tokenizer",
 }
 IPADAPTER_NODES = {

@@ -19,7 +19,7 @@ help_pages = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(help_pages)
 
 # Combos that list what lies on the disk; what comes with the pack stands first and is named so.
-FROM_DISK = {"tokenizer", "model", "decoder", "lora", "file", "server"}
+FROM_DISK = {"tokenizer", "model", "decoder", "lora", "file", "server", "ipadapter"}
 BUNDLED = "(bundled)"
 LOADERS = {
     "tokenizer": "SEEDTokenizerLoader",

@@ -68,6 +68,13 @@ CONTRACT = {
         ["tokenizer SEED_TOKENIZER", "codes SEED_CODES"],
         ["conditioning CONDITIONING"],
     ),
+    "SEEDIPAdapter": (
+        [
+            *("model MODEL", "ipadapter COMBO", "tokenizer SEED_TOKENIZER", "codes SEED_CODES"),
+            *("negative_codes? SEED_CODES", "weight FLOAT", "start_at FLOAT", "end_at FLOAT"),
+        ],
+        ["model MODEL"],
+    ),
     "SEEDBlendEmbeddings": (
         ["a CLIP_VISION_OUTPUT", "b CLIP_VISION_OUTPUT", "factor FLOAT", "mode COMBO"],
         ["clip_vision_output CLIP_VISION_OUTPUT"],

@@ -194,6 +194,17 @@ def _code_nodes() -> dict[str, Node]:
         ),
         "SEEDCodesToIPAdapter": Node((TOKENIZER, CODES), {}, embeds),
         "SEEDCodesToConditioning": Node((TOKENIZER, CODES), {}, (CONDITIONING,)),
+        "SEEDIPAdapter": Node(
+            (("model", "MODEL"), TOKENIZER, CODES, ("negative_codes", "SEED_CODES")),
+            {
+                "ipadapter": is_filled_text,
+                "weight": number(-10, 10),
+                "start_at": number(0, 1),
+                "end_at": number(0, 1),
+            },
+            (("model", "MODEL"),),
+            optional=("negative_codes",),
+        ),
     }
 
 

@@ -32,6 +32,7 @@ PLACES = {
     "SEEDCodesToEmbedding": "native_unclip",
     "SEEDCodesToIPAdapter": "ipadapter_sdxl",
     "SEEDCodesToConditioning": "seed1_stable_diffusion",
+    "SEEDIPAdapter": "ipadapter_sd15",
     "SEEDBlendEmbeddings": "native_blend",
     "SEEDCodesToText": "keep_codes",
     "SEEDTextToCodes": "keep_codes",

@@ -278,6 +278,7 @@ LAYOUTS = {
 COMPOSED = {
     "native_blend": ("KSampler with SD 2.1 unCLIP", "Between two pictures"),
     "native_unclip": ("KSampler with SD 2.1 unCLIP", "Codes in your own graph"),
+    "ipadapter_sd15": ("Your own SD 1.5 or SDXL model", "Codes guide your model"),
     "ipadapter_sdxl": ("IPAdapter and SDXL", "Codes guide SDXL"),
     "seed1_stable_diffusion": ("Any Stable Diffusion 1.x", "Codes as a prompt"),
 }

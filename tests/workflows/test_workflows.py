@@ -38,6 +38,12 @@ RUNNABLE = (
 )
 # Model files that must be there before these run: in the node that loads them, and in the note.
 NATIVE = {
+    "ipadapter_sd15": (
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        "ip-adapter_sd15.safetensors",
+        "seed_quantizer.pt",
+        "eva_vit_g.pth",
+    ),
     "ipadapter_sdxl": (
         "sd_xl_base_1.0.safetensors",
         "ip-adapter_sdxl_vit-h.safetensors",
@@ -63,7 +69,10 @@ DRAWN_FROM_WORDS = (
 PARTLY_OFF = ("draft_then_your_model", "keep_codes", "keep_the_layout", "native_unclip")
 TWO_PICTURES = ("mix_two_pictures", "native_blend", "native_unclip")
 BY_HAND = {"seed_tokenizer.pth", "causal_qformer.pth"}  # on a Google Drive, behind a page
-LOADERS = ("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader")
+LOADERS = (
+    *("SEEDTokenizerLoader", "CheckpointLoaderSimple", "IPAdapterModelLoader"),
+    "SEEDIPAdapter",
+)
 CHANCE = ("SEEDGenerate", "SEEDMixCodes", "SEEDDecode", "KSampler", "PrimitiveInt")
 BUNDLED_LOADERS = ("SEEDTokenizerLoader", "SEEDLLaMALoader", "SEEDDecoderLoader")
 # What the frontend lets people download: from its missingModelDownload module.
