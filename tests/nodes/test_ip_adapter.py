@@ -254,6 +254,8 @@ def run_unet(model, base, sides=(0,), rows=1, sigma=7.0):
     """The host's UNet with the patches of a model, and its cross attentions in the order of files."""
     given = inputs_of(base, rows * len(sides))
     network = model.model.diffusion_model
+    for name in ("x", "context"):
+        given[name] = given[name].to(network.dtype)
     blocks = [*network.input_blocks, *network.output_blocks, network.middle_block]
     parts = [part for block in blocks for part in block]
     layers = [each for part in parts for each in getattr(part, "transformer_blocks", ())]
@@ -346,3 +348,99 @@ def test_every_attention_and_the_unet_equal_diffusers(
     assert_same(ours, theirs, base)
     plain, _ = run_unet(models(base), base)
     assert (ours[0] - plain).abs().max() > 0.01 * plain.abs().max()
+
+
+def test_what_several_read_is_summed(models, references, guide, tensors, table):
+    twice = guide(guide(models("sd15"), 3, weight=0.8), 3, number=4, weight=-0.5)
+    adapters = [(tensors("sd15"), 0.8), (tensors("sd15", 4), -0.5)]
+    theirs = run_diffusers(references, "sd15", adapters, table[3:4])
+    assert_same(run_unet(twice, "sd15"), theirs, "sd15")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "negative", "rows"),
+    [
+        ((3, 1), None, ("3", "1", "none", "none")),  # each its own latent, in order
+        ((3,), None, ("3", "3", "none", "none")),  # one for all
+        ((3, 1), (5,), ("3", "1", "5", "5")),
+        ((3, 1), (5, 6), ("3", "1", "5", "6")),
+    ],
+)
+def test_picture_i_is_for_latent_i_on_either_side(
+    pictures, negative, rows, models, references, guide, tensors, table
+):
+    """The host gives the latents once for each side; 0 is what it steers to."""
+    none = torch.zeros(DIM)
+    embeddings = torch.stack([none if row == "none" else table[int(row)] for row in rows])
+    guided = guide(models("sd15"), *pictures, negative=negative, weight=0.8)
+    theirs = run_diffusers(references, "sd15", [(tensors("sd15"), 0.8)], embeddings, rows=4)
+    assert_same(run_unet(guided, "sd15", sides=(0, 1), rows=2), theirs, "sd15")
+    out, _ = run_unet(guided, "sd15", sides=(1, 0), rows=2)
+    turned, _ = run_diffusers(
+        references, "sd15", [(tensors("sd15"), 0.8)], embeddings[[2, 3, 0, 1]], rows=4
+    )
+    assert (out - turned).abs().max() < 1e-5 * turned.abs().max()
+
+
+def test_more_pictures_than_latents_are_refused(pack, models, guide):
+    guided = guide(models("sd15"), 1, 2, 3)
+    with pytest.raises(pack.seed_core.errors.OptionError, match="3 pictures.* 2 latents"):
+        run_unet(guided, "sd15", rows=2)
+
+
+def test_negative_codes_are_one_for_all_or_one_for_each(pack, models, guide):
+    with pytest.raises(pack.seed_core.errors.OptionError, match="2 pictures and codes 3"):
+        guide(models("sd15"), 1, 2, 3, negative=(4, 5))
+
+
+def test_codes_guide_between_their_start_and_end(pack, models, guide):
+    """A sampler goes from the most noise to the least."""
+    model = models("sd15")
+    plain, _ = run_unet(model, "sd15")
+    sampling = model.get_model_object("model_sampling")
+    guided = guide(model, 3, start_at=0.25, end_at=0.75)
+    for part, counts in ((0.1, False), (0.3, True), (0.7, True), (0.9, False)):
+        out, _ = run_unet(guided, "sd15", sigma=float(sampling.percent_to_sigma(part)))
+        assert torch.equal(out, plain) is not counts, part
+    with pytest.raises(pack.seed_core.errors.OptionError, match="start_at"):
+        guide(model, 3, start_at=0.8, end_at=0.2)
+
+
+def test_the_model_that_was_connected_stays_as_it_is(models, guide):
+    model = models("sd15")
+    before, _ = run_unet(model, "sd15")
+    assert guide(model, 3, weight=0.0) is model
+    guide(model, 3)
+    after, _ = run_unet(model, "sd15")
+    assert torch.equal(after, before)
+
+
+def test_a_model_of_half_precision_is_guided_in_its_own(models, guide):
+    half = models("sd15", torch.bfloat16)
+    out, _ = run_unet(guide(half, 3), "sd15")
+    plain, _ = run_unet(half, "sd15")
+    assert (out - plain).abs().max() > 0.01 * plain.abs().max()
+
+
+def test_a_file_for_the_other_base_is_refused(pack, run, models, save, tokenizer, codes):
+    """Here both read tokens of one width, so the layers tell them apart."""
+    with pytest.raises(pack.seed_core.CheckpointError, match="70 layers.*16"):
+        run(
+            "SEEDIPAdapter",
+            model=models("sd15"),
+            ipadapter=save("sdxl"),
+            tokenizer=tokenizer,
+            codes=codes(1),
+        )
+
+
+def test_a_model_of_another_kind_is_refused_by_name(pack, run, save, tokenizer, codes):
+    other = SimpleNamespace(model=type("Flux", (), {"diffusion_model": torch.nn.Identity()})())
+    with pytest.raises(pack.seed_core.errors.OptionError, match="is a Flux"):
+        run(
+            "SEEDIPAdapter",
+            model=other,
+            ipadapter=save("sd15"),
+            tokenizer=tokenizer,
+            codes=codes(1),
+        )

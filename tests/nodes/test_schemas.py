@@ -261,6 +261,7 @@ def test_every_choice_is_told_above():
         ("SEEDLoadCodes", "file"),
         ("SEEDServerLoader", "server"),
         ("SEEDGetModel", "model"),
+        ("SEEDIPAdapter", "ipadapter"),
     }
     assert set(widgets_of("COMBO")) == told | left
 
