@@ -100,7 +100,7 @@ function listenToQueue(api, queue) {
 const ORDER = `reconstruct text_to_image get_the_real_models ask_about_a_picture edit_by_instruction
   caption_a_folder draft_then_your_model keep_the_layout mix_two_pictures conversation story keep_codes
   lora variations_grid native_unclip native_blend ipadapter_sd15
-  ipadapter_sdxl seed1_stable_diffusion`;
+  ipadapter_sdxl ipadapter_plus_sdxl seed1_stable_diffusion`;
 function sortTemplates(api, list) {
   const pack = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2));
   const sort = (packs) => (packs?.[pack]?.sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b)), packs);

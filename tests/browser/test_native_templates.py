@@ -18,7 +18,7 @@ WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "workflows" / "api"
 IPADAPTER_DOUBLE = Path(__file__).parent / "ipadapter_double"
 NATIVE = (
-    *("ipadapter_sd15", "ipadapter_sdxl", "native_blend", "native_unclip"),
+    *("ipadapter_plus_sdxl", "ipadapter_sd15", "ipadapter_sdxl", "native_blend", "native_unclip"),
     "seed1_stable_diffusion",
 )
 FOLDERS = {
@@ -145,7 +145,7 @@ def test_without_ipadapter_its_two_nodes_are_missing_and_nothing_else(
     browser_server, open_template
 ):
     """With the id of their pack, by which ComfyUI Manager installs it."""
-    name = "ipadapter_sdxl"
+    name = "ipadapter_plus_sdxl"
     with model_files(browser_server, name):
         frontend = open_template(browser_server, name)
         missing = frontend.page.evaluate(MISSING)

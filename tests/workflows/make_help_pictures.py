@@ -30,7 +30,7 @@ PLACES = {
     "SEEDChatView": "conversation",
     "SEEDDecode": "reconstruct",
     "SEEDCodesToEmbedding": "native_unclip",
-    "SEEDCodesToIPAdapter": "ipadapter_sdxl",
+    "SEEDCodesToIPAdapter": "ipadapter_plus_sdxl",
     "SEEDCodesToConditioning": "seed1_stable_diffusion",
     "SEEDIPAdapter": "ipadapter_sd15",
     "SEEDBlendEmbeddings": "native_blend",

@@ -278,8 +278,9 @@ LAYOUTS = {
 COMPOSED = {
     "native_blend": ("KSampler with SD 2.1 unCLIP", "Between two pictures"),
     "native_unclip": ("KSampler with SD 2.1 unCLIP", "Codes in your own graph"),
-    "ipadapter_sd15": ("Your own SD 1.5 or SDXL model", "Codes guide your model"),
-    "ipadapter_sdxl": ("IPAdapter and SDXL", "Codes guide SDXL"),
+    "ipadapter_plus_sdxl": ("SDXL and the pack IPAdapter_plus", "Codes guide SDXL"),
+    "ipadapter_sd15": ("Any SD 1.5 model", "Codes guide your model"),
+    "ipadapter_sdxl": ("Any SDXL model", "Codes guide your model"),
     "seed1_stable_diffusion": ("Any Stable Diffusion 1.x", "Codes as a prompt"),
 }
 

@@ -44,6 +44,12 @@ NATIVE = {
         "seed_quantizer.pt",
         "eva_vit_g.pth",
     ),
+    "ipadapter_plus_sdxl": (
+        "sd_xl_base_1.0.safetensors",
+        "ip-adapter_sdxl_vit-h.safetensors",
+        "seed_quantizer.pt",
+        "eva_vit_g.pth",
+    ),
     "ipadapter_sdxl": (
         "sd_xl_base_1.0.safetensors",
         "ip-adapter_sdxl_vit-h.safetensors",
@@ -140,6 +146,11 @@ def test_every_node_is_in_a_template():
     """Where people can see it at work; help pages name all nodes there are."""
     all_there_are = {page.stem for page in (ROOT / "nodes" / "web" / "docs").glob("*.md")}
     assert {node["type"] for name in NAMES for node in nodes_of(name)} >= all_there_are
+
+
+def test_each_template_has_an_id_of_its_own():
+    """The frontend keeps what it knows of a graph under it."""
+    assert len({read(name)["id"] for name in NAMES}) == len(NAMES)
 
 
 @each_template
