@@ -19,6 +19,7 @@ NODES = [
     "SEEDCodesToEmbedding",
     "SEEDCodesToIPAdapter",
     "SEEDCodesToConditioning",
+    "SEEDIPAdapter",
     "SEEDBlendEmbeddings",
     "SEEDCodesToText",
     "SEEDTextToCodes",

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[3]
 SOURCES = sorted(
     path for folder in ("nodes", "seed_core") for path in (ROOT / folder).rglob("*.py")
 )
-# Windows has no fork, and its processes start over: none of ours makes another.
-ELSEWHERE_ONLY = {"fcntl", "grp", "multiprocessing", "pty", "pwd", "resource", "termios"}
+# Windows has no fork, and its processes start over: none of ours makes another but torch's, which
+# make samples. A pipe reaches these there as well.
+ELSEWHERE_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
+ELSEWHERE_ONLY |= {f"multiprocessing.{name}" for name in ("Process", "Pool", "get_context")}
 ELSEWHERE_ONLY |= {"os.fork", "os.forkpty", "os.getuid", "os.geteuid", "os.mkfifo", "os.statvfs"}
 DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 LONGEST_PATH = 120  # characters, of the 260 that a path may have with the folders above the pack
