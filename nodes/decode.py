@@ -22,6 +22,7 @@ from .io_types import (
     SeedCodesWire,
     SeedDecoderWire,
     SeedTokenizerWire,
+    lack_a_picture,
     no_picture,
     random_seed_input,
     without_words,
@@ -139,7 +140,7 @@ class SeedDecode(io.ComfyNode):
         height: int,
         negative_codes: SeedCodes | None = None,
     ) -> io.NodeOutput:
-        if not len(codes) or (negative_codes is not None and not len(negative_codes)):
+        if lack_a_picture(codes, negative_codes):
             return no_picture()
         options = DecodeOptions(
             num_inference_steps=steps,

@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..seed_core import ServedLLM
+from ..seed_core import SeedCodes, ServedLLM
 from . import host
 
 SeedTokenizerWire = io.Custom("SEED_TOKENIZER")
@@ -38,6 +38,11 @@ class ServedModel:
     def ready(self, memory_required: int) -> ServedLLM:
         """Return the core object; the host is not asked for any memory."""
         return self.core
+
+
+def lack_a_picture(*connected: SeedCodes | None) -> bool:
+    """Tell whether any codes that are connected hold no picture."""
+    return any(codes is not None and not len(codes) for codes in connected)
 
 
 def no_picture(outputs: int = 1) -> io.NodeOutput:

@@ -10,7 +10,14 @@ from ..seed_core.decoder.embeddings import require_ip_adapter
 from ..seed_core.errors import CheckpointError, OptionError
 from . import host
 from .embed import embed
-from .io_types import CATEGORY, SeedCodesWire, SeedTokenizerWire, no_picture, without_words
+from .io_types import (
+    CATEGORY,
+    SeedCodesWire,
+    SeedTokenizerWire,
+    lack_a_picture,
+    no_picture,
+    without_words,
+)
 from .kinds import IP_ADAPTER
 
 MOST = 10.0  # of the weight, either way
@@ -93,7 +100,7 @@ class SeedIpAdapter(io.ComfyNode):
         end_at: float,
         negative_codes: SeedCodes | None = None,
     ) -> io.NodeOutput:
-        if not len(codes) or (negative_codes is not None and not len(negative_codes)):
+        if lack_a_picture(codes, negative_codes):
             return no_picture()
         if weight == 0:
             return without_words(model)
@@ -107,7 +114,9 @@ class SeedIpAdapter(io.ComfyNode):
         except CheckpointError as error:
             raise IP_ADAPTER.with_advice(error) from error
         sides = [each.split(len(positive), len(negative)) for each in read]
-        guided = host.add_pictures(model, *zip(*sides, strict=True), weight, start_at, end_at)
+        guided = host.add_pictures(
+            model, layers, *zip(*sides, strict=True), weight, start_at, end_at
+        )
         return without_words(guided)
 
 

@@ -62,6 +62,7 @@ def _cross_attentions(network: Any) -> Iterator[CrossAttention]:
 
 def add_pictures(
     model: Any,
+    layers: Sequence[CrossAttention],
     positive: Sequence[KeysAndValues],
     negative: Sequence[KeysAndValues],
     weight: float,
@@ -72,7 +73,8 @@ def add_pictures(
 
     Args:
         model: the host's MODEL; it stays as it is.
-        positive: for each of `cross_attentions`, in their order; picture i is for latent i, and
+        layers: what `cross_attentions` returns of it.
+        positive: for each of these, in their order; picture i is for latent i, and
             after the last the first comes again.
         negative: the same for what the sampler steers away from.
         weight: how strongly.
@@ -92,8 +94,7 @@ def add_pictures(
     patched = model.clone()
     replaced = patched.model_options["transformer_options"].get("patches_replace", {})
     present = replaced.get("attn2", {})
-    places = cross_attentions(model)
-    for layer, of_positive, of_negative in zip(places, positive, negative, strict=True):
+    for layer, of_positive, of_negative in zip(layers, positive, negative, strict=True):
         # The host looks for a patch of the layer, then for one of its block.
         place, block = layer.place, layer.place[:2]
         before = present.get(place, present.get(block))

@@ -26,7 +26,10 @@ from .ip_adapter_kinds import why_not
 IP_ADAPTER_LINK = "https://huggingface.co/h94/IP-Adapter"
 
 _PROJECTION, _LAYERS = "image_proj.", "ip_adapter."
-_PARTS = ("proj.weight", "proj.bias", "norm.weight", "norm.bias")  # as in `Projection`
+# In the order of `Projection`.
+_PARTS = [
+    f"{_PROJECTION}{part}" for part in ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
+]
 _MOST_TOKENS = 64  # published files make 4
 
 # What was published for which width of the text's tokens.
@@ -94,8 +97,8 @@ class IpAdapter:
         """
         read = partial(weights.read_tensors, self.path, is_mapped=is_mapped)
         parts = {key: self._checked(key, tensor) for key, tensor in read(_PROJECTION)}
-        assemble.check_complete([_PROJECTION + part for part in _PARTS], parts, self.path)
-        projection = Projection(*(parts[_PROJECTION + part] for part in _PARTS))
+        assemble.check_complete(_PARTS, parts, self.path)
+        projection = Projection(*(parts[part] for part in _PARTS))
         tokens = projection.tokens(embedding.to("cpu", torch.float32))
         products = {
             key: self._checked(key, multiply(tokens, self._checked(key, weight)))
@@ -130,7 +133,7 @@ def open_ip_adapter(path: str | Path) -> IpAdapter:
     context = _check_projection(path, looks)
     layers = sum(key.startswith(_LAYERS) for key in looks) // 2
     names = [layer_names(layer) for layer in range(layers)]
-    wanted = [_PROJECTION + part for part in _PARTS] + [key for pair in names for key in pair]
+    wanted = _PARTS + [key for pair in names for key in pair]
     assemble.check_complete(wanted, looks, path)
     if unknown := sorted(looks.keys() - set(wanted)):
         raise CheckpointError(
@@ -143,9 +146,8 @@ def open_ip_adapter(path: str | Path) -> IpAdapter:
 
 def _check_projection(path: Path, looks: _Shapes) -> int:
     """Return the width of the tokens."""
-    names = [_PROJECTION + part for part in _PARTS]
-    assemble.check_complete(names, looks, path)
-    shapes = [tuple(looks[name].shape) for name in names]
+    assemble.check_complete(_PARTS, looks, path)
+    shapes = [tuple(looks[name].shape) for name in _PARTS]
     context = math.prod(shapes[-1])
     tokens = math.prod(shapes[1]) // context
     rows = tokens * context
@@ -153,7 +155,7 @@ def _check_projection(path: Path, looks: _Shapes) -> int:
         tokens > _MOST_TOKENS
     ):
         found = ", ".join(
-            f"{name} {list(shape)}" for name, shape in zip(names, shapes, strict=True)
+            f"{name} {list(shape)}" for name, shape in zip(_PARTS, shapes, strict=True)
         )
         raise _misfit(path, found)
     return context

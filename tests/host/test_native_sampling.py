@@ -500,14 +500,20 @@ def ip_adapter(models, random_checkpoints):
     random_checkpoints.write_ip_adapter_sd15(models / "ipadapter" / IP_ADAPTER)
 
 
+def guided_graph(codes, guide, **nodes):
+    """The graph of an empty prompt on a model that a node guides by codes."""
+    graph = painting("sd15.safetensors") | codes_nodes("seed-2", codes) | nodes
+    graph["guide"] = guide
+    graph["watch"]["inputs"]["model"] = ["guide", 0]
+    return graph
+
+
 @pytest.fixture(scope="module")
 def guided_by_ours(sd15, seed_2, ip_adapter):
     """Paints from an empty prompt, guided by codes through SEED IP-Adapter."""
 
     def run(codes, pictures=1, **widgets):
-        graph = painting("sd15.safetensors") | codes_nodes("seed-2", codes)
-        graph["latent"]["inputs"]["batch_size"] = pictures
-        graph["guide"] = node(
+        guide = node(
             "SEEDIPAdapter",
             model=["checkpoint", 0],
             ipadapter=IP_ADAPTER,
@@ -515,7 +521,8 @@ def guided_by_ours(sd15, seed_2, ip_adapter):
             codes=["codes", 0],
             **{"weight": 1.0, "start_at": 0.0, "end_at": 1.0} | widgets,
         )
-        graph["watch"]["inputs"]["model"] = ["guide", 0]
+        graph = guided_graph(codes, guide)
+        graph["latent"]["inputs"]["batch_size"] = pictures
         return sd15(graph)
 
     return run
@@ -548,12 +555,9 @@ def guided(comfy, sd15, seed_2, ip_adapter):
         )
 
     def run(codes):
-        graph = painting("sd15.safetensors") | codes_nodes("seed-2", codes)
-        graph["ipadapter"] = node("IPAdapterModelLoader", ipadapter_file=IP_ADAPTER)
-        graph["embeds"] = node(
-            "SEEDCodesToIPAdapter", tokenizer=["tokenizer", 0], codes=["codes", 0]
-        )
-        graph["guide"] = node(
+        loader = node("IPAdapterModelLoader", ipadapter_file=IP_ADAPTER)
+        embeds = node("SEEDCodesToIPAdapter", tokenizer=["tokenizer", 0], codes=["codes", 0])
+        guide = node(
             "IPAdapterEmbeds",
             model=["checkpoint", 0],
             ipadapter=["ipadapter", 0],
@@ -565,8 +569,7 @@ def guided(comfy, sd15, seed_2, ip_adapter):
             end_at=1.0,
             embeds_scaling="V only",
         )
-        graph["watch"]["inputs"]["model"] = ["guide", 0]
-        return sd15(graph)
+        return sd15(guided_graph(codes, guide, ipadapter=loader, embeds=embeds))
 
     return run
 
