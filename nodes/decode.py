@@ -13,6 +13,7 @@ from ..seed_core import (
     SeedTokenizer,
     seeded_generators,
 )
+from ..seed_core.codes.value import check_negative
 from ..seed_core.decoder.embeddings import require_image_embedding
 from ..seed_core.errors import CodesError
 from . import host
@@ -196,8 +197,5 @@ def require_match(
             f"this decoder paints from embeddings of {wanted} numbers, but the "
             f"{core.family} tokenizer makes {made}: load the decoder that belongs to it."
         )
-    if negative_codes is not None and len(negative_codes) not in (1, len(codes)):
-        raise CodesError(
-            f"negative_codes holds {len(negative_codes)} pictures and codes {len(codes)}: give "
-            "one negative picture for all, or as many as there are pictures."
-        )
+    if negative_codes is not None:
+        check_negative(len(codes), len(negative_codes))

@@ -6,8 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..seed_core import SeedCodes, SeedTokenizer, open_ip_adapter
-from ..seed_core.decoder.embeddings import require_ip_adapter
-from ..seed_core.errors import CheckpointError, OptionError
+from ..seed_core.codes.value import check_negative
+from ..seed_core.decoder.embeddings import IP_ADAPTERS, require_ip_adapter
+from ..seed_core.errors import CheckpointError
 from . import host
 from .embed import embed
 from .io_types import (
@@ -47,9 +48,9 @@ class SeedIpAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "ipadapter",
                     options=IP_ADAPTER.choices(),
-                    tooltip="A file in models/ipadapter. For SD 1.5: ip-adapter_sd15 or "
-                    "ip-adapter_sd15_light_v11. For SDXL: ip-adapter_sdxl_vit-h. Not the plus and FaceID "
-                    "ones.",
+                    tooltip="A file in models/ipadapter. "
+                    + "".join(f"For {base}: {files}. " for base, files in IP_ADAPTERS.items())
+                    + "Not the plus and FaceID ones.",
                 ),
                 SeedTokenizerWire.Input(
                     "tokenizer",
@@ -127,7 +128,7 @@ def _share(name: str, default: float, effect: str) -> io.Float.Input:
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip=f"Part of the steps after which the codes {effect}",
+        tooltip=f"Share of the way from noise to a picture after which the codes {effect}",
     )
 
 
@@ -138,9 +139,5 @@ def _embeddings(
     positive = embed(tokenizer, codes, require_ip_adapter)
     if negative is None:
         return positive, torch.zeros_like(positive[:1])
-    if len(negative) not in (1, len(codes)):
-        raise OptionError(
-            f"negative_codes holds {len(negative)} pictures and codes {len(codes)}: give one negative "
-            "picture for all, or as many as there are pictures"
-        )
+    check_negative(len(codes), len(negative))
     return positive, embed(tokenizer, negative, require_ip_adapter)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention
@@ -82,9 +82,9 @@ def add_pictures(
         end_at: share of the way where they end.
 
     Raises:
-        OptionError: the end lies before the start.
+        OptionError: the end does not lie after the start.
     """
-    if start_at > end_at:
+    if start_at >= end_at:
         raise OptionError(
             f"start_at is {start_at:g} and end_at {end_at:g}: give end_at a number above start_at"
         )
@@ -104,7 +104,7 @@ def add_pictures(
     return patched
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _ReadsPictures:
     """The host's patch of one cross attention: it adds what is read in pictures.
 
@@ -140,7 +140,8 @@ class _ReadsPictures:
     def _of_rows(self, count: int, sides: Sequence[int]) -> KeysAndValues:
         """Keys and values for the rows of a call, which has the latents once for each side.
 
-        A side is 0 for what the sampler steers to, any other number for what it steers away from.
+        A side is a place in the list of conditions that the host's KSampler and CFGGuider give: 0 is
+        what they steer to, 1 what they steer away from.
         """
         latents = count // len(sides)
         chosen = [self.negative if side else self.positive for side in sides]
@@ -150,16 +151,17 @@ class _ReadsPictures:
     def to(self, target: Any) -> "_ReadsPictures":
         """Move to a device, as the host asks before and after its work.
 
-        It names the model's number format too, which may be fp8; here all follows the queries.
+        In place: the options of a run that has begun hold this very patch. The host names the model's
+        number format too, which may be fp8; the pictures follow the queries in that.
         """
-        if isinstance(target, torch.dtype):
-            return self
-        before = self.before.to(target) if hasattr(self.before, "to") else self.before
-        positive, negative = (
-            KeysAndValues(*(part.to(target) for part in side))
-            for side in (self.positive, self.negative)
-        )
-        return replace(self, positive=positive, negative=negative, before=before)
+        if isinstance(target, torch.device):
+            self.positive, self.negative = (
+                KeysAndValues(*(part.to(target) for part in side))
+                for side in (self.positive, self.negative)
+            )
+        if hasattr(self.before, "to"):
+            self.before = self.before.to(target)
+        return self
 
     def models(self) -> list[Any]:
         """The models that the patch before brings along; this one has none."""
@@ -169,6 +171,17 @@ class _ReadsPictures:
         """Hand on what the host says after its work."""
         if hasattr(self.before, "cleanup"):
             self.before.cleanup()
+
+    def add(self, *_: Any, **__: Any) -> None:
+        """Refuse what nodes of ComfyUI_IPAdapter_plus do to any patch that they find.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(
+            "SEED IP-Adapter is connected before an IPAdapter node of the pack ComfyUI_IPAdapter_plus: "
+            "connect it after that one"
+        )
 
 
 def _attend(

@@ -38,6 +38,19 @@ def check_count(count: int, most: int, what: str) -> None:
         )
 
 
+def check_negative(pictures: int, negative: int) -> None:
+    """Check that pictures to steer away from are one for all, or one for each picture.
+
+    Raises:
+        CodesError: they are of another number.
+    """
+    if negative not in (1, pictures):
+        raise CodesError(
+            f"negative_codes holds {negative} pictures and codes {pictures}: give one negative "
+            "picture for all, or as many as there are pictures"
+        )
+
+
 def language_family(codebook_size: int) -> str:
     """Return the family of a language model, by the number of codes in its vocabulary.
 

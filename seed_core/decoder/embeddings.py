@@ -10,7 +10,11 @@ from ..errors import EmbeddingError, OptionError
 BLEND_MODES = ("linear", "spherical")
 
 IP_ADAPTER_DIM = 1024  # width of CLIP ViT-H's image embedding, which IPAdapter's plain models read
-IP_ADAPTERS = "ip-adapter_sd15, ip-adapter_sd15_light_v11 or ip-adapter_sdxl_vit-h"
+IP_ADAPTERS = {
+    "SD 1.5": "ip-adapter_sd15 or ip-adapter_sd15_light_v11",
+    "SDXL": "ip-adapter_sdxl_vit-h",
+}
+"""The published files that read it, by the models they are for."""
 
 _STRAIGHT = 1e-6  # sine of an angle that float32 cannot tell from 0 or 180 degrees
 
@@ -92,6 +96,11 @@ def require_text_condition(shape: tuple[int, ...], family: str) -> None:
         )
 
 
+def fitting_ip_adapters() -> str:
+    """Return which published files read SEED-2's embeddings, as a part of a sentence."""
+    return ", ".join(f"{files} for {base}" for base, files in IP_ADAPTERS.items())
+
+
 def require_ip_adapter(shape: tuple[int, ...], family: str) -> None:
     """Check that IPAdapter can read a family's image embeddings.
 
@@ -103,5 +112,5 @@ def require_ip_adapter(shape: tuple[int, ...], family: str) -> None:
         raise EmbeddingError(
             f"IPAdapter reads image embeddings of {IP_ADAPTER_DIM} numbers, and those of the "
             f"{family} tokenizer have {shape[0]}: load the SEED-2 tokenizer. Its embeddings fit "
-            f"{IP_ADAPTERS}, not the plus versions."
+            f"{fitting_ip_adapters()}, not the plus versions."
         )

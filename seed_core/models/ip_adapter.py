@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from ..compute.products import multiply
-from ..decoder.embeddings import IP_ADAPTER_DIM, IP_ADAPTERS
+from ..decoder.embeddings import IP_ADAPTER_DIM, IP_ADAPTERS, fitting_ip_adapters
 from ..decoder.ip_adapter import KeysAndValues, Projection
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..files import assemble, weights
 from .ip_adapter_kinds import why_not
 
@@ -31,13 +31,10 @@ _PARTS = [
     f"{_PROJECTION}{part}" for part in ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
 ]
 _MOST_TOKENS = 64  # published files make 4
+_DAMAGED = "The file is damaged: delete it and download it again."
 
-# What was published for which width of the text's tokens.
-_BASES = {
-    768: ("SD 1.5", "ip-adapter_sd15 or ip-adapter_sd15_light_v11"),
-    1024: ("SD 2", ""),
-    2048: ("SDXL", "ip-adapter_sdxl_vit-h"),
-}
+# Widths of the text's tokens to the models that read them.
+_BASES = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL"}
 
 _Shapes = Mapping[str, torch.Tensor]  # stand-ins
 
@@ -67,20 +64,28 @@ class IpAdapter:
     widths: tuple[int, ...]
 
     def check_fits(self, context: int, widths: Sequence[int]) -> None:
-        """Raise a `CheckpointError` if it was not made for a UNet of these widths."""
+        """Check that it was made for a UNet of these widths.
+
+        Raises:
+            CheckpointError: it was not, and another file is.
+            OptionError: no file is.
+        """
+        base = _BASES.get(context, f"one whose text has {context} numbers a token")
         if self.context != context:
-            own, _ = _BASES.get(self.context, (f"models that read {self.context} numbers", ""))
-            base, fitting = _BASES.get(context, (f"one that reads {context} numbers", ""))
-            advice = f"use {fitting}" if fitting else "IP-Adapters are for SD 1.5 and SDXL"
+            if base not in IP_ADAPTERS:
+                raise OptionError(
+                    f"this model is {base}, and IP-Adapters for codes guide only SD 1.5 and SDXL "
+                    "models: connect one"
+                )
+            own = _BASES.get(self.context, f"models whose text has {self.context} numbers a token")
             raise CheckpointError(
-                f"{self.path} is for {own} and this model is {base}, a token of whose text has "
-                f"{context} numbers: {advice}."
+                f"{self.path} is for {own} and this model is {base}: use {IP_ADAPTERS[base]}."
             )
         if self.widths != tuple(widths):
-            raise CheckpointError(
+            raise OptionError(
                 f"{self.path} has {len(self.widths)} layers, and this model reads its text in "
-                f"{len(widths)}, which are not the same ones: the model was cut down or changed. Use "
-                "one with all layers of SD 1.5 or SDXL."
+                f"{len(widths)}, which are not the same ones: the model was cut down or changed. "
+                "Connect one with all of them"
             )
 
     def keys_and_values(
@@ -96,22 +101,30 @@ class IpAdapter:
             CheckpointError: the file holds NaN or infinity, or numbers too large to multiply.
         """
         read = partial(weights.read_tensors, self.path, is_mapped=is_mapped)
-        parts = {key: self._checked(key, tensor) for key, tensor in read(_PROJECTION)}
+        parts = {key: self._numbers(key, tensor) for key, tensor in read(_PROJECTION)}
         assemble.check_complete(_PARTS, parts, self.path)
         projection = Projection(*(parts[part] for part in _PARTS))
         tokens = projection.tokens(embedding.to("cpu", torch.float32))
         products = {
-            key: self._checked(key, multiply(tokens, self._checked(key, weight)))
+            key: self._product(key, tokens, self._numbers(key, weight))
             for key, weight in read(_LAYERS)
         }
         names = [layer_names(layer) for layer in range(len(self.widths))]
         assemble.check_complete([key for pair in names for key in pair], products, self.path)
         return [KeysAndValues(products[keys], products[values]) for keys, values in names]
 
-    def _checked(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.float()
-        assemble.check_finite(key, tensor, self.path)
-        return tensor
+    def _numbers(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        self._check_finite(tensor, f"{key} holds NaN or infinity")
+        return tensor.float()
+
+    def _product(self, key: str, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        made = multiply(tokens, weight)
+        self._check_finite(made, f"{key} makes numbers of these codes that float32 cannot hold")
+        return made
+
+    def _check_finite(self, tensor: torch.Tensor, fault: str) -> None:
+        if not math.isfinite(assemble.largest(tensor)):
+            raise CheckpointError(f"{self.path}: {fault}. {_DAMAGED}")
 
 
 def open_ip_adapter(path: str | Path) -> IpAdapter:
@@ -126,19 +139,19 @@ def open_ip_adapter(path: str | Path) -> IpAdapter:
     path = Path(path)
     looks = dict(weights.read_stand_ins(path))
     if what := why_not(looks):
-        raise CheckpointError(f"{path} {what} Use {IP_ADAPTERS}.")
+        raise CheckpointError(f"{path} {what} Use {fitting_ip_adapters()}.")
     for key, tensor in looks.items():
         assemble.check_kind(key, tensor, path)
         assemble.check_stored(key, tensor, path)
     context = _check_projection(path, looks)
-    layers = sum(key.startswith(_LAYERS) for key in looks) // 2
+    layers = math.ceil(sum(key.startswith(_LAYERS) for key in looks) / 2)
     names = [layer_names(layer) for layer in range(layers)]
     wanted = _PARTS + [key for pair in names for key in pair]
     assemble.check_complete(wanted, looks, path)
     if unknown := sorted(looks.keys() - set(wanted)):
         raise CheckpointError(
             f"{path} holds {len(unknown)} tensors that such an IP-Adapter does not have, such as "
-            f"{', '.join(f'{key:.80}' for key in unknown[:3])}. Use {IP_ADAPTERS}."
+            f"{', '.join(f'{key:.80}' for key in unknown[:3])}. Use {fitting_ip_adapters()}."
         )
     widths = [_width(path, looks, pair, context) for pair in names]
     return IpAdapter(path, context, tuple(widths))
@@ -170,6 +183,5 @@ def _width(path: Path, looks: _Shapes, names: tuple[str, str], context: int) -> 
 
 def _misfit(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} holds {found}, which do not fit one another in an IP-Adapter. The file is damaged: "
-        "delete it and download it again."
+        f"{path} holds {found}, which do not fit one another in an IP-Adapter. {_DAMAGED}"
     )

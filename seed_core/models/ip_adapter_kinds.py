@@ -32,7 +32,8 @@ _KINDS = {
     "vision_model.": "is a CLIP vision model, which is not needed here, and not an IP-Adapter.",
     "visual.": "is a CLIP vision model, which is not needed here, and not an IP-Adapter.",
 }
-_FULL_FACE = "image_proj.proj.0.weight"
+_SEVERAL_LAYERS = "image_proj.proj.0.weight"
+_OF_PLACES = 1280  # width of what CLIP ViT-H sees at each place
 
 # Widths of image embeddings to what makes them.
 _MAKERS = {
@@ -52,14 +53,29 @@ def why_not(looks: Mapping[str, torch.Tensor]) -> str:
     for part, kind in _KINDS.items():
         if any(part in key for key in looks):
             return kind
-    if _FULL_FACE in looks:
-        return _of_faces(looks[_FULL_FACE])
-    if _PROJECTION not in looks or not any(".to_k_ip." in key for key in looks):
+    if _SEVERAL_LAYERS in looks:
+        return _of_several_layers(looks[_SEVERAL_LAYERS])
+    if not all(any(part in key for key in looks) for part in ("image_proj.", ".to_k_ip.")):
         names = ", ".join(f"{key:.80}" for key in list(looks)[:3])
         return f"holds no IP-Adapter; its tensors have names such as {names}."
-    width = looks[_PROJECTION].shape[-1] if looks[_PROJECTION].dim() else 0
-    if width == IP_ADAPTER_DIM:
+    if _PROJECTION not in looks or (width := _width(looks[_PROJECTION])) == IP_ADAPTER_DIM:
         return ""
+    return _of_others(width)
+
+
+def _of_several_layers(first: torch.Tensor) -> str:
+    width = _width(first)
+    if width == _OF_PLACES:
+        return (
+            "is an IP-Adapter full face, which reads all that CLIP sees, place by place; codes become "
+            "one embedding of the whole picture."
+        )
+    if width == IP_ADAPTER_DIM:
+        return "is an IP-Adapter of another form: its projection has several layers, and should have one."
+    return _of_others(width)
+
+
+def _of_others(width: int) -> str:
     maker = _MAKERS.get(width, "another model")
     return (
         f"is an IP-Adapter for embeddings of {width} numbers, which {maker} makes; SEED-2's are CLIP "
@@ -67,11 +83,5 @@ def why_not(looks: Mapping[str, torch.Tensor]) -> str:
     )
 
 
-def _of_faces(first: torch.Tensor) -> str:
-    width = first.shape[-1] if first.dim() else 0
-    if width in (512, 1152):
-        return f"is an IP-Adapter for embeddings of {width} numbers, which {_MAKERS[width]} makes."
-    return (
-        "is an IP-Adapter full face, which reads all that CLIP sees, place by place; codes become one "
-        "embedding of the whole picture."
-    )
+def _width(weight: torch.Tensor) -> int:
+    return weight.shape[-1] if weight.dim() else 0

@@ -255,13 +255,13 @@ def run_unet(model, base, sides=(0,), rows=1, sigma=7.0):
     given = inputs_of(base, rows * len(sides))
     network = model.model.diffusion_model
     for name in ("x", "context"):
-        given[name] = given[name].to(network.dtype)
+        given[name] = given[name].to(model.model.get_dtype_inference())
     blocks = [*network.input_blocks, *network.output_blocks, network.middle_block]
     parts = [part for block in blocks for part in block]
     layers = [each for part in parts for each in getattr(part, "transformer_blocks", ())]
     options = model.model_options["transformer_options"] | {
         "cond_or_uncond": list(sides),
-        "sigmas": torch.full((rows,), sigma),
+        "sigmas": torch.tensor(sigma).expand(rows),
     }
     label = None
     if base == "sdxl":
@@ -283,11 +283,17 @@ def embedded_sizes(sizes):
     return flat.view(len(sizes), -1)
 
 
-def run_diffusers(references, base, adapters, embeddings, rows=1):
-    """A copy of diffusers' UNet with adapters, each (tensors, weight), and embeddings of each row."""
+def run_diffusers(references, base, adapters, embeddings, rows=1, change=None):
+    """A copy of diffusers' UNet with adapters, each (tensors, weight), and embeddings of each row.
+
+    A change is the name of a weight and what is added to it.
+    """
     import copy
 
     unet = copy.deepcopy(references(base))
+    if change is not None:
+        name, difference = change
+        unet.get_parameter(name).add_(difference)
     halves = [
         {
             part: {k.removeprefix(f"{part}."): v for k, v in one.items() if k.startswith(part)}
@@ -389,7 +395,7 @@ def test_more_pictures_than_latents_are_refused(pack, models, guide):
 
 
 def test_negative_codes_are_one_for_all_or_one_for_each(pack, models, guide):
-    with pytest.raises(pack.seed_core.errors.OptionError, match="2 pictures and codes 3"):
+    with pytest.raises(pack.seed_core.CodesError, match="2 pictures and codes 3"):
         guide(models("sd15"), 1, 2, 3, negative=(4, 5))
 
 
@@ -402,8 +408,24 @@ def test_codes_guide_between_their_start_and_end(pack, models, guide):
     for part, counts in ((0.1, False), (0.3, True), (0.7, True), (0.9, False)):
         out, _ = run_unet(guided, "sd15", sigma=float(sampling.percent_to_sigma(part)))
         assert torch.equal(out, plain) is not counts, part
-    with pytest.raises(pack.seed_core.errors.OptionError, match="start_at"):
-        guide(model, 3, start_at=0.8, end_at=0.2)
+    for end in (0.2, 0.8):
+        with pytest.raises(pack.seed_core.errors.OptionError, match="start_at"):
+            guide(model, 3, start_at=0.8, end_at=end)
+
+
+def test_rows_of_other_noise_each_have_their_own_start_and_end(models, guide):
+    """The host may give latents of unlike noise in one batch, once for each side."""
+    model = models("sd15")
+    sampling = model.get_model_object("model_sampling")
+    guided = guide(model, 3, start_at=0.25, end_at=0.75)
+    sigmas = [float(sampling.percent_to_sigma(part)) for part in (0.5, 0.9)]
+    together, _ = run_unet(guided, "sd15", sides=(0, 1), rows=2, sigma=sigmas)
+    always, never = (
+        run_unet(each, "sd15", sides=(0, 1), rows=2)[0] for each in (guide(model, 3), model)
+    )
+    for row, counts in enumerate((True, False, True, False)):
+        wanted = (always if counts else never)[row]
+        assert (together[row] - wanted).abs().max() < 1e-5 * wanted.abs().max(), row
 
 
 def test_the_model_that_was_connected_stays_as_it_is(models, guide):
@@ -415,16 +437,145 @@ def test_the_model_that_was_connected_stays_as_it_is(models, guide):
     assert torch.equal(after, before)
 
 
-def test_a_model_of_half_precision_is_guided_in_its_own(models, guide):
-    half = models("sd15", torch.bfloat16)
-    out, _ = run_unet(guide(half, 3), "sd15")
-    plain, _ = run_unet(half, "sd15")
-    assert (out - plain).abs().max() > 0.01 * plain.abs().max()
+def test_models_that_are_guided_one_after_another_do_not_know_of_each_other(models, guide):
+    """The host moves what is on a model to the device before each run, and away after it."""
+    model = models("sd15")
+    every = (guide(model, 3), guide(model, 1, weight=0.5), model)
+    alone = [run_unet(each, "sd15")[0] for each in every]
+    assert (alone[0] - alone[1]).abs().max() > 0.01 * alone[0].abs().max()
+    for _ in range(2):
+        for each, expected in zip(every, alone, strict=True):
+            each.model_patches_to(CPU)
+            each.model_patches_to(torch.float8_e4m3fn)  # the format of a model's weights
+            out, _ = run_unet(each, "sd15")
+            each.model_patches_to(CPU)
+            assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_run_that_has_begun_finds_the_pictures_on_its_device(models, guide):
+    """The host copies a model's options first, and then moves what is on the model."""
+    guided = guide(models("sd15"), 3)
+    patcher = import_module("comfy.model_patcher")
+    options = patcher.create_model_options_clone(guided.model_options)
+    patches = list(options["transformer_options"]["patches_replace"]["attn2"].values())
+    here = [(patch.positive, patch.negative) for patch in patches]
+    guided.model_patches_to(torch.device("meta"))
+    moved = [part.device.type for patch in patches for part in (*patch.positive, *patch.negative)]
+    for patch, sides in zip(patches, here, strict=True):
+        patch.positive, patch.negative = sides  # numbers do not come back from there
+    assert moved == 4 * LAYERS["sd15"] * ["meta"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_of_fewer_bits_is_guided_as_by_full_ones(dtype, models, guide):
+    """What the codes change is the same up to the rounding of the model's numbers."""
+    few = models("sd15", dtype, torch.bfloat16)
+    out, plain = (run_unet(each, "sd15")[0].float() for each in (guide(few, 3), few))
+    full = models("sd15")
+    wanted, without = (run_unet(each, "sd15")[0] for each in (guide(full, 3), full))
+    change, expected = (out - plain).flatten(), (wanted - without).flatten()
+    assert torch.cosine_similarity(change, expected, dim=0) > 0.9
+    assert 0.8 < change.norm() / expected.norm() < 1.25
+
+
+def test_a_lora_before_or_after_the_codes_is_the_same(models, references, guide, tensors, table):
+    model = models("sd15")
+    place = "attentions.0.transformer_blocks.0.attn2.to_q.weight"
+    ours = "diffusion_model.input_blocks.1.1." + place.partition("0.")[2]
+    shape = model.model.get_parameter(ours).shape
+    difference = torch.randn(shape, generator=torch.Generator().manual_seed(7)) / 4
+
+    def adapted(model):
+        changed = model.clone()
+        assert changed.add_patches({ours: ("diff", (difference,))}, 0.5) == [ours]
+        return changed
+
+    theirs = run_diffusers(
+        *(references, "sd15", [(tensors("sd15"), 0.8)], table[3:4]),
+        change=(f"down_blocks.0.{place}", 0.5 * difference),
+    )
+    plain = run_diffusers(references, "sd15", [(tensors("sd15"), 0.8)], table[3:4])
+    assert (theirs[0] - plain[0]).abs().max() > 1e-3 * plain[0].abs().max()
+    for each in (guide(adapted(model), 3, weight=0.8), adapted(guide(model, 3, weight=0.8))):
+        each.patch_model(CPU)
+        try:
+            assert_same(run_unet(each, "sd15"), theirs, "sd15")
+        finally:
+            each.unpatch_model(CPU)
+
+
+@pytest.mark.parametrize("place", [("input", 1), ("input", 1, 0)], ids=["block", "layer"])
+def test_what_another_patch_reads_in_the_text_is_kept(place, models, guide):
+    """It has the first cross attention, where both models meet the same pictures."""
+    model = models("sd15")
+    patched = model.clone()
+    patched.set_model_attn2_replace(lambda q, k, v, options: q / 2, *place)
+    both, theirs, ours, neither = (
+        run_unet(each, "sd15")[1][0]
+        for each in (guide(patched, 3), patched, guide(model, 3), model)
+    )
+    # The layer's last step is linear, so what is added before it is added after it.
+    assert (both - (theirs + ours - neither)).abs().max() < 1e-5
+    assert (theirs - neither).abs().max() > 0.01
+    assert (ours - neither).abs().max() > 0.01
+
+
+def test_the_patch_before_hears_what_the_host_says(models, guide):
+    heard = []
+
+    class Patch:
+        def __call__(self, q, k, v, options):
+            heard.append("called")
+            return q
+
+        def to(self, device):
+            heard.append(device)
+            return self
+
+        def models(self):
+            return ["a model"]
+
+        def cleanup(self):
+            heard.append("cleanup")
+
+    patched = models("sd15").clone()
+    patched.set_model_attn2_replace(Patch(), "input", 1)
+    guided = guide(patched, 3)
+    guided.model_patches_to(CPU)
+    guided.model_patches_to(torch.float16)
+    assert guided.model_patches_models() == ["a model"]
+    run_unet(guided, "sd15")
+    guided.model_patches_call_function("cleanup")
+    assert heard == [CPU, torch.float16, "called", "cleanup"]
+
+
+def test_a_node_of_the_other_pack_after_it_is_told_to_come_before(pack, models, guide):
+    """It adds itself to whatever patch it finds on a cross attention."""
+    replaced = guide(models("sd15"), 3).model_options["transformer_options"]["patches_replace"]
+    with pytest.raises(pack.seed_core.errors.OptionError, match="connect it after"):
+        replaced["attn2"]["input", 1].add(lambda *given: None, weight=1.0)
+
+
+def test_a_patch_on_keys_and_values_of_the_text_leaves_the_pictures(models, guide):
+    """Nodes that couple prompts make the text longer."""
+    model = models("sd15")
+
+    def longer(q, k, v, options):
+        return q, torch.cat((k, k), dim=1), torch.cat((v, v), dim=1)
+
+    patched = model.clone()
+    patched.set_model_attn2_patch(longer)
+    # Attention to the same keys twice reads the same.
+    (out, layers), (wanted, wanted_layers) = (
+        run_unet(guide(each, 3), "sd15") for each in (patched, model)
+    )
+    assert (out - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert (layers[0] - wanted_layers[0]).abs().max() < 1e-5
 
 
 def test_a_file_for_the_other_base_is_refused(pack, run, models, save, tokenizer, codes):
     """Here both read tokens of one width, so the layers tell them apart."""
-    with pytest.raises(pack.seed_core.CheckpointError, match="70 layers.*16"):
+    with pytest.raises(pack.seed_core.errors.OptionError, match="70 layers.*16"):
         run(
             "SEEDIPAdapter",
             model=models("sd15"),
@@ -444,3 +595,61 @@ def test_a_model_of_another_kind_is_refused_by_name(pack, run, save, tokenizer, 
             tokenizer=tokenizer,
             codes=codes(1),
         )
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "context", "places"),
+    [
+        *((320, 8, 768, 4096), (640, 8, 768, 1024), (1280, 8, 768, 256)),  # of SD 1.5
+        *((640, 10, 2048, 4096), (1280, 20, 2048, 1024)),  # of SDXL
+    ],
+)
+def test_attention_of_the_published_widths_equals_diffusers(
+    pack, models, folder, width, heads, context, places
+):
+    """One cross attention, with the keys and values that an adapter file gives it."""
+    from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+
+    random = torch.Generator().manual_seed(6)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=random) / shape[-1] ** 0.5
+
+    rows = TOKENS * context
+    table = {"image_proj.proj.weight": draw(rows, DIM), "image_proj.proj.bias": draw(rows)}
+    table |= {f"image_proj.norm.{part}": 1 + draw(context) for part in ("weight", "bias")}
+    table |= {f"ip_adapter.1.to_{part}_ip.weight": draw(width, context) for part in "kv"}
+    save_file(table, folder / FILE)
+    embedding = torch.randn(2, DIM, generator=random)
+    x, text = torch.randn(2, places, width, generator=random), draw(2, 77, context)
+
+    of_host = import_module("comfy.ldm.modules.attention").CrossAttention
+    with torch.random.fork_rng(devices=[]):
+        theirs = Attention(width, context, heads, dim_head=width // heads)
+        theirs.set_processor(IPAdapterAttnProcessor2_0(width, context, (TOKENS,), scale=0.8))
+        ours = of_host(width, context, heads, width // heads)
+    state = {name: draw(*tensor.shape) for name, tensor in ours.state_dict().items()}
+    ours.load_state_dict(state)
+    added = {f"to_{part}_ip.0.weight": table[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"}
+    theirs.load_state_dict(state | {f"processor.{name}": weight for name, weight in added.items()})
+
+    adapter = pack.seed_core.open_ip_adapter(folder / FILE)
+    sides = [each.split(1, 1) for each in adapter.keys_and_values(embedding)]
+    layer = pack.host.attention.CrossAttention(("input", 1, 0), True, width, context)
+    guided = pack.host.add_pictures(
+        models("sd15"), [layer], *zip(*sides, strict=True), 0.8, 0.0, 1.0
+    )
+    patch = guided.model_options["transformer_options"]["patches_replace"]["attn2"]["input", 1]
+    options = {"n_heads": heads, "attn_precision": None, "cond_or_uncond": [0, 1]}
+
+    flat = embedding @ table["image_proj.proj.weight"].T + table["image_proj.proj.bias"]
+    norm = table["image_proj.norm.weight"], table["image_proj.norm.bias"]
+    tokens = torch.nn.functional.layer_norm(flat.view(2, TOKENS, context), (context,), *norm)
+    with torch.inference_mode():
+        found = ours.to_out(patch(ours.to_q(x), ours.to_k(text), ours.to_v(text), options))
+        wanted = theirs(x, (text, [tokens[:, None]]))
+        without = ours(x, text)
+    worst = (found - wanted).abs().max().item()
+    print(f"{width} wide, text {context}: {worst:.1e} apart (largest {wanted.abs().max():.1f})")
+    assert worst < 1e-5
+    assert (found - without).abs().max() > 0.01

@@ -30,8 +30,8 @@ from seed_core.llm.config import LlamaConfig
 from seed_core.llm.layout import parts_in_file
 from seed_core.llm.llama import Llama
 from seed_core.llm.prompt import LLAMA_2, VICUNA, pieces_to_string, split_marks
+from seed_core.models import ip_adapter, lora
 from seed_core.models import llm as llm_folder
-from seed_core.models import lora
 from seed_core.models import unclip as unclip_folder
 from seed_core.tokenizer.config import TokenizerConfig
 from seed_core.tokenizer.network import TokenizerModel
@@ -470,6 +470,29 @@ def damage_tensors(chance: random.Random, tensors: dict) -> dict:
     return made
 
 
+def damaged_file(chance: random.Random, tensors: dict) -> bytes:
+    """A file of weights with damaged tensors, a damaged header, or cut short."""
+    kind = chance.random()
+    if kind < 0.6:
+        return save(damage_tensors(chance, tensors))
+    if kind < 0.7:
+        content = io.BytesIO()
+        is_zip = chance.random() < 0.5
+        made = damage_tensors(chance, tensors)
+        torch.save(made, content, _use_new_zipfile_serialization=is_zip)
+        made = content.getvalue()
+        return damage_bytes(chance, made) if chance.random() < 0.5 else made
+    content = save(tensors)
+    if kind < 0.8:
+        return content[: chance.randrange(len(content))]
+    text, data = split_header(content)
+    return with_header(damage_json(chance, text), data)
+
+
+def suffix_of(content: bytes) -> str:
+    return ".bin" if content[:2] == b"PK" or content[:1] == b"\x80" else ".safetensors"
+
+
 def check_adapter(adapter, parts):
     assert adapter.products or adapter.replacements
     for change in (*adapter.replacements, *adapter.products):
@@ -494,26 +517,9 @@ def adapter_target(folder, peft_adapter):
         tensors[f"{base}{name}.weight"] = torch.ones(8)
     config, parts = json.dumps(SETTINGS).encode(), parts_in_file(sizes)
 
-    def weights_of(chance):
-        kind = chance.random()
-        if kind < 0.6:
-            return save(damage_tensors(chance, tensors))
-        if kind < 0.7:
-            content = io.BytesIO()
-            is_zip = chance.random() < 0.5
-            made = damage_tensors(chance, tensors)
-            torch.save(made, content, _use_new_zipfile_serialization=is_zip)
-            made = content.getvalue()
-            return damage_bytes(chance, made) if chance.random() < 0.5 else made
-        content = save(tensors)
-        if kind < 0.8:
-            return content[: chance.randrange(len(content))]
-        text, data = split_header(content)
-        return with_header(damage_json(chance, text), data)
-
     def make(chance):
         made = damage_json(chance, config) if chance.random() < 0.6 else config
-        content = weights_of(chance) if chance.random() < 0.6 else save(tensors)
+        content = damaged_file(chance, tensors) if chance.random() < 0.6 else save(tensors)
         return with_header(made, content)
 
     def run(content):
@@ -521,12 +527,32 @@ def adapter_target(folder, peft_adapter):
         for file in folder.iterdir():
             file.unlink()
         (folder / "adapter_config.json").write_bytes(settings)
-        is_pickle = content[:2] == b"PK" or content[:1] == b"\x80"
-        suffix = ".bin" if is_pickle else ".safetensors"
-        (folder / f"adapter_model{suffix}").write_bytes(content)
+        (folder / f"adapter_model{suffix_of(content)}").write_bytes(content)
         check_adapter(lora.read_lora(folder, sizes), parts)
 
     return Target(100_000, make, run)
+
+
+def ip_adapter_target(folder):
+    """What is accepted makes keys and values of numbers, or a number in the file is refused."""
+    shapes = {"proj.weight": (2 * 8, 1024), "proj.bias": (2 * 8,)}
+    shapes |= {"norm.weight": (8,), "norm.bias": (8,)}
+    tensors = {f"image_proj.{part}": torch.ones(shape) for part, shape in shapes.items()}
+    for layer, width in enumerate((4, 6)):
+        tensors |= {name: torch.ones(width, 8) for name in ip_adapter.layer_names(layer)}
+
+    def run(content):
+        file = folder / f"ip-adapter{suffix_of(content)}"
+        file.write_bytes(content)
+        opened = ip_adapter.open_ip_adapter(file)
+        found = opened.keys_and_values(torch.ones(3, 1024))
+        assert len(found) == len(opened.widths)
+        for (keys, values), width in zip(found, opened.widths, strict=True):
+            assert keys.shape == values.shape
+            assert (len(keys), keys.shape[2]) == (3, width)
+            assert (keys + values).isfinite().all()
+
+    return Target(20_000, lambda chance: damaged_file(chance, tensors), run)
 
 
 @pytest.fixture(scope="module")
@@ -559,6 +585,7 @@ def targets(tmp_path_factory, mini_folder, golden_folder, mini_llm, sample_codes
         "codes_text": codes_text_target(sample_codes),
         "prompt": prompt_target(mini_llm.vocab, sample_codes),
         "adapter": adapter_target(folder(), peft_adapter),
+        "ip_adapter": ip_adapter_target(folder()),
     }
     assert list(made) == NAMES  # so that none is left out
     return made
@@ -567,7 +594,7 @@ def targets(tmp_path_factory, mini_folder, golden_folder, mini_llm, sample_codes
 NAMES = [
     *("safetensors", "pickled", "index", "tokenizer_config", "tokenizer_network", "llama_config"),
     *("llama_network", "unet", "vae", "scheduler", "added_tokens", "converted", "codes_text"),
-    *("prompt", "adapter"),
+    *("prompt", "adapter", "ip_adapter"),
 ]
 
 

@@ -1,10 +1,13 @@
 """IP-Adapter files: what is one for codes, what is not, and what a damaged one is told by."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from seed_core import CheckpointError, open_ip_adapter
+from seed_core.errors import OptionError
 from seed_core.models.ip_adapter import layer_names
 
 DIM, CONTEXT, TOKENS = 1024, 768, 4
@@ -42,10 +45,15 @@ def test_an_adapter_tells_what_it_fits(save):
     adapter = open_ip_adapter(save(tensors()))
     assert (adapter.context, adapter.widths) == (CONTEXT, WIDTHS)
     adapter.check_fits(CONTEXT, WIDTHS)
-    with pytest.raises(CheckpointError, match="is for SD 1.5 and this model is SDXL"):
+    with pytest.raises(
+        CheckpointError, match="for SD 1.5 and this model is SDXL: use ip-adapter_sdxl"
+    ):
         adapter.check_fits(2048, WIDTHS)
-    with pytest.raises(CheckpointError, match="has 4 layers, and this model reads its text in 3"):
+    with pytest.raises(OptionError, match="has 4 layers, and this model reads its text in 3"):
         adapter.check_fits(CONTEXT, WIDTHS[:3])
+    for context, name in ((1024, "SD 2"), (1280, "one whose text has 1280 numbers a token")):
+        with pytest.raises(OptionError, match=f"this model is {name}, and IP-Adapters"):
+            adapter.check_fits(context, WIDTHS)
 
 
 def test_keys_and_values_are_those_of_the_formula(save):
@@ -104,11 +112,29 @@ def test_an_adapter_for_other_embeddings_says_whose(save, dim, maker):
         open_ip_adapter(save(tensors(dim=dim)))
 
 
+@pytest.mark.parametrize(
+    ("dim", "said"),
+    [
+        (1280, "is an IP-Adapter full face"),
+        (512, "of 512 numbers, which a face recogniser"),
+        (1152, "of 1152 numbers, which SigLIP"),
+        (1024, "of another form"),
+        (77, "of 77 numbers, which another model"),
+    ],
+)
+def test_a_projection_of_several_layers_is_told_by_what_it_reads(save, dim, said):
+    table = tensors()
+    del table["image_proj.proj.weight"], table["image_proj.proj.bias"]
+    table |= {f"image_proj.proj.{i}.weight": torch.ones(8, dim) for i in (0, 2)}
+    with pytest.raises(CheckpointError, match=said):
+        open_ip_adapter(save(table))
+
+
 @pytest.mark.parametrize("key", list(tensors()))
 def test_each_missing_tensor_is_named(save, key):
     table = tensors()
     del table[key]
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=re.escape(key)):
         open_ip_adapter(save(table))
 
 
@@ -120,10 +146,20 @@ def test_a_tensor_of_another_shape_is_refused(save, key):
         open_ip_adapter(save(table))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("key", ["image_proj.norm.bias", layer_names(2)[1]])
-def test_numbers_that_are_not_finite_are_refused_with_their_tensor(save, key):
-    table = tensors()
-    table[key].view(-1)[0] = torch.nan
+def test_numbers_that_are_not_finite_are_refused_with_their_tensor(save, key, dtype):
+    table = {name: tensor.to(dtype) for name, tensor in tensors().items()}
+    table[key].view(-1)[0] = torch.inf
     adapter = open_ip_adapter(save(table))
-    with pytest.raises(CheckpointError, match=key.replace(".", "[.]")):
+    with pytest.raises(CheckpointError, match=f"{re.escape(key)} holds NaN or infinity. The file"):
+        adapter.keys_and_values(torch.ones(1, DIM))
+
+
+def test_products_that_float32_cannot_hold_are_refused_with_their_weight(save):
+    table = tensors()
+    key = layer_names(2)[0]
+    table[key].fill_(3e38)
+    adapter = open_ip_adapter(save(table))
+    with pytest.raises(CheckpointError, match=f"{re.escape(key)} makes numbers of these codes"):
         adapter.keys_and_values(torch.ones(1, DIM))
