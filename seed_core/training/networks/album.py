@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from ...errors import CheckpointError
 from ...files.safetensors import read_metadata
@@ -63,7 +64,8 @@ def open_album(
     everything = [scene for scenes in listed for scene in scenes]
     about = {_ORIGIN: hashlib.sha256(f"{origin} {everything}".encode()).hexdigest()}
     if not path.is_file():
-        made = [show(scenes) for scenes in listed]
+        bar = tqdm(listed, "album of scenes", unit=" batches", leave=False, disable=None)
+        made = [show(scenes) for scenes in bar]
         parts = {
             name: torch.cat([getattr(shown, name) for shown in made]).cpu().contiguous()
             for name in Shown._fields
