@@ -114,8 +114,9 @@ class IpAdapter:
         return [KeysAndValues(products[keys], products[values]) for keys, values in names]
 
     def _numbers(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        self._check_finite(tensor, f"{key} holds NaN or infinity")
-        return tensor.float()
+        numbers = tensor.float()
+        self._check_finite(numbers, f"{key} holds NaN or infinity")
+        return numbers
 
     def _product(self, key: str, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         made = multiply(tokens, weight)

@@ -156,6 +156,22 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensor(save, key, dt
         adapter.keys_and_values(torch.ones(1, DIM))
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2],
+)
+def test_every_number_format_that_opens_is_read(save, dtype):
+    table = {name: tensor.to(dtype) for name, tensor in tensors().items()}
+    rounded = {name: tensor.float() for name, tensor in table.items()}
+    embedding = torch.ones(1, DIM)
+    ours, wanted = (
+        open_ip_adapter(save(each, name)).keys_and_values(embedding)
+        for each, name in ((table, "stored.safetensors"), (rounded, "float32.safetensors"))
+    )
+    for found, expected in zip(ours, wanted, strict=True):
+        assert (torch.stack(found) - torch.stack(expected)).abs().max() < 1e-5
+
+
 def test_products_that_float32_cannot_hold_are_refused_with_their_weight(save):
     table = tensors()
     key = layer_names(2)[0]
