@@ -98,7 +98,7 @@ def require_text_condition(shape: tuple[int, ...], family: str) -> None:
 
 def fitting_ip_adapters() -> str:
     """Return which published files read SEED-2's embeddings, as a part of a sentence."""
-    return ", ".join(f"{files} for {base}" for base, files in IP_ADAPTERS.items())
+    return " and ".join(f"{files} for {base}" for base, files in IP_ADAPTERS.items())
 
 
 def require_ip_adapter(shape: tuple[int, ...], family: str) -> None:
