@@ -125,7 +125,9 @@ def test_options_out_of_range_are_refused(pair, options, words):
 
 def test_ip_adapter_reads_1024_numbers():
     require_ip_adapter((1024,), "seed-2")
-    with pytest.raises(EmbeddingError, match=r"1024.*seed-mini.*256.*sdxl_vit-h for SDXL, not the plus"):
+    with pytest.raises(
+        EmbeddingError, match=r"1024.*seed-mini.*256.*sdxl_vit-h for SDXL, not the plus"
+    ):
         require_ip_adapter((256,), "seed-mini")
 
 
