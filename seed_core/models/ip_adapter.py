@@ -70,8 +70,8 @@ class IpAdapter:
             CheckpointError: it was not, and another file is.
             OptionError: no file is.
         """
-        base = _BASES.get(context, f"one whose text has {context} numbers a token")
         if self.context != context:
+            base = _BASES.get(context, f"one whose text has {context} numbers a token")
             if base not in IP_ADAPTERS:
                 raise OptionError(
                     f"this model is {base}, and IP-Adapters for codes guide only SD 1.5 and SDXL "

@@ -588,14 +588,14 @@ def test_ipadapter_takes_our_embeddings_and_paints_by_them(guided, sd15):
 
 
 def test_our_ip_adapter_paints_what_the_pack_paints(guided, guided_by_ours):
-    """Where the adapter is silent in the middle: the pack guides a middle that no host asks for."""
-    ours, theirs = (
-        paint(str(ONE), file=WITHOUT_THE_MIDDLE).pictures.astype(int)
-        for paint in (guided_by_ours, guided)
-    )
-    whole = guided_by_ours(str(ONE)).pictures.astype(int)
-    for name, others in (("theirs", theirs), ("with the middle", whole)):
-        apart = np.abs(ours - others)
-        print(f"{name}: {apart.mean():.3f} of 255 apart, {apart.max()} at most")
-    assert np.abs(ours - theirs).mean() < 0.05
-    assert np.abs(ours - theirs).max() <= 1
+    """Up to what an adapter says in the middle: the pack puts its patch where no host asks for it."""
+    apart = {}
+    for file in (WITHOUT_THE_MIDDLE, IP_ADAPTER):
+        ours, theirs = (
+            paint(str(ONE), file=file).pictures.astype(int) for paint in (guided_by_ours, guided)
+        )
+        apart[file] = np.abs(ours - theirs)
+        print(f"{file}: {apart[file].mean():.3f} of 255 apart, {apart[file].max()} at most")
+    assert apart[IP_ADAPTER].mean() < 0.5
+    assert apart[WITHOUT_THE_MIDDLE].mean() < 0.05
+    assert apart[WITHOUT_THE_MIDDLE].max() <= 1
