@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 from ..errors import OptionError
 
 Settings = TypeVar("Settings")
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def from_fields(kind: type[Settings], fields: Mapping[str, Any], where: str) -> Settings:
@@ -59,8 +62,10 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if hint is Path:
         return Path(_checked(value, isinstance(value, str), where, "a path"))
     if hint is float:
+        if isinstance(value, str) and _EXPONENT.fullmatch(value):
+            return float(value)  # 5e-4, which YAML 1.1 reads as text for want of a point
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_checked(value, is_number, where, "a number, such as 1.0e-4"))
+        return float(_checked(value, is_number, where, "a number"))
     is_one = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     return _checked(value, is_one, where, f"of type {hint.__name__}")
 

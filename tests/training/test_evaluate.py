@@ -4,6 +4,7 @@ asked has the answer that the scene has; a reply that is not one picture counts 
 import json
 import random
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from seed_core.training.evaluation.metrics import (
     difference,
     fraction,
     from_fields,
+    pairs_of,
     summarize,
     to_fields,
 )
@@ -343,6 +345,10 @@ def test_a_reply_that_is_not_exactly_one_picture_has_all_wrong(evaluation, world
         assert (scores[name].value, scores[name].n) == (0.2, 5)
     assert scores["psnr"].value > 18
     assert scores["psnr"].n == 1  # of the one that there is
+    turned = summarize(evaluation._score_pictures([case] * 5, replies[::-1]))
+    assert scores["valid"].scores == (1, 0, 0, 0, 0)
+    assert turned["valid"].scores == (0, 0, 0, 0, 1)  # each question keeps its place
+    assert turned["psnr"].scores == (None, None, None, None, scores["psnr"].value)
     lost = summarize(evaluation._score_pictures([case] * 2, replies[1:3]))
     assert lost["valid"] == lost["concept"] == fraction(0, 2)
 
@@ -571,6 +577,63 @@ def test_the_interval_of_a_difference_is_newcombes(ours, other, low, high):
     assert difference(other, ours) == pytest.approx((-high, -low), abs=1e-4)
 
 
+def of_questions(name: str, scores: list[float | None]) -> Metric:
+    return summarize([{} if score is None else {name: score} for score in scores])[name]
+
+
+@pytest.mark.parametrize(
+    ("ours_alone", "other_alone", "verdict"),
+    [(5, 0, "equal"), (6, 0, "better"), (0, 6, "lower"), (9, 2, "equal"), (10, 2, "better")],
+)
+def test_right_answers_are_compared_question_by_question(ours_alone, other_alone, verdict):
+    # As the exact test of McNemar: 5 to 0 by chance is 6.3 %, 6 to 0 3.1 %, 9 to 2 6.5 %, 10 to 2 3.9 %.
+    both = [float(i < 250) for i in range(300 - ours_alone - other_alone)]
+    ours = of_questions("exact", [1.0] * ours_alone + [0.0] * other_alone + both)
+    other = of_questions("exact", [0.0] * ours_alone + [1.0] * other_alone + both)
+    assert Row("caption", "exact", ours, other, is_run=True).verdict == verdict
+    low, high = difference(ours, other)
+    assert low <= (ours_alone - other_alone) / 300 <= high
+    assert difference(other, ours) == pytest.approx((-high, -low))
+    without = replace(other, scores=())
+    assert Row("caption", "exact", ours, without, is_run=True).verdict == "equal"  # Newcombe's
+
+
+def test_of_two_alike_hardly_one_in_twenty_counts_as_different():
+    chance = random.Random(0)
+    verdicts = Counter()
+    for _ in range(1000):
+        rate = [chance.choice((0.3, 0.9, 1.0)) for _ in range(288)]  # easy and hard questions
+        ours, other = (
+            of_questions("exact", [float(chance.random() < each) for each in rate])
+            for _ in range(2)
+        )
+        verdicts[Row("caption", "exact", ours, other, is_run=True).verdict] += 1
+    assert 5 <= verdicts["better"] <= 30
+    assert 5 <= verdicts["lower"] <= 30
+
+
+def test_a_gain_that_most_pictures_have_is_better_though_intervals_overlap():
+    chance = random.Random(0)
+    pictures = [chance.gauss(24.8, 3) for _ in range(576)]
+    other = of_questions("psnr", pictures)
+    ours = of_questions("psnr", [each + chance.gauss(0.3, 1) for each in pictures])
+    assert ours.bounds[0] < other.bounds[1]
+    assert Row("image_to_codes_to_image", "psnr", ours, other, is_run=True).verdict == "better"
+    low, high = difference(ours, other)
+    assert low == pytest.approx(ours.value - other.value - 1.96 / 24, abs=0.01)
+    assert high == pytest.approx(ours.value - other.value + 1.96 / 24, abs=0.01)
+
+
+def test_only_what_both_have_is_compared_one_by_one():
+    ours = of_questions("psnr", [20.0, None, 30.0, 24.0, 22.0])
+    other = of_questions("psnr", [None, 40.0, 29.0, 23.0, 21.1])
+    assert pairs_of(ours, other) == [(30, 29), (24, 23), (22, 21.1)]
+    assert Row("edit_size", "psnr", ours, other, is_run=True).verdict == "better"
+    longer = of_questions("psnr", [None, 40.0, 29.0, 23.0, 21.1, 24.0])
+    assert pairs_of(ours, longer) == []  # other questions
+    assert Row("edit_size", "psnr", ours, longer, is_run=True).verdict == "equal"
+
+
 def test_metrics_in_json_are_read_as_they_were_written():
     metrics = {
         "concept": fraction(0.95, 40),
@@ -581,6 +644,13 @@ def test_metrics_in_json_are_read_as_they_were_written():
     assert (written["n"], written["counts"]) == (40, {"psnr_small": 1})
     assert written["intervals"].keys() == {"concept", "psnr"}
     assert from_fields(written, "a file") == metrics
+    measured = summarize([{"exact": 1.0, "psnr": 20.5}, {"exact": 0.0}, {"exact": 1.0, "psnr": 23}])
+    read = from_fields(json.loads(json.dumps(to_fields(measured))), "a file")
+    assert read == measured
+    assert {name: metric.scores for name, metric in read.items()} == {
+        "exact": (1, 0, 1),
+        "psnr": (20.5, None, 23),
+    }
     before = {"concept": 0.95, "psnr": 21, "n": 40}  # as they were written without intervals
     assert from_fields(before, "a file") == {
         "concept": fraction(0.95, 40),
@@ -598,6 +668,10 @@ def test_metrics_in_json_are_read_as_they_were_written():
         {"concept": 0.9, "n": 40, "intervals": {"concept": [0.95, 0.99]}},
         {"psnr": float("nan"), "n": 40, "intervals": {"psnr": [20, 21]}},
         {"concept": 0.9, "n": 40, "counts": 3},
+        {"concept": 0.5, "n": 2, "scores": {"concept": [1]}},
+        {"concept": 0.5, "n": 2, "scores": {"concept": [1, None]}},
+        {"concept": 0.5, "n": 2, "scores": {"concept": [1, "wrong"]}},
+        {"concept": 0.5, "n": 2, "scores": {"concept": [1, float("inf")]}},
         ["concept"],
     ],
 )

@@ -27,8 +27,8 @@ POINTS = 0.02
 MOST_DECIBELS = 1.0
 
 RULE = (
-    "equal: the 95 % interval of the difference (Newcombe's, from both intervals) holds 0; "
-    "new: only this run has it; missing: only the other run has it"
+    "equal: the 95 % interval of the difference holds 0; it is of the questions one by one where "
+    "both runs have them, else from both intervals; new: only this run has it; missing: only the other run has it"
 )
 """What the verdict on a metric means, where another run is set beside ours."""
 

@@ -290,22 +290,19 @@ class Evaluation:
     ) -> list[dict[str, float]]:
         """Judge the pictures; a reply that is not exactly one picture gets everything wrong."""
         # Pixels are compared only where a picture was shown, which gives the object's place.
-        nothing = dict.fromkeys((*METRICS, "valid"), 0.0)
-        valid = [is_one_picture(reply) for reply in replies]
-        lost = [dict(nothing) for _ in range(valid.count(False))]
-        if not any(valid):
-            return lost
-        codes = [reply.codes for reply, good in zip(replies, valid, strict=True) if good]
-        cases = [case for case, good in zip(cases, valid, strict=True) if good]
-        scenes = [case.scene for case in cases]
-        pictures = self._decode(torch.cat(codes))
-        scores = self.judge.score(pictures, scenes)
+        valid = [i for i, reply in enumerate(replies) if is_one_picture(reply)]
+        scores = [dict.fromkeys((*METRICS, "valid"), 0.0) for _ in cases]
+        if not valid:
+            return scores
+        scenes = [cases[i].scene for i in valid]
+        pictures = self._decode(torch.cat([replies[i].codes for i in valid]))
+        judged = self.judge.score(pictures, scenes)
         originals = self.world.render(scenes)
-        for score, case, picture, original in zip(scores, cases, pictures, originals, strict=True):
-            score["valid"] = 1.0
-            if case.turns[-1][1]:
-                score["psnr"] = float(psnr(picture, original))
-        return scores + lost
+        for i, right, picture, original in zip(valid, judged, pictures, originals, strict=True):
+            scores[i] |= {**right, "valid": 1.0}
+            if cases[i].turns[-1][1]:
+                scores[i]["psnr"] = float(psnr(picture, original))
+        return scores
 
     def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return self._tokenizer.encode(self._tokenizer.preprocess(pictures)).cpu()

@@ -1,7 +1,7 @@
 """Metrics: each a value with the number of questions that it is of, and its 95 % interval.
 
 Sources: Wilson 1927 (interval of a fraction); Student 1908 (of the average of a few); Newcombe
-1998, method 10 (of a difference).
+1998, method 10 (of a difference), and method 4 (of a fraction, with correction for continuity).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import OptionError
@@ -40,6 +40,8 @@ class Metric:
     value: float  # in 0..1, or in dB
     n: int  # questions, or pictures, that it is of
     interval: tuple[float, float] | None = None  # of 95 %; None for a single picture
+    # What each question gave, in the order of the questions; None where one has no such metric.
+    scores: tuple[float | None, ...] = field(default=(), compare=False)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -80,15 +82,37 @@ def average(values: Sequence[float]) -> Metric:
 def summarize(scores: Sequence[Scores]) -> dict[str, Metric]:
     """Average each metric over the questions that have it."""
     names = dict.fromkeys(name for score in scores for name in score)
-    values = {name: [score[name] for score in scores if name in score] for name in names}
-    return {
-        name: average(all_) if name in AVERAGES else fraction(statistics.fmean(all_), len(all_))
-        for name, all_ in values.items()
-    }
+    metrics = {}
+    for name in names:
+        values = [score[name] for score in scores if name in score]
+        is_average = name in AVERAGES
+        metric = average(values) if is_average else fraction(statistics.fmean(values), len(values))
+        metrics[name] = replace(metric, scores=tuple(score.get(name) for score in scores))
+    return metrics
+
+
+def pairs_of(ours: Metric, other: Metric) -> list[tuple[float, float]]:
+    """Return the scores of the questions that both were asked, or nothing if these are unknown."""
+    if len(ours.scores) != len(other.scores):  # other numbers of questions are other questions
+        return []
+    return [
+        (one, two)
+        for one, two in zip(ours.scores, other.scores, strict=True)
+        if one is not None and two is not None
+    ]
 
 
 def difference(ours: Metric, other: Metric) -> tuple[float, float]:
-    """Return the 95 % interval of ours less the other, by Newcombe's method from both intervals."""
+    """Return the 95 % interval of ours less the other.
+
+    Where both have scores of the same questions, it is that of the differences: of an average their
+    own, of a fraction Wilson's, corrected for continuity, of the questions that only one of them
+    got right. Otherwise it is Newcombe's, from both intervals.
+    """
+    if pairs := pairs_of(ours, other):
+        if all(score in (0, 1) for pair in pairs for score in pair):
+            return _difference_of_right(pairs)
+        return average([one - two for one, two in pairs]).bounds
     (low, high), (other_low, other_high) = ours.bounds, other.bounds
     middle = ours.value - other.value
     return (
@@ -97,18 +121,31 @@ def difference(ours: Metric, other: Metric) -> tuple[float, float]:
     )
 
 
+def _difference_of_right(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    ours_alone = sum(one > two for one, two in pairs)
+    only_one = sum(one != two for one, two in pairs)
+    if not only_one:
+        return 0.0, 0.0
+    # Without the correction, 4 to 0 would count as better, which chance alone brings in 1 of 8.
+    low = fraction(max(ours_alone - 0.5, 0) / only_one, only_one).bounds[0]
+    high = fraction(min(ours_alone + 0.5, only_one) / only_one, only_one).bounds[1]
+    part = only_one / len(pairs)
+    return (2 * low - 1) * part, (2 * high - 1) * part
+
+
 # ---- in JSON ----
 
 # In results.json alone: the error of embeddings, and how many codes are used.
 _PUBLISHED_ONLY = frozenset(["mse", "codes_used_on_test"])
 
-_ABOUT = ("n", "counts", "intervals")  # what a task has beside its metrics
+_ABOUT = ("n", "counts", "intervals", "scores")  # what a task has beside its metrics
 
 
 def to_fields(metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """Return a task as it stands in a JSON file.
 
-    ``n`` is its number of questions; ``counts`` has those of metrics that are of fewer.
+    ``n`` is its number of questions; ``counts`` has those of metrics that are of fewer. ``scores``
+    has what each question gave, in their order, with null for a question without the metric.
     """
     n = max((metric.n for metric in metrics.values()), default=0)
     return {
@@ -116,6 +153,7 @@ def to_fields(metrics: Mapping[str, Metric]) -> dict[str, Any]:
         "n": n,
         "counts": {name: metric.n for name, metric in metrics.items() if metric.n != n},
         "intervals": {name: list(m.interval) for name, m in metrics.items() if m.interval},
+        "scores": {name: list(m.scores) for name, m in metrics.items() if m.scores},
     }
 
 
@@ -125,9 +163,10 @@ def from_fields(fields: Mapping[str, Any], where: str) -> dict[str, Metric]:
     Raises:
         OptionError: the fields are not those of `to_fields`; ``where`` says what they are from.
     """
-    metrics = {}
+    metrics = dict[str, Metric]()
     try:
         counts, intervals = fields.get("counts", {}), fields.get("intervals", {})
+        scores = fields.get("scores", {})
         for name in fields:
             if name in _ABOUT:
                 continue
@@ -141,8 +180,17 @@ def from_fields(fields: Mapping[str, Any], where: str) -> dict[str, Metric]:
                 metrics[name] = (
                     Metric(value, n) if name in AVERAGES | _PUBLISHED_ONLY else fraction(value, n)
                 )
+            metrics[name] = replace(metrics[name], scores=_scores(scores.get(name, ()), n))
     except (KeyError, TypeError, ValueError, AttributeError, OptionError) as error:
         raise OptionError(
             f"{where} does not hold metrics as evaluate writes them: {error}"
         ) from error
     return metrics
+
+
+def _scores(fields: Sequence[Any], n: int) -> tuple[float | None, ...]:
+    scores = tuple(None if score is None else float(score) for score in fields)
+    known = [score for score in scores if score is not None]
+    if not all(map(math.isfinite, known)) or (scores and len(known) != n):
+        raise OptionError(f"{n} finite scores were expected")
+    return scores
