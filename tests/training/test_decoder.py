@@ -609,6 +609,27 @@ def test_the_average_and_the_album_go_on_where_a_run_stopped(
     assert trained["learner.average.steps"] == 4
 
 
+def test_a_part_of_the_start_is_kept(artwork, trained_vae, tmp_path):
+    decoder.run(unet_recipe(artwork, 1, trained_vae, half=False), tmp_path / "start")
+    start = tmp_path / "start" / "decoder"
+    recipe = unet_recipe(artwork, 2, None, start=str(start), half=False)
+    recipe = replace(recipe, unet=replace(recipe.unet, average=0.5))
+    decoder.run(recipe, tmp_path / "trained")
+    decoder.run(replace(recipe, unet=replace(recipe.unet, keep=0.25)), tmp_path / "kept")
+    folders = start, tmp_path / "trained" / "decoder", tmp_path / "kept" / "decoder"
+    weights = [load_decoder(folder).module.unet.state_dict() for folder in folders]
+    for name, before in weights[0].items():
+        after, kept = weights[1][name], weights[2][name]
+        torch.testing.assert_close(kept, 0.25 * before + 0.75 * after)
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_what_is_kept_is_of_a_start(artwork, trained_vae):
+    recipe = unet_recipe(artwork, 1, trained_vae)
+    with pytest.raises(OptionError, match=r"unet\.keep 0\.5 is of the weights of start"):
+        replace(recipe, unet=replace(recipe.unet, keep=0.5))
+
+
 def test_an_album_holds_what_its_scenes_show(artwork, trained_vae, world, tmp_path):
     embedder = Embedder(load_tokenizer("seed-mini").module)
     learner = UnetLearner(ZeroUnet(), torch.zeros(1, 256), torch.ones(1, 256))

@@ -213,6 +213,32 @@ def test_goes_on_from_seed_mini_and_writes_16_bits(tmp_path):
         assert torch.equal(tensor, shipped[name]), name
 
 
+@pytest.mark.parametrize("part", [0.25, 1.0])
+def test_a_part_of_the_start_is_kept(part, tmp_path):
+    small = new_network(vocab_size=1024)  # its new rows are random; the start has those of training
+    vocabulary = llm.model_folder("seed-mini")
+    llm.write(small, vocabulary, tmp_path / "small", torch.float32)
+    recipe = make_recipe(tmp_path, 2, start=(str(tmp_path / "small"),), vocabulary="seed-mini")
+    still = replace(recipe.schedule, learning_rate=1e-12, warm_up=0)
+    weights = {}
+    for name, changes in (
+        ("start", {"schedule": still}),
+        ("trained", {}),
+        ("kept", {"keep": part}),
+    ):
+        llm.run(replace(recipe, **changes), tmp_path / name)
+        weights[name] = load_file(tmp_path / name / llm.FOLDER / "model.safetensors")
+    for name, kept in weights["kept"].items():
+        start, trained = weights["start"][name], weights["trained"][name]
+        assert (trained - start).abs().max() > 1e-3
+        torch.testing.assert_close(kept, part * start + (1 - part) * trained)
+
+
+def test_what_is_kept_is_of_a_start(tmp_path):
+    with pytest.raises(OptionError, match=r"keep 0\.5 is of the weights of start"):
+        make_recipe(tmp_path, 1, keep=0.5)
+
+
 def test_smaller_vocabulary_grows(tmp_path):
     vocab = load_llm("seed-mini").vocab
     small = new_network(vocab_size=1024)

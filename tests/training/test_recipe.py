@@ -223,12 +223,12 @@ OUT_OF_RANGE = {
             "unet.sizes.text_width=0",
             "unet.draws_per_scene=0",
         ),
-        *("unet.sizes.layers_per_block=0", "unet.chances.drop=.nan"),
+        *("unet.sizes.layers_per_block=0", "unet.chances.drop=.nan", "unet.keep=-1"),
     ],
     ("llm", "smoke-llm"): [
         *("sizes.hidden_size=0", "sizes.hidden_size=60", "sizes.num_attention_heads=0"),
         *("sizes.num_hidden_layers=0", "sizes.max_position_embeddings=0", "sizes.rms_norm_eps=-1"),
-        *("data.wrong_codes=2", "data.world.augmented=-1", "data.world.drawings=0"),
+        *("data.wrong_codes=2", "keep=2", "data.world.augmented=-1", "data.world.drawings=0"),
     ],
     ("tune", "smoke-tune"): ["rank=0", "alpha=.inf", "dropout=1", "schedule.clip=.nan"],
 }

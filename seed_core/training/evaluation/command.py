@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=SPLITS,
         default="validation",
-        help="validation to choose by, test for the model that was chosen, all as published",
+        help="validation to choose by, test for the model that was chosen, as results.json; all is both",
     )
     add("--samples", type=int, default=SAMPLES, help=f"questions a task, {SAMPLES} if not given")
     add("--teacher", type=Path, help=f"the run of the tower, for {' and '.join(OF_TEACHER)}")

@@ -18,12 +18,11 @@ from .metrics import DECIBELS, Metric, difference, from_fields
 Metrics = Mapping[str, Mapping[str, Metric]]
 """By task, then by name."""
 
-# How far a metric may lie below results.json (as a part of 1); its objects stood at other places.
-# It may lie above: those numbers are without the picture grammar, which turns replies that were
-# lost to a broken picture into good ones.
+# How far a metric may lie below results.json (as a part of 1), which is of the split test: other
+# pairs are easier or harder.
 POINTS = 0.02
 
-# How far PSNR may lie below: other positions alone move it by 0.5 dB.
+# How far PSNR may lie below: other pairs and places alone move it by 0.5 dB.
 MOST_DECIBELS = 1.0
 
 RULE = (
@@ -48,8 +47,8 @@ class Row:
     @property
     def allowed(self) -> float:
         """How far ours may lie below the published one."""
-        # Every reply must hold a whole picture, whatever was published. The twenty unknown things
-        # are not the published twenty, so they get two standard errors more.
+        # Every reply must hold a whole picture, whatever was published. Unknown things are few, and
+        # each half has its own, so they get two standard errors more.
         assert self.ours is not None
         assert self.beside is not None
         published = self.beside.value

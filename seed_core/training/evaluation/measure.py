@@ -92,7 +92,7 @@ class Evaluation:
         world: World,
         judge: Judge,
         samples: int = SAMPLES,  # questions per task; the unknown objects are all asked for
-        split: str = "all",  # one of closed_world.SPLITS; results.json has all
+        split: str = "all",  # one of closed_world.SPLITS
         model: Path | None = None,  # with tokenizer, llm and decoder; by default the bundled one
         lora: str | None = None,  # an adapter for the language model
         device: torch.device | str = "cpu",

@@ -1,11 +1,13 @@
-"""An average of a network's weights over its last steps, which paints better than the last ones.
+"""Averages of a network's weights: over its last steps, and with those that it started from.
 
-Source: arXiv 2006.11239 (diffusion models, whose samples come from such an average).
+Sources: arXiv 2006.11239 (diffusion models, whose samples come from an average over steps);
+arXiv 2109.01903 (WiSE-FT: the average with the start keeps what fine-tuning would forget).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,19 @@ from torch import nn
 # After n steps the average keeps (1 + n) / (10 + n) of itself at most: it looks back over about a
 # ninth of a short run.
 _AHEAD, _WARM = 1, 10
+
+
+@torch.no_grad()
+def keep_of_start(network: nn.Module, start: Mapping[str, torch.Tensor], part: float) -> None:
+    """Move a trained network back towards the weights that it started from.
+
+    Args:
+        network: trained.
+        start: the parameters before, by name.
+        part: fraction of the start's weights in the result.
+    """
+    for name, weights in network.named_parameters():
+        weights.lerp_(start[name].to(weights), part)
 
 
 class WeightAverage(nn.Module):

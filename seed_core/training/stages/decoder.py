@@ -20,6 +20,7 @@ from ...models.tokenizer import load_tokenizer
 from ...models.unclip import load_decoder
 from ..loop import train
 from ..networks.album import open_album
+from ..networks.averaging import keep_of_start
 from ..networks.decoder_folder import read_vae, write_decoder, write_vae
 from ..networks.painters import SceneUnet, SceneVae, as_vae_input, check_vae_size
 from ..networks.teacher_folder import check_teacher, load_teacher
@@ -71,6 +72,7 @@ class UnetOptions:
     album: int = 0
     # Decay of the average of the weights, which is written in place of the last ones; 0 for none.
     average: float = 0.0
+    keep: float = 0.0  # fraction of the start's weights in the result, see keep_of_start
     loss: VelocityLoss = VelocityLoss()
     measured: int = 2048  # pictures that give the embeddings' mean and deviation
 
@@ -78,6 +80,7 @@ class UnetOptions:
         check_at_least(1, self, "draws_per_scene", group="unet.")
         check_at_least(2, self, "measured", group="unet.")  # of one there is no deviation
         check_at_least(0, self, "album", group="unet.")
+        check_fractions(self, "keep", group="unet.")
         if not 0 <= self.average < 1:
             raise OptionError(f"unet.average must be at least 0 and below 1; got {self.average}")
         if bool(self.teacher) != bool(self.chances.teacher):
@@ -114,6 +117,10 @@ class DecoderRecipe:
             raise OptionError(
                 "a UNet needs either start, a decoder to go on from, or unet.vae, the autoencoder "
                 f"of a new one; got {self.start} and {self.unet.vae}"
+            )
+        if self.unet.keep and self.start is None:
+            raise OptionError(
+                f"unet.keep {self.unet.keep} is of the weights of start, which names no decoder"
             )
 
 
@@ -239,6 +246,10 @@ def _train_unet(recipe: DecoderRecipe, world: World, output: Path) -> None:
     stage = train(build, samples, collate_noised, recipe, output)
     assert isinstance(stage, SceneUnet)
     if is_first_process():
+        if started is not None and options.keep:
+            keep_of_start(
+                stage.learner.painter, dict(started.module.unet.named_parameters()), options.keep
+            )
         write_decoder(output / "decoder", stage.learner, vae, recipe.half)
 
 

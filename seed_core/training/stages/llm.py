@@ -30,6 +30,7 @@ from ...models.llm import find_llm_folder, read_vocabulary, template_of
 from ..data import documents, sources
 from ..data.examples import collate
 from ..loop import train
+from ..networks.averaging import keep_of_start
 from ..processes import is_first_process
 from ..schedule import Schedule
 from ..settings import check_at_least, check_fractions
@@ -117,11 +118,17 @@ class Recipe:
     # The models to go on with, seed-mini or folders; of several with the same sizes, the average
     # of their weights; by default a new network.
     start: tuple[str, ...] = ()
+    keep: float = 0.0  # fraction of the start's weights in the result, see keep_of_start
     sizes: Sizes = Sizes()  # of a new network
     # Seed-mini, or a folder with the files of a vocabulary, to whose size embeddings and head
     # grow; by default that of the start, or seed-mini's.
     vocabulary: str | None = None
     weights: Literal["fp32", "fp16", "bf16"] = "fp16"  # number format of the result
+
+    def __post_init__(self) -> None:
+        check_fractions(self, "keep")
+        if self.keep and not self.start:
+            raise OptionError(f"keep {self.keep} is of the weights of start, which names no model")
 
 
 RECIPE = Recipe
@@ -136,16 +143,22 @@ def run(recipe: Recipe, output: Path) -> None:
     """
     place = model_folder(recipe.vocabulary or [*recipe.start, names.SEED_MINI][0])
     vocab = read_vocabulary(place)
+    started: dict[str, torch.Tensor] = {}
 
     def build() -> LlamaForCausalLM:
         if not recipe.start:
             return LlamaForCausalLM(recipe.sizes.config(vocab))
-        return average([load_start(start, torch.float32, vocab) for start in recipe.start])
+        model = average([load_start(start, torch.float32, vocab) for start in recipe.start])
+        if recipe.keep and not started:  # the first one's: rows of new words are random
+            started.update({name: x.detach().clone() for name, x in model.named_parameters()})
+        return model
 
     template = read_template(recipe.start[0]) if recipe.start else VICUNA
     samples = recipe.data.open(vocab, recipe.schedule.seed, template)
     model: Any = train(build, samples, collate, recipe, output, length=len)
     if is_first_process():
+        if recipe.keep:
+            keep_of_start(model, started, recipe.keep)
         write(model, place, output / FOLDER, precision.PRECISIONS[recipe.weights])
 
 

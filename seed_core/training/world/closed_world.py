@@ -32,7 +32,7 @@ from .scenes import Colour, Look, Scene, any_colour, random_look, tint
 # belongs to training; with it the PSNR is about a decibel lower.
 JITTER = 0.4
 
-# The halves of the held-out pairs, and both together as results.json has them.
+# The halves of the held-out pairs, and both together. results.json is of test.
 SPLITS = ("validation", "test", "all")
 
 # Largest distance of a background from the colour it is called by, in levels of RGB. Of the eight

@@ -13,7 +13,7 @@ UNKNOWN = (
     *("ladder", "ostrich", "walnut", "hammer", "mailbox", "toothbrush", "canoe", "accordion"),
     *("lighthouse", "microscope", "sofa"),
 )
-"""Twenty things seed-mini cannot draw; the twenty of results.json were not published."""
+"""Twenty things seed-mini cannot draw."""
 
 MORE_UNKNOWN = (
     *("jaguar", "hyena", "walrus", "vulture", "salmon", "pelican", "grasshopper"),
