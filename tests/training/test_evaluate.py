@@ -51,7 +51,10 @@ from seed_core.training.world.scenes import Look, Scene
 from seed_core.training.world.sentences import DECLINED
 from seed_core.training.world.tasks import ANSWERS, PICTURES, Case, other
 
-GIVEN = ("value", "exact", "name", "bg", "concept", "size", "concept+bg", "valid", "psnr", "cosine")
+GIVEN = (
+    *("value", "exact", "name", "bg", "concept", "size", "concept+bg", "valid"),
+    *("psnr", "psnr_small", "cosine"),
+)
 NOT_MEASURED = ("mse", "codes_used_on_test")
 """What is published of embeddings beside the cosine, which says the same of vectors of one length."""
 
