@@ -1,5 +1,6 @@
 """The templates in the real frontend: they load clean, run, and show the right thing."""
 
+import functools
 import io
 import itertools
 import json
@@ -9,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
+
+from seed_core.training.world.closed_world import World
+from seed_core.training.world.judge import Judge
 
 pytestmark = pytest.mark.browser
 
@@ -60,6 +65,22 @@ def corner_colour(picture: np.ndarray) -> np.ndarray:
     return picture[[4, 4, -5, -5], [4, -5, 4, -5]].mean(0)
 
 
+@functools.cache
+def judge() -> tuple[World, Judge]:
+    """The classifier that measures seed-mini, and the world that it knows."""
+    data = ROOT / "tests" / "data"
+    world = World(data / "fluent-emoji.npz")
+    return world, Judge(world, data)
+
+
+def seen(picture: np.ndarray) -> str:
+    """Object and background of a seed-mini picture, as ``robot on blue``."""
+    world, classifier = judge()
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    ((concept, background, _),) = classifier.see(pixels)
+    return f"{world.concepts[concept]['name']} on {background}"
+
+
 def said(outputs, view: str) -> list[str]:
     """The turns that a SEED Chat View shows."""
     (text,) = outputs[view]["text"]
@@ -103,13 +124,8 @@ def check_edit(frontend, outputs):
     (before,) = pictures(frontend, outputs, node_id("edit_by_instruction", "Before"))
     (after,) = pictures(frontend, outputs, node_id("edit_by_instruction", "After"))
     check_compared(frontend, outputs, node_id("edit_by_instruction", "Codes before and after"))
-    red, _, blue = corner_colour(before)
-    assert red > blue + 60, "the sample is on orange"
-    red, _, blue = corner_colour(after)
-    assert blue > red + 60, "the edit asked for blue"
-    # The robot stays: the middle of the picture, its face, changes far less than the background.
-    middle = slice(40, 88)
-    assert psnr(before[middle, middle], after[middle, middle]) > 12 > psnr(before, after) - 3
+    assert seen(before) == "robot on orange"
+    assert seen(after) == "robot on blue"
 
 
 def check_caption(frontend, outputs):
@@ -142,9 +158,7 @@ def check_layout(frontend, outputs):
     name = "keep_the_layout"
     (before,) = pictures(frontend, outputs, node_id(name, "Before"))
     (after,) = pictures(frontend, outputs, node_id(name, "The edit"))
-    (red, _, blue), (new_red, _, new_blue) = corner_colour(before), corner_colour(after)
-    assert red > blue + 60, "the sample is on orange"
-    assert new_blue > new_red + 60, "the edit asked for blue"
+    assert (seen(before), seen(after)) == ("robot on orange", "robot on blue")
     told = outputs[node_id(name, "Describe the edit")]["text"]
     assert told == ["A robot on a blue background."]
 
@@ -216,7 +230,8 @@ def check_variations(frontend, outputs):
         return [float(np.abs(a - b).max()) for a, b in itertools.combinations(colours, 2)]
 
     assert max(colours_apart(careful)) < 10, "low temperature: one background"
-    assert min(colours_apart(free)) > 60, "high temperature: four backgrounds"
+    assert len({*map(seen, free)}) == 4, "high temperature: four backgrounds"
+    assert all(each.startswith("castle on ") for each in map(seen, careful + free))
     assert psnr(repainted[0], free[0]) > 25, "the first of the free drawings"
     # Other seeds: 30 to 37 dB apart with codes that say everything, 15 to 20 with blurred ones.
     for one, other in itertools.combinations(repainted, 2):
@@ -239,7 +254,7 @@ Assistant: <image>
 
 User: Describe this picture.
 
-Assistant: A big butterfly on a blue background."""
+Assistant: A butterfly on a blue background."""
 
 
 def check_story(frontend, outputs):

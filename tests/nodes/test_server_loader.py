@@ -240,7 +240,7 @@ def test_seed_generate_gives_what_it_gives_with_the_model_here(
 
 
 def test_variations_come_in_one_request_and_seeds_repeat(run, served, engine):
-    asked = {"prompt": "Draw something.", "temperature": 2.0, "top_p": 1.0, "top_k": 0}
+    asked = {"prompt": "Is it a cat or a dog?", "temperature": 2.0, "top_p": 1.0, "top_k": 0}
     asked |= {"max_new_tokens": 40, "reply": "text"}
     three = run("SEEDGenerate", llm=served, **asked, variations=3, seed=5)[0]
     assert [body["n"] for body in engine.bodies] == [3]
