@@ -16,7 +16,7 @@ from ..errors import OptionError
 
 Settings = TypeVar("Settings")
 
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def from_fields(kind: type[Settings], fields: Mapping[str, Any], where: str) -> Settings:

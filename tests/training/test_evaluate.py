@@ -14,13 +14,19 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from seed_core.errors import CheckpointError, OptionError
+from seed_core.files.side_files import read_json
 from seed_core.llm.chat import SeedChat
 from seed_core.llm.language import Reply
 from seed_core.models.names import bundled
 from seed_core.tokenizer.eva_vit import VisionConfig
 from seed_core.training.__main__ import main
 from seed_core.training.evaluation import command, measure
-from seed_core.training.evaluation.comparison import Row, compare, published_metrics
+from seed_core.training.evaluation.comparison import (
+    PUBLISHED_SPLIT,
+    Row,
+    compare,
+    published_metrics,
+)
 from seed_core.training.evaluation.measure import (
     TASKS,
     UNKNOWN_OBJECTS,
@@ -635,6 +641,9 @@ def test_only_what_both_have_is_compared_one_by_one():
     longer = of_questions("psnr", [None, 40.0, 29.0, 23.0, 21.1, 24.0])
     assert pairs_of(ours, longer) == []  # other questions
     assert Row("edit_size", "psnr", ours, longer, is_run=True).verdict == "equal"
+    alone = of_questions("psnr", [20.0, 30.0, None, None, None])  # only one is common to both
+    assert pairs_of(alone, other) == [(30, 40)]
+    assert Row("edit_size", "psnr", alone, other, is_run=True).verdict == "equal"
 
 
 def test_metrics_in_json_are_read_as_they_were_written():
@@ -686,9 +695,11 @@ def test_what_is_no_metric_is_refused(fields):
 # --- rows ---
 
 
-def published(task: str, metric: str, ours: float, other: float | None, n: int) -> Row:
+def published(
+    task: str, metric: str, ours: float, other: float | None, n: int, split: str = "test"
+) -> Row:
     ours_ = Metric(ours, n) if metric in AVERAGES else fraction(ours, n)
-    return Row(task, metric, ours_, None if other is None else Metric(other, n))
+    return Row(task, metric, ours_, None if other is None else Metric(other, n), split=split)
 
 
 @pytest.mark.parametrize(
@@ -701,8 +712,12 @@ def published(task: str, metric: str, ours: float, other: float | None, n: int) 
         (published("edit_size", "valid", 1.0, 0.98, 288), True),
         (published("image_to_codes_to_image", "psnr", 23.6, 24.4, 576), True),
         (published("image_to_codes_to_image", "psnr", 23.2, 24.4, 576), False),
-        (published("declines_unknown_object", "value", 0.45, 0.65, 20), True),
-        (published("declines_unknown_object", "value", 0.40, 0.65, 20), False),
+        # Other pairs: 2 points, and 2 standard errors of the difference, which are 4.9 points.
+        (published("what_is_this_mirrored", "value", 0.745, 0.783, 576), False),
+        (published("what_is_this_mirrored", "value", 0.745, 0.783, 576, "validation"), True),
+        (published("what_is_this_mirrored", "value", 0.715, 0.783, 576, "validation"), True),
+        (published("what_is_this_mirrored", "value", 0.713, 0.783, 576, "validation"), False),
+        (published("declines_unknown_object", "value", 0.40, 0.65, 20, "all"), True),
         (published("what_is_this_mirrored", "value", 0.0, None, 288), True),
     ],
 )
@@ -748,6 +763,7 @@ def test_a_row_shows_ours_its_interval_n_the_other_and_the_change():
 
 
 def test_what_is_published_has_every_metric_the_law_is_about():
+    assert read_json(bundled("results.json"))["split"] == PUBLISHED_SPLIT
     published = published_metrics()
     for task in set(TASKS) & set(published):
         assert set(published[task]) - {*NOT_MEASURED} <= set(GIVEN)
@@ -759,7 +775,8 @@ def test_published_intervals_are_those_of_their_values():
     for fields in tasks.values():
         for name, interval in fields["intervals"].items():
             if name in AVERAGES:
-                assert interval[0] < fields[name] < interval[1]
+                low, high = interval
+                assert 0 < high - fields[name] == pytest.approx(fields[name] - low, abs=2e-4)
                 continue
             right = round(fields[name] * fields["n"])
             assert interval == pytest.approx(

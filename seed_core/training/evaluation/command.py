@@ -125,7 +125,7 @@ def _measure_all(
     for task in tasks:
         with tqdm(desc=task, unit=" replies", leave=False, disable=None) as bar:
             metrics[task] = evaluation.measure(task, bar.update)
-        rows += _printed(compare(task, metrics[task], others, is_run))
+        rows += _printed(compare(task, metrics[task], others, is_run, evaluation.split))
     return metrics, rows
 
 

@@ -44,7 +44,7 @@ from .metrics import Metric, Scores, summarize
 # Questions per task, as in results.json: every pair of a half in every size.
 SAMPLES = 288
 
-# Questions where they cost little, as in results.json for pictures without the language model; at
+# Questions where they cost little, as in results.json for pictures and answers alone; at
 # 288 their standard error alone is a whole point.
 EVERY = 576
 

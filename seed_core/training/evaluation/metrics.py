@@ -93,7 +93,9 @@ def summarize(scores: Sequence[Scores]) -> dict[str, Metric]:
 
 def pairs_of(ours: Metric, other: Metric) -> list[tuple[float, float]]:
     """Return the scores of the questions that both were asked, or nothing if these are unknown."""
-    if len(ours.scores) != len(other.scores):  # other numbers of questions are other questions
+    # Other numbers of questions are other questions. Of as many others, as of another world, the
+    # pairs have nothing in common, and their interval is as wide as without pairs.
+    if len(ours.scores) != len(other.scores):
         return []
     return [
         (one, two)
@@ -112,7 +114,8 @@ def difference(ours: Metric, other: Metric) -> tuple[float, float]:
     if pairs := pairs_of(ours, other):
         if all(score in (0, 1) for pair in pairs for score in pair):
             return _difference_of_right(pairs)
-        return average([one - two for one, two in pairs]).bounds
+        if interval := average([one - two for one, two in pairs]).interval:
+            return interval
     (low, high), (other_low, other_high) = ours.bounds, other.bounds
     middle = ours.value - other.value
     return (
