@@ -235,8 +235,10 @@ class Reply:
         ebnf = body.get("structured_outputs", {}).get("grammar") or body.get("ebnf")
         self._grammar = None if engine.faults.ignores_grammar or not ebnf else engine.grammar(ebnf)
         self._stacks = self._grammar.start if self._grammar else frozenset()
+        # Without a grammar any token may come: seed-mini would keep to it by itself.
+        temperature = body["temperature"] * (50 if engine.faults.ignores_grammar else 1)
         self._options = GenerationOptions(
-            "auto", 1, body["temperature"], body["top_p"], max(body["top_k"], 0)
+            "auto", 1, temperature, body["top_p"], max(body["top_k"], 0)
         )
         self._length = body["max_tokens"] + 64 * engine.faults.ignores_length
         self._generator = torch.Generator().manual_seed(body["seed"] + index)
